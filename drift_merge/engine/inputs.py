@@ -1,0 +1,137 @@
+"""Chunks of the inputs: the stored bytes of a view, in the order of the output tensor.
+
+An identity view is a window on the map, without a copy. A view in parts (fused or split
+projections, experts, transposed experts) or in rows (other vocabularies) is put together in
+scratch memory, chunk by chunk.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from drift_merge.engine.plan import Step, View
+from drift_merge.engine.workspace import DTYPES, HostBuffer
+from drift_merge.names.tensors import Part, matrix_shape
+from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.headers import TensorInfo
+from drift_merge.storage.mapped import MappedCheckpoint
+
+
+class Inputs:
+    """The mapped sources of a plan. Safe to share between threads."""
+
+    def __init__(self, sources: Sequence[Checkpoint]) -> None:
+        self._maps = [MappedCheckpoint(source) for source in sources]
+
+    def __enter__(self) -> "Inputs":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for mapped in self._maps:
+            mapped.close()
+
+    def dtype(self, view: View) -> torch.dtype:
+        """The stored dtype of a view."""
+        return DTYPES[self._info(view.source, view.parts[0].name).dtype]
+
+    def chunk(
+        self, view: View, shape: tuple[int, ...], begin: int, end: int, scratch: HostBuffer
+    ) -> tuple[Tensor, memoryview]:
+        """Elements [begin, end) of a view in the shape of the output, flat.
+
+        Args:
+            view: what to read.
+            shape: of the output tensor.
+            begin: first element; a multiple of the row length unless the view is an identity.
+            end: one past the last element; likewise.
+            scratch: memory for views that must be put together.
+
+        Returns:
+            Flat tensor in the stored dtype and its bytes; read only.
+        """
+        if view.is_identity:
+            info = self._info(view.source, view.parts[0].name)
+            dtype = DTYPES[info.dtype]
+            size = dtype.itemsize
+            data = self._maps[view.source].view(info, begin * size, end * size)
+            return torch.frombuffer(data, dtype=dtype), data
+        dtype = self.dtype(view)
+        _, cols = matrix_shape(shape)
+        target = scratch.tensor(dtype, end - begin)
+        grid = target.view(-1, cols)
+        if view.rows is not None:
+            self._gather(view, grid, begin // cols, end // cols)
+        else:
+            for part in view.parts:
+                self._place(view.source, part, grid, begin // cols)
+        return target, scratch.bytes((end - begin) * dtype.itemsize)
+
+    def missing_rows(self, view: View, begin_row: int, end_row: int) -> list[int]:
+        """Rows of [begin_row, end_row) without a partner, counted from begin_row."""
+        if view.rows is None:
+            return []
+        rows = view.rows.rows[begin_row:end_row]
+        return [i for i, row in enumerate(rows) if row < 0]
+
+    def mapped(self, source: int) -> MappedCheckpoint:
+        """The map of one source."""
+        return self._maps[source]
+
+    def release(self, step: Step, begin: int, end: int, total: int) -> None:
+        """Hand back the pages behind bytes [begin, end) of the `total` of an output tensor."""
+        for view in step.inputs:
+            mapped = self._maps[view.source]
+            if view.is_identity:
+                info = self._info(view.source, view.parts[0].name)
+                size = info.size_bytes
+                mapped.release(info, begin * size // total, end * size // total)
+                continue
+            for name in {part.name for part in view.parts}:
+                info = self._info(view.source, name)
+                mapped.release(info, 0, info.size_bytes)
+
+    def _place(self, source: int, part: Part, grid: Tensor, first_row: int) -> None:
+        """Copy the rows of a part that fall into the grid, whose first row is `first_row`."""
+        top = max(part.row, first_row)
+        bottom = min(part.row + part.rows, first_row + grid.shape[0])
+        if top >= bottom:
+            return
+        stored = self._flat(source, part.name)
+        offset = part.offset + (top - part.row) * part.row_stride
+        block = stored.as_strided(
+            (bottom - top, part.cols), (part.row_stride, part.col_stride), offset
+        )
+        grid[top - first_row : bottom - first_row, part.col : part.col + part.cols].copy_(block)
+
+    def _gather(self, view: View, grid: Tensor, first_row: int, end_row: int) -> None:
+        assert view.rows is not None
+        stored = self._flat(view.source, view.parts[0].name).view(-1, grid.shape[1])
+        rows = torch.tensor(list(view.rows.rows[first_row:end_row]), dtype=torch.int64)
+        # Rows without a partner take row 0 here; the stream overwrites them with the mllm's.
+        torch.index_select(stored, 0, rows.clamp_(min=0), out=grid)
+
+    def _flat(self, source: int, name: str) -> Tensor:
+        info = self._info(source, name)
+        return torch.frombuffer(self._maps[source].view(info), dtype=DTYPES[info.dtype])
+
+    def _info(self, source: int, name: str) -> TensorInfo:
+        return self._maps[source].checkpoint.tensors[name]
+
+
+def chunks(step: Step, elements: int) -> list[tuple[int, int]]:
+    """Cut a step into ranges of about `elements`; at row boundaries if a view needs it.
+
+    The cuts depend on the step alone, never on threads, so that measured sums are reproducible.
+    """
+    rows, cols = matrix_shape(step.shape)
+    if not all(view.is_identity for view in step.inputs):
+        elements = max(1, elements // max(cols, 1)) * max(cols, 1)
+    numel = rows * cols
+    return [(begin, min(begin + elements, numel)) for begin in range(0, numel, elements)]

@@ -1,0 +1,242 @@
+"""The plan: for every output tensor where it comes from, by which formula, and where it goes.
+
+Plain data, made from headers alone: no torch, no tensor data. `--dry-run` prints it, the
+stream executes it, and its fingerprint says whether an unfinished run may be resumed.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from drift_merge.engine.preflight import FLOATS, require_plain
+from drift_merge.engine.recipe import DTYPES, SOURCE_DTYPE, Recipe
+from drift_merge.names.tensors import Alignment, Pair, Part, RowMap, identity_parts
+from drift_merge.storage import fingerprints
+from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.headers import TensorInfo, tensor_bytes
+from drift_merge.storage.shards import Layout, lay_out
+
+TOOL = f"drift_merge {version('drift_merge')}"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The data of one source, seen in the shape of the output tensor."""
+
+    source: int  # index into Plan.sources
+    parts: tuple[Part, ...]
+    rows: RowMap | None = None  # rows gathered by token, for embeddings of other vocabularies
+    is_identity: bool = True  # one stored tensor, taken as it lies
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One output tensor. `inputs[0]` is the mllm's; then the reasoners', then the base's."""
+
+    name: str  # in the output
+    method: str  # "copy", "cast", "prior", or a merge method
+    dtype: str  # of the output
+    shape: tuple[int, ...]
+    inputs: tuple[View, ...]
+    weights: tuple[float, ...] = ()  # one per reasoner among the inputs
+    module: str = "other"  # attn, mlp, norm, embed, head, other
+    canonical: str = ""  # canonical name; empty outside the tower
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that will happen. `sources[0]` is the mllm."""
+
+    recipe: Recipe
+    sources: tuple[Checkpoint, ...]
+    steps: tuple[Step, ...]  # in the order of the output files
+    layout: Layout
+
+    def info(self, part: Part, source: int) -> TensorInfo:
+        """The stored tensor that a part of a view names."""
+        return self.sources[source].tensors[part.name]
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of tensor data that will be read, each view once."""
+        return sum(
+            tensor_bytes(self.info(view.parts[0], view.source).dtype, step.shape)
+            for step in self.steps
+            for view in step.inputs
+        )
+
+    @property
+    def write_bytes(self) -> int:
+        """Bytes of tensor data that will be written."""
+        return sum(info.size_bytes for info in self.layout.tensors.values())
+
+    def counts(self) -> dict[str, int]:
+        """Number of output tensors by method."""
+        return dict(sorted(Counter(step.method for step in self.steps).items()))
+
+    def fingerprint(self) -> str:
+        """What must be equal for a resumed run: inputs on disk, formulas, layout, version."""
+        return fingerprints.of_json(
+            [
+                TOOL,
+                self.recipe.allow_nonfinite,
+                [fingerprints.of_files(source) for source in self.sources],
+                [fingerprints.of_bytes(shard.header) for shard in self.layout.shards],
+                [_step_key(step) for step in self.steps],
+            ]
+        )
+
+
+def _step_key(step: Step) -> list[Any]:
+    views = []
+    for view in step.inputs:
+        names = [part.name for part in view.parts]
+        key = repr([view.source, names if view.is_identity else view.parts])
+        rows = fingerprints.of_bytes(bytes(memoryview(view.rows.rows))) if view.rows else ""  # type: ignore[arg-type]
+        views.append(key + rows)
+    return [step.name, step.method, list(step.weights), views]
+
+
+def plan_prior(
+    recipe: Recipe,
+    mllm: Checkpoint,
+    reasoner: Checkpoint,
+    alignment: Alignment,
+    base: tuple[Checkpoint, Alignment] | None = None,
+) -> Plan:
+    """Plan delta = reasoner - mllm (or reasoner - base) over the matched, selected pairs.
+
+    Args:
+        recipe: method "prior".
+        mllm: the model that delta is computed against.
+        reasoner: the text model.
+        alignment: of reasoner and mllm, already required to be complete enough.
+        base: the base and its alignment with the mllm.
+
+    Raises:
+        CheckpointError: a selected tensor is quantized.
+    """
+    sources = (mllm, reasoner) if base is None else (mllm, reasoner, base[0])
+    base_pairs = {pair.canonical: pair for pair in base[1].pairs} if base else {}
+    base_rows = base[1].vocabulary if base else {}
+    steps = []
+    for pair in alignment.pairs:
+        inputs = [_mllm_view(pair), _view(1, pair, alignment.vocabulary)]
+        if base is not None:
+            if pair.canonical not in base_pairs:
+                continue
+            inputs.append(_view(2, base_pairs[pair.canonical], base_rows))
+            inputs[1:] = _share_missing_rows(inputs[1:], pair.shape[0] if pair.shape else 0)
+        dtype = _output_dtype(recipe, mllm.tensors[pair.mllm].dtype)
+        steps.append(
+            Step(
+                pair.canonical,
+                "prior",
+                dtype,
+                pair.shape,
+                tuple(inputs),
+                module=pair.module,
+                canonical=pair.canonical,
+            )
+        )
+    metadata = {"format": "pt", "kind": "drift-prior", "format_version": "1"}
+    return _plan(recipe, sources, steps, "prior", metadata)
+
+
+def plan_merge(
+    recipe: Recipe,
+    mllm: Checkpoint,
+    reasoners: Sequence[tuple[Checkpoint, Alignment]],
+) -> Plan:
+    """Plan a merged checkpoint: the mllm's tensors, the matched ones of its tower combined.
+
+    Args:
+        recipe: method is the name of a merge method.
+        mllm: gives every name, shape and dtype of the output.
+        reasoners: each with its alignment with the mllm, already required to be complete enough.
+    """
+    found: dict[str, list[tuple[View, float, Pair]]] = {}
+    weighted = zip(reasoners, recipe.resolved_weights, strict=True)
+    for source, ((_, alignment), weight) in enumerate(weighted, start=1):
+        for pair in alignment.pairs:
+            view = _view(source, pair, alignment.vocabulary)
+            found.setdefault(pair.mllm, []).append((view, weight, pair))
+    steps = []
+    for info in mllm.tensors.values():
+        dtype = _output_dtype(recipe, info.dtype)
+        own = View(0, identity_parts(info.name, info.shape))
+        entries = found.get(info.name, [])
+        active = [(view, weight) for view, weight, _ in entries if weight != 0.0]
+        first = entries[0][2] if entries else None
+        method = recipe.method if active else "copy" if dtype == info.dtype else "cast"
+        steps.append(
+            Step(
+                info.name,
+                method,
+                dtype,
+                info.shape,
+                (own, *(view for view, _ in active)),
+                tuple(weight for _, weight in active),
+                first.module if first else "other",
+                first.canonical if first else "",
+            )
+        )
+    sources = (mllm, *(checkpoint for checkpoint, _ in reasoners))
+    return _plan(recipe, sources, steps, "model", {"format": "pt"})
+
+
+def _plan(
+    recipe: Recipe,
+    sources: tuple[Checkpoint, ...],
+    steps: Sequence[Step],
+    stem: str,
+    metadata: Mapping[str, str],
+) -> Plan:
+    require_plain(sources, [step for step in steps if step.method != "copy"])
+    layout = lay_out(
+        [(step.name, step.dtype, step.shape) for step in steps],
+        stem=stem,
+        max_shard_bytes=recipe.max_shard_bytes,
+        metadata=metadata,
+        always_numbered=stem == "prior",
+    )
+    by_name = {step.name: step for step in steps}
+    ordered = tuple(by_name[name] for name in layout.tensors)
+    return Plan(recipe, sources, ordered, layout)
+
+
+def _output_dtype(recipe: Recipe, stored: str) -> str:
+    if recipe.dtype == SOURCE_DTYPE or stored not in FLOATS:
+        return stored
+    return DTYPES[recipe.dtype]
+
+
+def _mllm_view(pair: Pair) -> View:
+    return View(0, identity_parts(pair.mllm, pair.shape))
+
+
+def _view(source: int, pair: Pair, vocabulary: Mapping[str, RowMap]) -> View:
+    rows = vocabulary.get(pair.canonical)
+    if rows is not None and not rows.is_identity:
+        return View(source, pair.parts, rows, is_identity=False)
+    whole = identity_parts(pair.parts[0].name, pair.shape)
+    return View(source, pair.parts, is_identity=pair.parts == whole)
+
+
+def _share_missing_rows(views: list[View], num_rows: int) -> list[View]:
+    """Rows that one of reasoner and base lacks are missing from both, so that their delta is 0."""
+    maps = [view.rows for view in views if view.rows is not None]
+    if not maps:
+        return views
+    missing = {i for rows in maps for i, row in enumerate(rows.rows) if row < 0}
+    shared = []
+    for view in views:
+        rows = array("q", view.rows.rows if view.rows else range(num_rows))
+        for i in missing:
+            rows[i] = -1
+        joined = RowMap(rows, num_rows - len(missing), len(missing), is_identity=False)
+        shared.append(View(view.source, view.parts, joined, is_identity=False))
+    return shared

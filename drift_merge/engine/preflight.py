@@ -1,0 +1,68 @@
+"""What must hold of the inputs before any arithmetic: plain floating point, not quantized.
+
+Reads configs and headers only. A quantized tensor is a code, not a number: averaging or
+subtracting codes gives a model that loads and is wrong.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from drift_merge.errors import CheckpointError
+from drift_merge.storage.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from drift_merge.engine.plan import Step
+
+FLOATS = {"BF16", "F16", "F32", "F64"}  # dtypes that arithmetic is done on
+
+# Names that quantization formats give to the codes and scales beside or instead of a weight.
+_MARKS = (
+    ".qweight",
+    ".qzeros",
+    ".scales",
+    ".g_idx",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".weight_packed",
+    ".absmax",
+    ".quant_map",
+    ".quant_state.",
+    ".SCB",
+)
+
+
+def require_plain(sources: Sequence[Checkpoint], steps: Sequence["Step"]) -> None:
+    """Refuse quantized inputs by name.
+
+    Raises:
+        CheckpointError: naming the checkpoint, the format, and the first tensors.
+    """
+    used: dict[int, list[str]] = {}
+    for step in steps:
+        for view in step.inputs:
+            used.setdefault(view.source, []).extend(part.name for part in view.parts)
+    for index, names in used.items():
+        source = sources[index]
+        quantization = _quantization(source.config)
+        codes = [n for n in names if source.tensors[n].dtype not in FLOATS]
+        marked = [n for n in source.tensors if any(mark in n for mark in _MARKS)]
+        if not (quantization or codes or marked):
+            continue
+        found = codes or marked
+        examples = ", ".join(f"{n} ({source.tensors[n].dtype})" for n in found[:3])
+        more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
+        shown = f": {examples}{more}" if found else ""
+        raise CheckpointError(
+            f"{source.source.given} is quantized ({quantization or 'by its tensors'}){shown}.",
+            remedy="Use the original checkpoint in bfloat16, float16 or float32, "
+            "and quantize the result.",
+        )
+
+
+def _quantization(config: Mapping[str, Any]) -> str | None:
+    """The quantization method that a config names, at its top or in a nested text config."""
+    for part in (config, *(v for v in config.values() if isinstance(v, dict))):
+        settings = part.get("quantization_config")
+        if isinstance(settings, dict):
+            return str(settings.get("quant_method", "quantization_config"))
+    return None

@@ -1,0 +1,129 @@
+"""Re-read what was written: the bytes on the disk against the fingerprints of the stream.
+
+Two uses: before an output is published, and by `verify`, at any later time, from its manifest.
+"""
+
+import mmap
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from drift_merge.errors import CheckpointError, VerificationError
+from drift_merge.storage.fingerprints import Fingerprint
+from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
+from drift_merge.storage.mapped import RELEASE_BYTES
+
+Inspect = Callable[[TensorInfo, memoryview], None]  # sees every window of every tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a re-reading saw."""
+
+    num_tensors: int
+    size_bytes: int
+
+
+def read_shards(directory: Path, names: Iterable[str]) -> dict[str, ShardHeader]:
+    """Read the headers of the shards that a manifest names.
+
+    Raises:
+        VerificationError: a shard is missing or broken, named.
+    """
+    headers = {}
+    for name in names:
+        if not (directory / name).is_file():
+            raise VerificationError(
+                f"{name} is missing from {directory}.",
+                remedy="Compute it again, or download the missing file.",
+            )
+        try:
+            headers[name] = read_header(directory / name, name)
+        except CheckpointError as error:
+            raise VerificationError(error.message, remedy=error.remedy) from error
+    return headers
+
+
+def reread(
+    directory: Path,
+    headers: Mapping[str, ShardHeader],
+    fingerprints: Mapping[str, str],
+    *,
+    threads: int,
+    inspect: Inspect | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Checked:
+    """Compare every tensor's bytes with its fingerprint.
+
+    Args:
+        directory: holds the shards.
+        headers: of every shard, by file name.
+        fingerprints: by tensor name; exactly the tensors that must be there.
+        threads: readers.
+        inspect: called with every window of data as well, from the readers.
+        progress: called from the readers with the bytes read.
+
+    Raises:
+        VerificationError: a tensor is missing, unknown, or differs; the first one in the order
+            of the files is named.
+    """
+    infos = [info for header in headers.values() for info in header.tensors.values()]
+    _same_names({info.name for info in infos}, set(fingerprints), directory)
+
+    def check(info: TensorInfo) -> str | None:
+        found = _fingerprint(directory, info, inspect, progress)
+        return None if found == fingerprints[info.name] else found
+
+    with ThreadPoolExecutor(threads) as pool:
+        results = list(pool.map(check, infos))
+    wrong = [(info, found) for info, found in zip(infos, results, strict=True) if found]
+    if wrong:
+        info, found = wrong[0]
+        more = f" {len(wrong) - 1:,} more tensors differ too." if len(wrong) > 1 else ""
+        raise VerificationError(
+            f"{info.name} in {directory / info.shard} differs from its fingerprint: "
+            f"expected {fingerprints[info.name]}, got {found}.{more}",
+            remedy="It was changed or damaged after it was written: make or download it again.",
+        )
+    return Checked(len(infos), sum(info.size_bytes for info in infos))
+
+
+def _same_names(found: set[str], expected: set[str], directory: Path) -> None:
+    if found == expected:
+        return
+    missing, extra = sorted(expected - found), sorted(found - expected)
+    first = f"{missing[0]} is missing" if missing else f"{extra[0]} is not in the manifest"
+    raise VerificationError(
+        f"{directory}: {first} ({len(missing):,} tensors missing, {len(extra):,} unknown).",
+        remedy="The shards and the manifest are of different runs: make or download both again.",
+    )
+
+
+def _fingerprint(
+    directory: Path,
+    info: TensorInfo,
+    inspect: Inspect | None,
+    progress: Callable[[int], None],
+) -> str:
+    fingerprint = Fingerprint()
+    if info.size_bytes == 0:
+        return fingerprint.text()
+    first = info.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    with open(directory / info.shard, "rb") as file:
+        end_of_data = info.start + info.size_bytes
+        if os.fstat(file.fileno()).st_size < end_of_data:
+            return "nothing: the file is too short"
+        length = end_of_data - first
+        with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=first) as mapped:
+            for begin in range(info.start - first, length, RELEASE_BYTES):
+                end = min(begin + RELEASE_BYTES, length)
+                with memoryview(mapped) as whole, whole[begin:end] as window:
+                    fingerprint.update(window)
+                    if inspect is not None:
+                        inspect(info, window)
+                page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+                mapped.madvise(mmap.MADV_DONTNEED, page, end - page)
+                progress(end - begin)
+    return fingerprint.text()

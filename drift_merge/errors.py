@@ -1,0 +1,63 @@
+"""Every error a user can meet: one class per remedy, each with its exit code.
+
+A message says what, where, got and expected; `remedy` says the way out, as a
+command that can be pasted where one exists. The command line prints both and
+exits with `exit_code`; Python callers catch the class.
+"""
+
+
+class DriftMergeError(Exception):
+    """Base of all errors raised on purpose. `str(error)` is message and remedy together."""
+
+    kind = "internal"  # stable word for `--json`
+    exit_code = 70
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.remedy}" if self.remedy else self.message
+
+
+class VerificationError(DriftMergeError):
+    """A check ran to its end and found a difference."""
+
+    kind = "different"
+    exit_code = 1
+
+
+class RecipeError(DriftMergeError):
+    """An option, argument or recipe is not valid."""
+
+    kind = "usage"
+    exit_code = 2
+
+
+class SourceError(DriftMergeError):
+    """A source (path or Hub id) cannot be found or reached."""
+
+    kind = "source"
+    exit_code = 3
+
+
+class AlignmentError(DriftMergeError):
+    """The two checkpoints cannot be paired as asked."""
+
+    kind = "alignment"
+    exit_code = 4
+
+
+class CheckpointError(DriftMergeError):
+    """A checkpoint is corrupt, unsafe to read, or of a kind that cannot be read exactly."""
+
+    kind = "checkpoint"
+    exit_code = 5
+
+
+class OutputError(DriftMergeError):
+    """The output cannot be written."""
+
+    kind = "output"
+    exit_code = 6

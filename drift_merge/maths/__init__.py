@@ -1,0 +1,1 @@
+"""Floor 0: pure tensor formulas. No files, no names."""

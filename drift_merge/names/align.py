@@ -1,0 +1,124 @@
+"""Pair the tensors of a text LLM with those of an MLLM's language tower.
+
+Every stored tensor of both models ends in exactly one record. Fused and split storage,
+transposed experts and other vocabularies are bridged by views of the reasoner's data
+(`Part`, `RowMap`); nothing here touches data.
+"""
+
+import re
+import shlex
+
+from drift_merge.errors import AlignmentError
+from drift_merge.names.account import take_account
+from drift_merge.names.lineage import has_vision_config, lineage
+from drift_merge.names.modules import DEFAULT_MODULES, parse_selection
+from drift_merge.names.name_map import NameMap
+from drift_merge.names.pairing import Half, half_of, pair_up
+from drift_merge.names.refusals import require_complete
+from drift_merge.names.rows import pair_rows
+from drift_merge.names.tensors import Alignment, Finding, Model
+from drift_merge.names.towers import agree, choose, find_towers, tower_score
+from drift_merge.names.vocabulary import Vocabulary, compare_vocabularies
+
+__all__ = ["align", "require_complete"]
+
+_VISION_NAMES = re.compile(
+    r"vis|image|patch|pixel|mm_|multi_modal|multimodal|projector|connector|resampler|perceiver"
+    r"|siglip|clip|vit\b|audio"
+)
+
+
+def align(
+    reasoner: Model,
+    mllm: Model,
+    *,
+    modules: str = DEFAULT_MODULES,
+    layers: str | None = None,
+    name_map: NameMap | None = None,
+    vocabularies: tuple[Vocabulary, Vocabulary] | None = None,
+) -> Alignment:
+    """Pair the reasoner's tensors with those of the mllm's language tower.
+
+    Of a group that one side fuses (q, k and v; gate and up; experts) there is one record,
+    named after the fused tensor, and one pair for each tensor that the mllm stores.
+
+    Args:
+        reasoner: names, shapes and config of the text LLM. Where a shape is unknown (None)
+            names decide, and the pair has no parts.
+        mllm: the same of the multimodal model.
+        modules: comma list, see `modules.parse_selection`.
+        layers: e.g. "0:28" in the mllm's canonical numbers; None for all.
+        name_map: what a `--map` file says.
+        vocabularies: token -> id of the reasoner and of the mllm. Needed if embed or head
+            is selected, unless both models are the same one.
+
+    Returns:
+        The alignment, complete or not: see `require_complete`.
+
+    Raises:
+        AlignmentError: if a side has no language tower or several alike, the arguments are
+            swapped, or embed or head is selected without vocabularies.
+        RecipeError: if modules, layers or the map cannot be understood.
+    """
+    maps = name_map or NameMap()
+    ours, theirs = _choose_towers(reasoner, mllm, maps)
+    roles = _check_roles(ours, theirs)
+    selection = parse_selection(modules, layers, theirs.tower.num_layers)
+    lines, hints = pair_up(ours, theirs)
+    lines, row_maps = pair_rows(lines, selection, ours, theirs, vocabularies)
+    findings = [*roles, *lineage(reasoner.config, mllm.config), *hints]
+    if vocabularies is not None:
+        findings += compare_vocabularies(*vocabularies)
+    return take_account(lines, selection, ours, theirs, findings=findings, row_maps=row_maps)
+
+
+def _choose_towers(reasoner: Model, mllm: Model, maps: NameMap) -> tuple[Half, Half]:
+    """Take the two towers that agree best; a thinker, not a talker."""
+    ours = find_towers(reasoner, side="reasoner", name_map=maps.reasoner)
+    theirs = find_towers(mllm, side="mllm", name_map=maps.mllm)
+    if len(ours) == 1 and len(theirs) == 1:
+        return half_of(reasoner, ours[0]), half_of(mllm, theirs[0])
+    one = [half_of(reasoner, tower) for tower in ours]
+    other = [half_of(mllm, tower) for tower in theirs]
+    best = [[agree(a.shapes, b.shapes) for b in other] for a in one]
+    by_row = [
+        (max(row), *tower_score(reasoner, a.tower, None)) for row, a in zip(best, one, strict=True)
+    ]
+    chosen = one[ours.index(choose(ours, by_row, reasoner, "reasoner"))]
+    by_column = [(agree(chosen.shapes, b.shapes), *tower_score(mllm, b.tower, None)) for b in other]
+    return chosen, other[theirs.index(choose(theirs, by_column, mllm, "mllm"))]
+
+
+def _check_roles(ours: Half, theirs: Half) -> list[Finding]:
+    if _sees(theirs):
+        return _inserted(ours, "reasoner") + _inserted(theirs, "mllm")
+    labels = (theirs.model.label, ours.model.label)
+    if _sees(ours):
+        raise AlignmentError(
+            f"swapped arguments: {ours.model.label} has a vision tower and {theirs.model.label}"
+            f" has none; the reasoner comes first, the mllm second.",
+            remedy=f"drift-prior align {shlex.join(labels)}",
+        )
+    message = f"{theirs.model.label} has no tensor outside its language tower: not an MLLM."
+    remedy = "Nothing to do if two text LLMs are meant; otherwise check the second argument."
+    return [Finding("no_vision", "warning", message, remedy)]
+
+
+def _sees(half: Half) -> bool:
+    outside = half.tower.outside
+    if outside and has_vision_config(half.model.config):
+        return True
+    return any(_VISION_NAMES.search(name) for name in outside)
+
+
+def _inserted(half: Half, side: str) -> list[Finding]:
+    numbers = half.tower.inserted
+    if not numbers:
+        return []
+    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    message = (
+        f"The {side} has {len(numbers)} inserted cross-attention layers ({shown}); they are"
+        f" outside the language tower, and the other layers are numbered without them."
+    )
+    remedy = "Nothing to do: layer i is the i-th layer with self-attention."
+    return [Finding("inserted_layers", "info", message, remedy)]

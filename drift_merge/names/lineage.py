@@ -1,0 +1,290 @@
+"""Lineage preflight: what two configs say about whether a merge makes sense.
+
+Reads two parsed `config.json` only. A value that one config leaves out is not compared:
+nested text configs are often written without their defaults.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from drift_merge.names.tensors import Finding
+
+Config = Mapping[str, Any]
+
+_NESTED = ("text_config", "llm_config", "language_config")
+_VISION = re.compile(r"^(?:vision|visual|mm_vision|audio|vit)_?(?:config|tower|model)?$")
+
+# code: (config keys in order of preference, what it is, severity, consequence, remedy)
+_FIELDS: dict[str, tuple[tuple[str, ...], str, str, str, str]] = {
+    "hidden_size": (
+        ("hidden_size", "n_embd", "d_model"),
+        "hidden size",
+        "error",
+        "no tensor can match",
+        "Choose a reasoner of the mllm's size.",
+    ),
+    "num_layers": (
+        ("num_hidden_layers", "n_layer", "num_layers"),
+        "number of layers",
+        "error",
+        "layers beyond the shorter tower have no partner",
+        "Choose a reasoner of the mllm's size.",
+    ),
+    "num_heads": (
+        ("num_attention_heads", "n_head"),
+        "number of attention heads",
+        "error",
+        "rows of q and columns of o belong to other heads",
+        "Choose a reasoner with the mllm's architecture, or pass --modules mlp.",
+    ),
+    "num_kv_heads": (
+        ("num_key_value_heads", "num_attention_heads", "n_head"),
+        "number of key and value heads",
+        "error",
+        "rows of k and v belong to other heads",
+        "Choose a reasoner with the mllm's architecture, or pass --modules mlp.",
+    ),
+    "head_dim": (
+        ("head_dim",),
+        "head size",
+        "error",
+        "rows of q, k and v belong to other heads",
+        "Choose a reasoner with the mllm's architecture, or pass --modules mlp.",
+    ),
+    "intermediate_size": (
+        ("intermediate_size", "n_inner"),
+        "width of the mlp",
+        "error",
+        "no mlp tensor can match",
+        "Choose a reasoner of the mllm's size, or pass --modules attn.",
+    ),
+    "norm_eps": (
+        ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+        "epsilon of the norms",
+        "warning",
+        "the same norm weights act a little differently",
+        "Check that both models descend from the same base.",
+    ),
+    "activation": (
+        ("hidden_act", "hidden_activation", "activation_function"),
+        "activation of the mlp",
+        "warning",
+        "mlp weights mean something else",
+        "Pass --modules attn.",
+    ),
+    "vocab_size": (
+        ("vocab_size",),
+        "vocabulary size",
+        "info",
+        "rows of embed and head are matched by token, never by number",
+        "Nothing to do unless --modules has embed or head; then both tokenizer.json are needed.",
+    ),
+    "bos_token_id": (
+        ("bos_token_id",),
+        "beginning-of-text id",
+        "info",
+        "the models were trained with other special tokens",
+        "Keep the mllm's tokenizer and chat template; merged outputs do.",
+    ),
+    "eos_token_id": (
+        ("eos_token_id",),
+        "end-of-text id",
+        "info",
+        "the models were trained with other special tokens",
+        "Keep the mllm's tokenizer and chat template; merged outputs do.",
+    ),
+}
+
+# Classes whose config leaves rope_theta out when it is 10,000.
+_THETA_10K = frozenset(("llama", "mistral", "qwen2", "internlm2", "phi3", "gemma", "gemma2"))
+
+
+def text_config(config: Config) -> Config:
+    """Return the settings of the language tower: a nested config or `config` itself.
+
+    Knows `text_config`, `llm_config`, `language_config` (one inside another too) and
+    `thinker_config`. {} stays {}.
+    """
+    for key in ("thinker_config", *_NESTED):
+        nested = config.get(key)
+        if isinstance(nested, Mapping) and nested:
+            return text_config(nested)
+    return config
+
+
+def has_vision_config(config: Config) -> bool:
+    """Whether a config speaks of an image or audio encoder."""
+    keys = [*config, *(config.get("thinker_config") or {})]
+    return any(_VISION.match(key) and config.get(key, True) for key in keys)
+
+
+def lineage(reasoner_config: Config, mllm_config: Config) -> tuple[Finding, ...]:
+    """Compare two configs field by field.
+
+    Args:
+        reasoner_config: `config.json` of the reasoner, parsed; {} if there is none.
+        mllm_config: `config.json` of the mllm; its text settings may be nested.
+
+    Returns:
+        Findings in a fixed order, none where values agree or one is not given. Codes:
+        swapped_arguments, model_family, those of the fields (hidden_size, num_layers,
+        num_heads, num_kv_heads, head_dim, intermediate_size, norm_eps, activation,
+        vocab_size, bos_token_id, eos_token_id), rope_theta, rope_scaling, mrope,
+        tied_embeddings.
+    """
+    if not reasoner_config or not mllm_config:
+        return ()
+    ours, theirs = text_config(reasoner_config), text_config(mllm_config)
+    findings = [*_swapped(reasoner_config, mllm_config), *_family(ours, theirs)]
+    for code, (keys, what, severity, consequence, remedy) in _FIELDS.items():
+        one, other = _field(ours, code, keys), _field(theirs, code, keys)
+        if one is None or other is None or one == other:
+            continue
+        message = (
+            f"The {what} differs: {_show(one)} in the reasoner, {_show(other)} in the mllm;"
+            f" {consequence}."
+        )
+        findings.append(Finding(code, severity, message, remedy))
+    findings += _rope(ours, theirs)
+    findings += _tied(reasoner_config, mllm_config)
+    return tuple(findings)
+
+
+def is_tied(config: Config) -> bool | None:
+    """Whether the head is the embedding; None if the config does not say."""
+    flags = [
+        part["tie_word_embeddings"]
+        for part in (config, text_config(config))
+        if isinstance(part.get("tie_word_embeddings"), bool)
+    ]
+    return any(flags) if flags else None
+
+
+def _swapped(ours: Config, theirs: Config) -> list[Finding]:
+    if not has_vision_config(ours) or has_vision_config(theirs):
+        return []
+    return [
+        Finding(
+            "swapped_arguments",
+            "error",
+            "The first config has a vision tower and the second has none: the reasoner comes"
+            " first, the mllm second.",
+            "Swap the two arguments.",
+        )
+    ]
+
+
+def _family(ours: Config, theirs: Config) -> list[Finding]:
+    one, other = (_family_name(c.get("model_type")) for c in (ours, theirs))
+    if one is None or other is None or one == other:
+        return []
+    message = (
+        f"The model types differ: {ours['model_type']} in the reasoner, {theirs['model_type']}"
+        f" in the mllm's config."
+    )
+    remedy = "Check that the mllm's language tower and the reasoner descend from the same base."
+    return [Finding("model_family", "info", message, remedy)]
+
+
+def _family_name(model_type: object) -> str | None:
+    """Return `qwen2` for `qwen2`, `qwen2_vl`, `qwen2_5_vl_text`; `llama` for `mllama_text`."""
+    found = re.match(r"[a-z]+\d*", model_type) if isinstance(model_type, str) else None
+    return found[0].replace("mllama", "llama") if found else None
+
+
+def _field(config: Config, code: str, keys: tuple[str, ...]) -> Any:
+    value = next((config[key] for key in keys if config.get(key) is not None), None)
+    inserted = config.get("cross_attention_layers")
+    if code == "num_layers" and isinstance(value, int) and isinstance(inserted, list):
+        return value - len(inserted)  # Mllama counts the inserted layers
+    if code == "head_dim" and value is None:
+        width, heads = config.get("hidden_size"), config.get("num_attention_heads")
+        if isinstance(width, int) and isinstance(heads, int) and heads > 0:
+            return width // heads
+    return value
+
+
+def _show(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+
+
+def _rope(ours: Config, theirs: Config) -> list[Finding]:
+    findings = []
+    one, other = _theta(ours), _theta(theirs)
+    if one is not None and other is not None and one != other:
+        findings.append(
+            Finding(
+                "rope_theta",
+                "warning",
+                f"rope_theta is {_show(one)} in the reasoner and {_show(other)} in the mllm: q and"
+                f" k live in different rotary frames, so merging q_proj and k_proj is likely to"
+                f" hurt.",
+                "Choose a reasoner with the mllm's rope_theta, or leave attention out with"
+                " --modules mlp.",
+            )
+        )
+    (one_scaling, _), (other_scaling, sections) = _scaling(ours), _scaling(theirs)
+    if one_scaling != other_scaling:
+        findings.append(
+            Finding(
+                "rope_scaling",
+                "warning",
+                f"rope_scaling is {one_scaling or 'none'} in the reasoner and"
+                f" {other_scaling or 'none'} in the mllm: q and k meet other rotary angles.",
+                "Check that both models descend from the same long-context version.",
+            )
+        )
+    if sections:
+        findings.append(
+            Finding(
+                "mrope",
+                "info",
+                f"The mllm splits rotary angles by axis (mrope_section {sections}); for text alone"
+                f" they equal the reasoner's.",
+                "Nothing to do: this is expected of a Qwen-VL model.",
+            )
+        )
+    return findings
+
+
+def _rope_settings(config: Config) -> Config:
+    """Return rope_parameters (transformers 5) or rope_scaling; the full-attention ones."""
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(settings, Mapping):
+        return {}
+    if isinstance(settings.get("full_attention"), Mapping):
+        return dict(settings["full_attention"])
+    return settings
+
+
+def _theta(config: Config) -> float | None:
+    value = _rope_settings(config).get("rope_theta", config.get("rope_theta"))
+    if value is None and _family_name(config.get("model_type")) in _THETA_10K:
+        return 10_000.0
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _scaling(config: Config) -> tuple[dict[str, Any], Any]:
+    """Return the scaling in one spelling without theta and mrope, and the mrope sections."""
+    settings = dict(_rope_settings(config))
+    sections = settings.pop("mrope_section", None)
+    for key in ("rope_theta", "mrope_interleaved"):
+        settings.pop(key, None)
+    kind = settings.pop("rope_type", None) or settings.get("type")
+    settings.pop("type", None)
+    if kind in (None, "default", "mrope"):
+        return {}, sections
+    return {"type": kind, **dict(sorted(settings.items()))}, sections
+
+
+def _tied(ours: Config, theirs: Config) -> list[Finding]:
+    one, other = is_tied(ours), is_tied(theirs)
+    if one is None or other is None or one == other:
+        return []
+    who, whose = ("reasoner", "mllm") if one else ("mllm", "reasoner")
+    message = f"The head is the embedding (tied) in the {who}, a tensor of its own in the {whose}."
+    remedy = "Leave head out of --modules; the default attn,mlp is not concerned."
+    return [Finding("tied_embeddings", "info", message, remedy)]

@@ -1,0 +1,139 @@
+"""Pair the tensors of two towers: equal names, fused groups, transposed experts.
+
+Says what is paired with what, whatever is selected; `align` turns it into an account.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from drift_merge.names import fusions
+from drift_merge.names.lineage import text_config
+from drift_merge.names.tensors import Finding, Model, Part, Shape, identity_parts, matrix_shape
+from drift_merge.names.towers import Tower
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """One model with its tower, by canonical name; buffers left out."""
+
+    model: Model
+    tower: Tower
+    stored: Mapping[str, str]  # canonical name -> stored name
+    shapes: Mapping[str, Shape | None]  # canonical name -> shape
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A record in the making."""
+
+    name: str  # canonical; of the fused tensor for a group
+    reasoner: tuple[str, ...]  # canonical names
+    mllm: tuple[str, ...]  # canonical names
+    status: str  # matched | shape_mismatch | only_reasoner | only_mllm
+    views: tuple[tuple[Part, ...], ...] = ()  # parts of each mllm name, if matched
+
+
+def half_of(model: Model, tower: Tower) -> Half:
+    """Return the model seen through its tower."""
+    stored = {c: name for name, c in tower.canonical.items() if name not in tower.buffers}
+    return Half(model, tower, stored, {c: model.shapes[name] for c, name in stored.items()})
+
+
+def pair_up(ours: Half, theirs: Half) -> tuple[list[Line], list[Finding]]:
+    """Return a line for every tensor of both towers, buffers excepted."""
+    lines = [_common(name, ours, theirs) for name in ours.stored if name in theirs.stored]
+    only_ours = {name for name in ours.stored if name not in theirs.stored}
+    only_theirs = {name for name in theirs.stored if name not in ours.stored}
+    reasons = [fusions.LAYOUT_HINT for line in lines if _is_undecided(line, ours, theirs)]
+    num_grouped = 0
+    for fused, split in ((ours, theirs), (theirs, ours)):
+        left = (only_ours, only_theirs) if fused is ours else (only_theirs, only_ours)
+        for group in fusions.find_groups(*left):
+            line, reason = _grouped(group, fused, split, is_ours=fused is ours)
+            lines.append(line)
+            reasons.append(reason)
+            num_grouped += line.status == "matched"
+            left[0].discard(group.fused)
+            left[1].difference_update(group.splits)
+    lines += [Line(name, (name,), (), "only_reasoner") for name in only_ours]
+    lines += [Line(name, (), (name,), "only_mllm") for name in only_theirs]
+    return lines, _fusion_findings(num_grouped, reasons)
+
+
+def _common(name: str, ours: Half, theirs: Half) -> Line:
+    source, target = ours.shapes[name], theirs.shapes[name]
+    parts: tuple[Part, ...] | None = None
+    names = (name,)
+    if source is None or target is None:
+        parts = ()
+    elif fusions.is_fused_experts(name) and len(target) == 3 and len(source) == 3:
+        parts = _experts(name, ours, theirs, source, target)
+    elif source == target:
+        parts = identity_parts(ours.stored[name], target)
+    if parts is None:
+        return Line(name, names, names, "shape_mismatch")
+    return Line(name, names, names, "matched", (parts,))
+
+
+def _experts(
+    name: str, ours: Half, theirs: Half, source: Shape, target: Shape
+) -> tuple[Part, ...] | None:
+    """Both sides fuse their experts, but perhaps one of them transposes."""
+    stored = ours.stored[name]
+    is_square = target[1] == target[2]
+    if source == target and not is_square:
+        return identity_parts(stored, target)
+    if source != (target[0], target[2], target[1]):
+        return None
+    if not is_square:
+        return fusions.transposed_parts(stored, target)
+    if ours.model is theirs.model:
+        return identity_parts(stored, target)
+    layouts = [fusions.expert_layout(name, half.shapes) for half in (ours, theirs)]
+    if None in layouts:
+        return None
+    is_same = layouts[0] == layouts[1]
+    return identity_parts(stored, target) if is_same else fusions.transposed_parts(stored, target)
+
+
+def _is_undecided(line: Line, ours: Half, theirs: Half) -> bool:
+    if line.status != "shape_mismatch" or not fusions.is_fused_experts(line.name):
+        return False
+    return ours.shapes[line.name] == theirs.shapes[line.name]
+
+
+def _grouped(group: fusions.Group, fused: Half, split: Half, *, is_ours: bool) -> tuple[Line, str]:
+    """Return the line of a group and, if its shapes cannot be bridged, the reason."""
+    num_kv_heads = _kv_heads(fused) or _kv_heads(split)
+    slots = fusions.slots_of(group, fused.shapes, split.shapes, num_kv_heads)
+    one, other = ((group.fused,), group.splits) if is_ours else (group.splits, (group.fused,))
+    if isinstance(slots, str):
+        return Line(group.fused, one, other, "shape_mismatch"), slots
+    if not slots:
+        views: tuple[tuple[Part, ...], ...] = tuple(() for _ in other)
+    elif is_ours:
+        cols = matrix_shape(fused.shapes[group.fused] or ())[1]
+        by_name = fusions.split_parts(slots, fused.stored[group.fused], cols)
+        views = tuple(by_name[name] for name in group.splits)
+    else:
+        views = (fusions.fused_parts(slots, split.stored),)
+    return Line(group.fused, one, other, "matched", views), ""
+
+
+def _kv_heads(half: Half) -> int | None:
+    heads = text_config(half.model.config).get("num_key_value_heads")
+    return heads if isinstance(heads, int) else None
+
+
+def _fusion_findings(num_grouped: int, reasons: list[str]) -> list[Finding]:
+    findings = []
+    if num_grouped:
+        message = f"{num_grouped:,} tensors are stored fused on one side and split on the other."
+        remedy = "Nothing to do: each is read as the parts of the other side's shape."
+        findings.append(Finding("fused", "info", message, remedy))
+    for reason in sorted(set(reasons) - {""}):
+        count = reasons.count(reason)
+        message = f"{count:,} fused tensors cannot be split: {reason}."
+        remedy = "Complete the config.json beside the weights, or convert one model to the other's"
+        findings.append(Finding("fused_layout", "error", message, remedy + " layout."))
+    return findings

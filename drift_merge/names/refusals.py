@@ -1,0 +1,119 @@
+"""When an alignment is not good enough, and what the user is told then."""
+
+import re
+import shlex
+
+from drift_merge.errors import AlignmentError, RecipeError
+from drift_merge.names.layouts import strip_wrappers
+from drift_merge.names.modules import classify
+from drift_merge.names.tensors import Alignment, Record
+
+ON_MISMATCH = ("error", "skip")
+
+
+def require_complete(alignment: Alignment, *, on_mismatch: str = "error") -> None:
+    """Refuse an alignment that leaves selected tensors without a partner.
+
+    Args:
+        alignment: result of `align`.
+        on_mismatch: "error" asks that every selected tensor is matched; "skip" lets the
+            others stay as the mllm has them.
+
+    Raises:
+        AlignmentError: if a selected tensor has no partner (with "error"), or no tensor is
+            matched at all (always).
+        RecipeError: if `on_mismatch` is another word.
+    """
+    if on_mismatch not in ON_MISMATCH:
+        raise RecipeError(
+            f"on_mismatch is {on_mismatch!r}; expected one of {', '.join(ON_MISMATCH)}.",
+            remedy="Pass --on-mismatch error (the default) or --on-mismatch skip.",
+        )
+    if alignment.num_selected == 0:
+        raise AlignmentError(
+            f"--modules and --layers select no tensor of {alignment.mllm.label} or"
+            f" {alignment.reasoner.label}.",
+            remedy=f"See the canonical names with: {_command(alignment)}",
+        )
+    missing = alignment.num_selected - alignment.num_matched
+    if alignment.num_matched and (missing == 0 or on_mismatch == "skip"):
+        return
+    total = f"{missing:,} of {alignment.num_selected:,}"
+    if alignment.num_matched == 0:
+        total = f"None of the selected parameters match: {total}"
+    noun = "parameter" if alignment.num_selected == 1 else "parameters"
+    verb = "has" if missing == 1 else "have"
+    lines = [f"{total} {noun} {verb} no partner of the same shape.", *_examples(alignment, missing)]
+    lines += _sizes(alignment)
+    hints = {f.message for f in alignment.findings if f.severity == "error"}
+    raise AlignmentError("\n".join([*lines, *sorted(hints)]), remedy=_remedy(alignment))
+
+
+def map_example(records: tuple[Record, ...]) -> str:
+    """Return a `--map` that would pair the first leftovers of the two sides."""
+    ours = next((r for r in records if r.status == "only_reasoner"), None)
+    kinds = [classify(r.name) for r in (ours,) if r is not None]
+    theirs = [r for r in records if r.status == "only_mllm"]
+    theirs.sort(key=lambda r: classify(r.name) not in kinds)
+    pattern = _pattern(strip_wrappers(ours.reasoner[0])) if ours else None
+    target = _pattern(theirs[0].name) if theirs else None
+    pattern = pattern or "decoder.{layer}.attention.out.weight"
+    target = target or "layers.{layer}.self_attn.o_proj.weight"
+    return f'reasoner:\n  "{pattern}": "{target}"'
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".{layer}.", name, count=1)
+
+
+def _examples(alignment: Alignment, missing: int) -> list[str]:
+    names, ours, theirs = (
+        max((len(example[i]) for example in alignment.examples), default=0) for i in range(3)
+    )
+    lines = [
+        f"  {name:<{names}}  reasoner {one:<{ours}}  mllm {other:<{theirs}}".rstrip()
+        for name, one, other in alignment.examples
+    ]
+    if missing > len(lines):
+        lines.append(
+            f"  ... {missing - len(lines):,} more; see them with: {_command(alignment)} --json"
+        )
+    return lines
+
+
+def _sizes(alignment: Alignment) -> list[str]:
+    ours, theirs = alignment.reasoner, alignment.mllm
+    facts = []
+    if _differ(ours.hidden_size, theirs.hidden_size):
+        facts.append(f"hidden size {ours.hidden_size} and {theirs.hidden_size}")
+    if ours.num_layers != theirs.num_layers:
+        facts.append(f"{ours.num_layers} and {theirs.num_layers} layers")
+    labels = f"({ours.label} and {theirs.label})"
+    if facts:
+        return [f"These look like different model sizes: {', '.join(facts)} {labels}."]
+    found = " and ".join(f"{side.label} has {side.tower}layers" for side in (ours, theirs))
+    return [f"The towers have the same size; {found}."]
+
+
+def _remedy(alignment: Alignment) -> str:
+    ours, theirs = alignment.reasoner, alignment.mllm
+    skip = "pass --on-mismatch skip to leave these parameters unchanged."
+    if alignment.num_matched == 0:
+        skip = f"see every name with: {_command(alignment)} --json"
+    if _differ(ours.hidden_size, theirs.hidden_size) or ours.num_layers != theirs.num_layers:
+        return f"Choose a reasoner of the mllm's size, or {skip}"
+    if all(r.status != "only_reasoner" for r in alignment.records):
+        return f"Choose a reasoner with the mllm's architecture, or {skip}"
+    return (
+        f"If they are the same matrices under other names, say so in a file given with --map:\n"
+        f"{map_example(alignment.records)}\nOtherwise {skip}"
+    )
+
+
+def _differ(one: int | None, other: int | None) -> bool:
+    return one is not None and other is not None and one != other
+
+
+def _command(alignment: Alignment) -> str:
+    labels = shlex.join((alignment.reasoner.label, alignment.mllm.label))
+    return f"drift-prior align {labels}"

@@ -1,0 +1,78 @@
+"""Embedding and head: pair their rows by token, or refuse."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from drift_merge.errors import AlignmentError
+from drift_merge.names.modules import Selection
+from drift_merge.names.pairing import Half, Line
+from drift_merge.names.tensors import RowMap, Shape, identity_parts
+from drift_merge.names.vocabulary import Vocabulary, match_rows
+
+
+def pair_rows(
+    lines: Sequence[Line],
+    selection: Selection,
+    ours: Half,
+    theirs: Half,
+    vocabularies: tuple[Vocabulary, Vocabulary] | None,
+) -> tuple[list[Line], dict[str, RowMap]]:
+    """Return the lines with embed and head matched by token, and the rows of each.
+
+    Lines that are not selected, or of another width, stay as they are. A model aligned with
+    itself needs no vocabularies.
+
+    Raises:
+        AlignmentError: if embed or head is selected on both sides without vocabularies.
+    """
+    wanted = [line.name for line in lines if _has_rows(line, selection, ours, theirs)]
+    if not wanted or _is_same(ours, theirs):
+        return list(lines), {}
+    if vocabularies is None:
+        raise AlignmentError(
+            f"{' and '.join(sorted(wanted))} cannot be matched without both vocabularies: equal row"
+            f" numbers may stand for different tokens in {ours.model.label} and"
+            f" {theirs.model.label}.",
+            remedy="Put the tokenizer.json of both beside their weights and run: pip install"
+            " 'drift_merge[tokenizers]'\nOr leave embed and head out, e.g. --modules attn,mlp,norm",
+        )
+    row_maps: dict[str, RowMap] = {}
+    by_size: dict[tuple[int, int], RowMap] = {}
+    for name in wanted:
+        sizes = tuple(
+            _num_rows(half.shapes[name], vocabulary)
+            for half, vocabulary in zip((ours, theirs), vocabularies, strict=True)
+        )
+        size = (sizes[0], sizes[1])
+        if size not in by_size:
+            by_size[size] = match_rows(*vocabularies, reasoner_rows=size[0], mllm_rows=size[1])
+        row_maps[name] = by_size[size]
+    return [_by_token(line, row_maps, ours, theirs) for line in lines], row_maps
+
+
+def _has_rows(line: Line, selection: Selection, ours: Half, theirs: Half) -> bool:
+    if not line.name.startswith(("embed_tokens.", "lm_head.")):
+        return False
+    if not (line.reasoner and line.mllm):
+        return False
+    one, other = ours.shapes[line.name], theirs.shapes[line.name]
+    has_one_width = one is None or other is None or one[1:] == other[1:]
+    return has_one_width and selection.takes(line.name)
+
+
+def _is_same(ours: Half, theirs: Half) -> bool:
+    one, other = ours.model, theirs.model
+    return one is other or (one.label == other.label and one.shapes == other.shapes)
+
+
+def _num_rows(shape: Shape | None, vocabulary: Vocabulary) -> int:
+    return shape[0] if shape else max(vocabulary.values(), default=-1) + 1
+
+
+def _by_token(line: Line, row_maps: dict[str, RowMap], ours: Half, theirs: Half) -> Line:
+    if line.name not in row_maps:
+        return line
+    shape = theirs.shapes[line.name]
+    is_known = shape is not None and ours.shapes[line.name] is not None
+    parts = identity_parts(ours.stored[line.name], shape) if shape and is_known else ()
+    return replace(line, status="matched", views=(parts,))

@@ -1,0 +1,130 @@
+"""The plain data of this floor: models as names and shapes, pairs, records, findings.
+
+Knows nothing of tensor data; imports neither torch nor numpy.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+STATUSES = (
+    "matched",
+    "shape_mismatch",
+    "only_reasoner",
+    "only_mllm",
+    "not_selected",
+    "outside_tower",
+)
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What this floor needs to know of a checkpoint or of a live model."""
+
+    label: str  # what the user wrote, for messages
+    shapes: Mapping[str, Shape | None]  # stored or in-memory name -> shape; None where unknown
+    config: Mapping[str, Any] = field(default_factory=dict)  # config.json parsed, or {}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A rectangle of a target tensor and where the reasoner stores its elements.
+
+    The target is viewed as (rows, cols) = (prod(shape[:-1]), shape[-1]); one-dimensional
+    tensors of n are (n, 1) and scalars (1, 1). Element (i, j) of the rectangle is element
+    `offset + i * row_stride + j * col_stride` of the flat stored tensor.
+    """
+
+    name: str  # stored tensor of the reasoner
+    row: int  # first row of the rectangle in the target
+    col: int  # first column of the rectangle in the target
+    rows: int
+    cols: int
+    offset: int  # first element, flat, in the stored tensor
+    row_stride: int  # elements of the stored tensor between one target row and the next
+    col_stride: int  # elements of the stored tensor between one target column and the next
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One tensor of the mllm's tower and the reasoner's data in its shape."""
+
+    canonical: str  # canonical name in the mllm's layout
+    mllm: str  # stored name in the mllm
+    shape: Shape  # of the mllm's tensor
+    parts: tuple[Part, ...]  # cover the shape exactly once; empty where shapes are unknown
+    module: str  # "attn" | "mlp" | "norm" | "embed" | "head" | "other"
+    layer: int | None  # canonical layer number
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of the account; every stored tensor of both sides is in exactly one record."""
+
+    name: str  # canonical name, or the stored name of a tensor outside the tower
+    reasoner: tuple[str, ...]  # stored names, several where the mllm fuses them; may be empty
+    mllm: tuple[str, ...]  # stored names, several where the reasoner fuses them; may be empty
+    shape: Shape | None  # of the mllm's (first) tensor if it has one, else of the reasoner's
+    status: str  # one of STATUSES
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something a user should know before computing: a code, a sentence and a way out."""
+
+    code: str  # stable word, e.g. "rope_theta"
+    severity: str  # "error" | "warning" | "info"
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowMap:
+    """Which row of the reasoner's embedding (or head) belongs to each row of the mllm's."""
+
+    rows: Sequence[int]  # for each mllm row the reasoner's row, or -1 where it has no partner
+    num_matched: int  # rows with a partner
+    num_unmatched: int  # rows without: they stay as the mllm has them
+    is_identity: bool  # every row is paired with its own number
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What was found of one model, for tables and messages."""
+
+    label: str  # what the user wrote
+    tower: str  # stored prefix of the language tower, "" for a bare model
+    num_layers: int  # of the tower, inserted cross-attention layers not counted
+    hidden_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """The pairing of two models: what will be used, and an account of everything else."""
+
+    pairs: tuple[Pair, ...]  # matched and selected, in the order embed, layers, norm, head
+    records: tuple[Record, ...]  # the tower in the same order, then what is outside it
+    findings: tuple[Finding, ...]
+    num_selected: int  # records selected by modules and layers, matched or not
+    num_matched: int  # records of status "matched"
+    vocabulary: Mapping[str, RowMap]  # canonical name of a pair -> its rows; others by number
+    reasoner: Side
+    mllm: Side
+    examples: tuple[tuple[str, str, str], ...]
+    # up to 3 selected records that are not matched: name, reasoner's shape, mllm's shape, as text
+
+
+def matrix_shape(shape: Shape) -> tuple[int, int]:
+    """Return (rows, cols) of the two-dimensional view that `Part` speaks of."""
+    if len(shape) < 2:
+        return prod(shape), 1
+    return prod(shape[:-1]), shape[-1]
+
+
+def identity_parts(name: str, shape: Shape) -> tuple[Part, ...]:
+    """Return the single part that takes stored tensor `name` as it is."""
+    rows, cols = matrix_shape(shape)
+    return (Part(name, 0, 0, rows, cols, 0, cols, 1),)

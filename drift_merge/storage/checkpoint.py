@@ -1,0 +1,173 @@
+"""A checkpoint, opened lazily: config, tensor headers and sidecar names; no tensor data.
+
+Opening reads a few kilobytes per shard. Whatever a header says is the truth; the index is
+checked against it, and a directory that two readers could understand differently is refused.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drift_merge.errors import CheckpointError
+from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
+from drift_merge.storage.sources import Source, parse_source
+from drift_merge.storage.weight_map import (
+    INDEX,
+    find_weights,
+    is_sidecar,
+    parse_index,
+    require_shards,
+    shard_names,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One checkpoint as its config and headers describe it."""
+
+    source: Source
+    path: Path | None  # local directory; None when only headers were fetched from the Hub
+    config: dict[str, Any]  # config.json
+    tensors: dict[str, TensorInfo]  # by stored name, sorted
+    shards: dict[str, ShardHeader]  # by file name, sorted
+    sidecars: tuple[str, ...]  # files that are not weights, relative to `path`, sorted
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of tensor data, headers excluded."""
+        return sum(info.size_bytes for info in self.tensors.values())
+
+    def file(self, shard: str) -> Path:
+        """The local path of a shard."""
+        if self.path is None:
+            raise RuntimeError(f"only the headers of {self.source.given} were fetched")
+        return self.path / shard
+
+
+def open_checkpoint(text: str, *, headers_only: bool = False, quiet: bool = False) -> Checkpoint:
+    """Open a checkpoint from what the user wrote.
+
+    Args:
+        text: a directory, a `.safetensors` file beside its `config.json`, or a Hub id
+            `org/name[@revision]`.
+        headers_only: from the Hub, fetch headers by range requests instead of whole shards.
+        quiet: no progress bars of the Hub's own downloads.
+
+    Raises:
+        SourceError: nothing is found under that name.
+        CheckpointError: what is found is broken, ambiguous, unsafe or not safetensors.
+    """
+    source = parse_source(text)
+    if source.kind == "local":
+        assert source.path is not None
+        return _open_local(source, source.path)
+    from drift_merge.storage import hub
+
+    source = hub.resolve_revision(source)
+    if not headers_only:
+        return _open_local(source, hub.fetch_snapshot(source, quiet=quiet))
+    config, shards, sidecars = hub.fetch_headers(source)
+    return assemble(source, None, config, shards.values(), sidecars)
+
+
+def _open_local(source: Source, path: Path) -> Checkpoint:
+    directory = path if path.is_dir() else path.parent
+    config = read_config(directory, source.given)
+    files = list_files(directory)
+    index_name = f"{source.given}/{INDEX}"
+    weight_map: dict[str, str] = {}
+    if path.is_file():
+        names = [path.name]
+    else:
+        names = find_weights(files, where=source.given, directory=str(directory))
+    if names == [INDEX]:
+        weight_map = parse_index((directory / INDEX).read_bytes(), where=index_name)
+        names = shard_names(weight_map)
+        require_shards(names, files, where=index_name)
+    shards = [read_header(directory / name, name) for name in names]
+    sidecars = [name for name in files if is_sidecar(name)]
+    checkpoint = assemble(source, directory, config, shards, sidecars)
+    for name, shard in weight_map.items():
+        if name not in checkpoint.tensors or checkpoint.tensors[name].shard != shard:
+            raise CheckpointError(
+                f"{index_name} says that {name} is in {shard}, but it is not.",
+                remedy="The index and the shards are of different models: download both again.",
+            )
+    return checkpoint
+
+
+def read_config(directory: Path, label: str) -> dict[str, Any]:
+    """The `config.json` of a directory, checked to be a JSON object."""
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{label} has no config.json beside its weights.",
+            remedy="Name the directory of a Hugging Face checkpoint, config.json included.",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{label}: config.json cannot be read ({error}).",
+            remedy="Download config.json again.",
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"{label}: config.json is not a JSON object.", remedy="Download config.json again."
+        )
+    return config
+
+
+def list_files(directory: Path) -> list[str]:
+    """Every file below a directory, as sorted paths relative to it, with `/`.
+
+    Hidden folders are left out. Links to files count, since the Hub's cache is made of them;
+    folders behind links are not entered.
+    """
+    found = []
+    for folder, subfolders, names in os.walk(directory):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        paths = (Path(folder) / name for name in names)
+        found += [path.relative_to(directory).as_posix() for path in paths if path.is_file()]
+    return sorted(found)
+
+
+def assemble(
+    source: Source,
+    path: Path | None,
+    config: dict[str, Any],
+    shards: Iterable[ShardHeader],
+    sidecars: Iterable[str],
+) -> Checkpoint:
+    """Join shard headers to one checkpoint.
+
+    Raises:
+        CheckpointError: a tensor is in two shards, or there is none at all.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    by_name = {header.shard: header for header in shards}
+    for header in by_name.values():
+        for name, info in header.tensors.items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"{source.given}: {name} is in two shards, "
+                    f"{tensors[name].shard} and {info.shard}.",
+                    remedy="One of them is left over from another model: delete it.",
+                )
+            tensors[name] = info
+    if not tensors:
+        raise CheckpointError(
+            f"{source.given} is empty: its headers list no tensor.",
+            remedy="Download the checkpoint again.",
+        )
+    return Checkpoint(
+        source=source,
+        path=path,
+        config=config,
+        tensors=dict(sorted(tensors.items())),
+        shards=dict(sorted(by_name.items())),
+        sidecars=tuple(sidecars),
+    )

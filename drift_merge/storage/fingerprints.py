@@ -1,0 +1,60 @@
+"""Fingerprints: short names for bytes, equal wherever the bytes lie.
+
+`xxh3:` followed by 32 hex digits, XXH3-128 of the bytes of a tensor as stored (row-major,
+little-endian). It finds damage and confusion, not malice. A checkpoint's fingerprint
+covers names, dtypes and shapes, so that it does not depend on how the files are sharded.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import xxhash
+
+from drift_merge.storage.checkpoint import Checkpoint
+
+
+class Fingerprint:
+    """A fingerprint under way: feed it the bytes of a tensor from first to last."""
+
+    __slots__ = ("_hash",)
+
+    def __init__(self) -> None:
+        self._hash = xxhash.xxh3_128()
+
+    def update(self, data: Any) -> None:
+        """Add bytes (any contiguous buffer)."""
+        self._hash.update(data)
+
+    def text(self) -> str:
+        """`xxh3:` and 32 hex digits."""
+        return f"xxh3:{self._hash.hexdigest()}"
+
+
+def of_bytes(data: Any) -> str:
+    """The fingerprint of one buffer."""
+    return f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"
+
+
+def of_json(value: Any) -> str:
+    """The fingerprint of plain data, independent of the order of its keys."""
+    return of_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def of_layout(checkpoint: Checkpoint) -> str:
+    """The fingerprint of a checkpoint's names, dtypes and shapes, whatever its sharding."""
+    return of_json([[t.name, t.dtype, list(t.shape)] for t in checkpoint.tensors.values()])
+
+
+def of_files(checkpoint: Checkpoint) -> str:
+    """What a resumed run must find unchanged: shard names, sizes, times of change, headers."""
+    rows = []
+    for name, header in checkpoint.shards.items():
+        stat = checkpoint.file(name).stat()
+        rows.append([name, header.file_bytes, stat.st_mtime_ns])
+    return of_json([rows, of_layout(checkpoint), checkpoint.config])
+
+
+def combine(fingerprints: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
+    """One fingerprint for named fingerprints, independent of their order."""
+    return of_json(dict(fingerprints))

@@ -1,0 +1,77 @@
+"""Tensor data through mmap: windows on the page cache, never a copy of a checkpoint.
+
+Knows bytes and offsets; what they mean is the engine's business. Pages that have been used
+are handed back, so that the resident size stays small however large the model is.
+"""
+
+import mmap
+import threading
+from types import TracebackType
+
+from drift_merge.errors import CheckpointError
+from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.headers import TensorInfo
+
+# Hand pages back in pieces of this size, so that one large embedding does not pile up.
+RELEASE_BYTES = 32 * 2**20
+
+
+class MappedCheckpoint:
+    """The shards of a checkpoint, mapped on first use. Safe to share between threads."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._maps: dict[str, mmap.mmap] = {}
+        self._lock = threading.Lock()
+
+    def view(self, info: TensorInfo, begin: int = 0, end: int | None = None) -> memoryview:
+        """Bytes [begin, end) of the data of a tensor, without a copy.
+
+        Raises:
+            CheckpointError: the file is shorter than when its header was read.
+        """
+        end = info.size_bytes if end is None else end
+        return memoryview(self._map(info.shard))[info.start + begin : info.start + end]
+
+    def release(self, info: TensorInfo, begin: int, end: int) -> None:
+        """Say that bytes [begin, end) of a tensor are done with; they stay in the page cache."""
+        if begin >= end:
+            return
+        first = (info.start + begin) // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map(info.shard).madvise(mmap.MADV_DONTNEED, first, info.start + end - first)
+
+    def _map(self, shard: str) -> mmap.mmap:
+        with self._lock:
+            if shard not in self._maps:
+                self._maps[shard] = self._open(shard)
+            return self._maps[shard]
+
+    def _open(self, shard: str) -> mmap.mmap:
+        path = self.checkpoint.file(shard)
+        expected = self.checkpoint.shards[shard].file_bytes
+        with open(path, "rb") as file:
+            found = path.stat().st_size
+            # A read past the end of a mapped file kills the process: look before mapping.
+            if found != expected:
+                raise CheckpointError(
+                    f"{shard} changed while it was being used: "
+                    f"it had {expected:,} bytes, now it has {found:,}.",
+                    remedy="Let the download finish, then run the command again.",
+                )
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def close(self) -> None:
+        """Drop the maps; a map that is still looked at lives until its views do."""
+        with self._lock:
+            self._maps.clear()
+
+    def __enter__(self) -> "MappedCheckpoint":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,255 @@
+"""The life of an output directory: absent or whole, never half.
+
+    OUT.partial/lock           held while a process writes
+    OUT.partial/journal.jsonl  the plan and the finished tensors
+    OUT.partial/payload/       what will become OUT
+    OUT.partial/replaced/      the old OUT, for the moment of the swap (--overwrite)
+
+One rename of `payload` to OUT publishes it. A crash at any moment leaves OUT as it was; the
+same command resumes from the journal. A leftover that belongs to another plan is never
+touched: it is named, with the command that discards it.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from drift_merge.errors import OutputError
+from drift_merge.storage.journal import Journal, Results, read_journal
+from drift_merge.storage.shards import cannot_write
+
+OURS = {"lock", "journal.jsonl", "payload", "replaced"}
+
+
+def check_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse an output that exists, or that could destroy an input.
+
+    Args:
+        out: the directory to be created.
+        inputs: local directories that are read.
+        overwrite: an existing `out` may be replaced.
+
+    Raises:
+        OutputError: naming the clash.
+    """
+    final = _real(out)
+    for path in inputs:
+        source = _real(path)
+        if final == source or final.is_relative_to(source) or source.is_relative_to(final):
+            where = "is" if final == source else "is inside" if source in final.parents else "holds"
+            raise OutputError(
+                f"the output {out} {where} the input {path}; writing there could destroy it.",
+                remedy="Choose a directory outside every input with -o.",
+            )
+    if finished_plan(out) is None:  # else the run itself finds out whether it was this very plan
+        _refuse_existing(out, overwrite=overwrite)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _refuse_existing(out: Path, *, overwrite: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise OutputError(
+            f"{out} exists and is not a directory.", remedy="Choose another name with -o."
+        )
+    if not overwrite and any(out.iterdir()):
+        raise OutputError(
+            f"{out} exists already.",
+            remedy="Choose another directory with -o, or replace it: add --overwrite.",
+        )
+
+
+def finished_plan(out: Path) -> str | None:
+    """The plan of a run that was killed after publishing `out`, before it tidied up."""
+    partial = partial_of(out)
+    if not out.is_dir() or (partial / "payload").exists():
+        return None
+    return read_journal(partial / "journal.jsonl")[0]
+
+
+def partial_of(out: Path) -> Path:
+    """Where the unfinished state of `out` lives: beside it, `NAME.partial`."""
+    return out.parent / f"{out.name}.partial"
+
+
+class OutputDirectory:
+    """An output being written. Enter it, fill `payload`, journal, then `publish`.
+
+    Attributes:
+        payload: the directory to fill.
+        finished: tensors that an earlier run of the same plan has done.
+        is_published: the same plan had already been published when this run began.
+    """
+
+    def __init__(self, out: Path, *, plan: str, overwrite: bool) -> None:
+        self.out = Path(os.path.abspath(out))
+        self.plan = plan
+        self.overwrite = overwrite
+        self.partial = partial_of(self.out)
+        self.payload = self.partial / "payload"
+        self.finished: Results = {}
+        self.is_published = False
+        self._lock: int | None = None
+        self._journal: Journal | None = None
+
+    def __enter__(self) -> "OutputDirectory":
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.partial, error) from error
+        try:
+            self._take_lock()
+            self._prepare()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # A run that ended before anything was worth keeping leaves nothing behind.
+        if error is not None and not self.is_published and not self.finished:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        self._release()
+
+    def _take_lock(self) -> None:
+        path = self.partial / "lock"
+        while self._lock is None:
+            try:
+                self.partial.mkdir(parents=True, exist_ok=True)
+                lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise cannot_write(path, error) from error
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock = lock
+            except OSError as error:
+                os.close(lock)
+                raise OutputError(
+                    f"another process is writing {self.out}.",
+                    remedy="Wait for it, or choose another directory with -o.",
+                ) from error
+            # The one who held it may have removed the file between our open and our lock.
+            with suppress(OSError):
+                if os.stat(path).st_ino == os.fstat(lock).st_ino:
+                    return
+            os.close(lock)
+            self._lock = None
+
+    def _prepare(self) -> None:
+        strangers = sorted(set(os.listdir(self.partial)) - OURS)
+        if strangers:
+            raise OutputError(
+                f"{self.partial} holds {strangers[0]}, which is not ours.",
+                remedy="Move it away, or choose another directory with -o.",
+            )
+        plan, finished, good_bytes = read_journal(self.partial / "journal.jsonl")
+        if finished_plan(self.out) == self.plan:
+            self.is_published = True
+            return
+        _refuse_existing(self.out, overwrite=self.overwrite)
+        replaced = self.partial / "replaced"
+        if self.payload.is_dir() and plan not in (None, self.plan):
+            raise self._other_plan(replaced)
+        if replaced.exists() and self.out.exists():
+            _remove_tree(replaced)  # the swap had succeeded; only the tidying was missing
+        if plan != self.plan or not self.payload.is_dir():
+            finished, good_bytes = {}, 0
+            _remove_tree(self.payload)
+        try:
+            self.payload.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.payload, error) from error
+        self.finished = finished
+        journal = self.partial / "journal.jsonl"
+        self._journal = Journal(journal, plan=self.plan, good_bytes=good_bytes)
+
+    def _other_plan(self, replaced: Path) -> OutputError:
+        kept = f" Your previous output is in {replaced}." if replaced.exists() else ""
+        return OutputError(
+            f"{self.partial} holds an unfinished run with other inputs or options.{kept}",
+            remedy=f"Repeat that command to finish it, or discard it: rm -r '{self.partial}'",
+        )
+
+    def record(self, done: Results) -> None:
+        """Journal finished tensors whose data has been flushed."""
+        assert self._journal is not None
+        self._journal.append(done)
+        self.finished.update(done)
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write one small file of the payload and flush it."""
+        path = self.payload / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def publish(self) -> None:
+        """Rename the payload to its final name; from here on the output exists, whole."""
+        try:
+            for folder, _, _ in os.walk(self.payload):
+                _sync_directory(Path(folder))
+            self._swap()
+            _sync_directory(self.out.parent)
+        except OSError as error:
+            raise cannot_write(self.out, error) from error
+        self._release()
+        _remove_tree(self.partial)
+
+    def _swap(self) -> None:
+        replaced = self.partial / "replaced"
+        if self.overwrite and self.out.exists():
+            os.rename(self.out, replaced)
+        try:
+            os.rename(self.payload, self.out)
+        except OSError:
+            if replaced.exists():
+                os.rename(replaced, self.out)
+            raise
+
+    def tidy(self) -> None:
+        """Remove what a killed run left beside its published output."""
+        self._release()
+        _remove_tree(self.partial)
+
+    def _release(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_tree(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise cannot_write(path, error) from error

@@ -1,0 +1,216 @@
+"""Output shards: laid out from names and shapes alone, then written header first.
+
+All offsets are known before any data is, so that space is reserved up front (a full disk is
+found before the work) and data is put at fixed places, in any order, by any thread.
+"""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from drift_merge.errors import OutputError
+from drift_merge.storage.headers import DTYPE_BITS, TensorInfo, encode_header, tensor_bytes
+
+Entry = tuple[str, str, tuple[int, ...]]  # name, dtype code, shape
+
+
+@dataclass(frozen=True, slots=True)
+class OutputShard:
+    """One shard to be written."""
+
+    file: str
+    header: bytes  # the first bytes of the file
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where every output tensor will lie."""
+
+    shards: tuple[OutputShard, ...]
+    tensors: dict[str, TensorInfo]  # by name, in file order
+    index: tuple[str, bytes] | None  # name and bytes of the index file
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all shards, headers included."""
+        return sum(shard.file_bytes for shard in self.shards)
+
+
+def natural_key(name: str) -> list[Any]:
+    """Sort key under which layer 2 comes before layer 10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def lay_out(
+    entries: Iterable[Entry],
+    *,
+    stem: str,
+    max_shard_bytes: int,
+    metadata: Mapping[str, str],
+    always_numbered: bool = False,
+) -> Layout:
+    """Distribute tensors over shards; equal inputs in any order give equal bytes.
+
+    Args:
+        entries: (name, dtype code, shape) of every output tensor.
+        stem: file name before the number, `model` or `prior`.
+        max_shard_bytes: limit for the data of one shard; only a tensor that is larger by itself
+            exceeds it.
+        metadata: `__metadata__` of every shard.
+        always_numbered: `stem-00001-of-00001.safetensors` and an index even for one shard.
+    """
+    ordered = sorted(entries, key=lambda entry: natural_key(entry[0]))
+    groups = _fill(ordered, max_shard_bytes)
+    numbered = always_numbered or len(groups) > 1
+    shards, tensors = [], {}
+    for number, group in enumerate(groups, start=1):
+        name = f"{stem}-{number:05d}-of-{len(groups):05d}" if numbered else stem
+        file = f"{name}.safetensors"
+        # Wide dtypes first, as the safetensors library writes them, so that all data is aligned.
+        group = sorted(group, key=lambda entry: -DTYPE_BITS[entry[1]])
+        header, starts = encode_header(group, metadata)
+        for tensor, dtype, shape in group:
+            size = tensor_bytes(dtype, shape)
+            tensors[tensor] = TensorInfo(tensor, dtype, shape, file, starts[tensor], size)
+        data = sum(tensor_bytes(dtype, shape) for _, dtype, shape in group)
+        shards.append(OutputShard(file, header, len(header) + data))
+    index = _index(stem, tensors) if numbered else None
+    return Layout(tuple(shards), tensors, index)
+
+
+def _fill(ordered: Sequence[Entry], max_shard_bytes: int) -> list[list[Entry]]:
+    groups: list[list[Entry]] = []
+    filled = 0
+    for entry in ordered:
+        size = tensor_bytes(entry[1], entry[2])
+        if not groups or filled + size > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(entry)
+        filled += size
+    return groups
+
+
+def _index(stem: str, tensors: Mapping[str, TensorInfo]) -> tuple[str, bytes]:
+    total = sum(info.size_bytes for info in tensors.values())
+    value = {
+        "metadata": {"total_size": total},
+        "weight_map": {name: tensors[name].shard for name in sorted(tensors)},
+    }
+    return f"{stem}.safetensors.index.json", (json.dumps(value, indent=2) + "\n").encode()
+
+
+class ShardWriter:
+    """Open output shards: space reserved, headers written, data put anywhere, any thread."""
+
+    def __init__(self, layout: Layout, directory: Path) -> None:
+        self.layout = layout
+        self.directory = directory
+        self._files: dict[str, int] = {}
+
+    def open(self) -> None:
+        """Create or reopen every shard at its full size and write its header.
+
+        Raises:
+            OutputError: the disk is too small, or the directory cannot be written.
+        """
+        self._check_space()
+        for shard in self.layout.shards:
+            path = self.directory / shard.file
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._files[shard.file] = descriptor
+                _reserve(descriptor, shard.file_bytes)
+                _write_all(descriptor, memoryview(shard.header), 0)
+            except OSError as error:
+                raise cannot_write(path, error, needed=shard.file_bytes) from error
+
+    def _check_space(self) -> None:
+        have = sum(
+            (self.directory / s.file).stat().st_blocks * 512
+            for s in self.layout.shards
+            if (self.directory / s.file).exists()
+        )
+        status = os.statvfs(self.directory)
+        free = status.f_bavail * status.f_frsize
+        needed = self.layout.size_bytes - have
+        if needed > free:
+            raise OutputError(
+                f"the disk of {self.directory.parent} is too small: "
+                f"{needed:,} bytes are needed, {free:,} are free.",
+                remedy="Free some space, or choose an output on another disk with -o.",
+            )
+
+    def write(self, info: TensorInfo, begin: int, data: Any) -> None:
+        """Put bytes at [begin, begin + len) of the data of a tensor."""
+        try:
+            _write_all(self._files[info.shard], memoryview(data).cast("B"), info.start + begin)
+        except OSError as error:
+            raise cannot_write(self.directory / info.shard, error) from error
+
+    def flush(self) -> None:
+        """Return when everything written so far is on the disk."""
+        for name, descriptor in self._files.items():
+            try:
+                os.fdatasync(descriptor)
+            except OSError as error:
+                raise cannot_write(self.directory / name, error) from error
+
+    def close(self) -> None:
+        """Close the files; nothing is flushed."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __enter__(self) -> "ShardWriter":
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def cannot_write(path: Path, error: OSError, *, needed: int | None = None) -> OutputError:
+    """The OutputError for a failed write: which file, why, and the way out."""
+    want = f" ({needed:,} bytes)" if needed is not None else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Free some space and run the same command again: it resumes where it stopped."
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "Choose a directory you may write to with -o."
+    else:
+        remedy = "Check the disk, then run the same command again: it resumes where it stopped."
+    return OutputError(f"{path} cannot be written{want}: {error.strerror or error}.", remedy=remedy)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if size == 0:
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        # Some file systems (NFS, FUSE) cannot reserve; a sparse file of the right size must do.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+    os.ftruncate(descriptor, size)
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data = data[written:]
+        offset += written

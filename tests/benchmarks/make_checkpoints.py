@@ -1,0 +1,105 @@
+"""Random checkpoints of real shapes for the benchmarks: a reasoner and an mllm of the same size.
+
+    python tests/benchmarks/make_checkpoints.py --size 3 --out DIR
+
+writes DIR/reasoner and DIR/mllm, two text checkpoints with the tensor names and
+shapes of Qwen2.5-1.5B (3.09 GB in bfloat16) or a multiple of its layers, so that
+tools that know only text models can be measured on the same files; with `--vision`
+the second one is a Qwen2.5-VL with a small vision tower. Values are normal noise around a
+shared ancestor, written in blocks: memory stays small.
+"""
+
+import argparse
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+
+HIDDEN, INTERMEDIATE, KV, VOCAB = 1536, 8960, 256, 151936
+LAYERS = {1: 6, 3: 28, 6: 60}  # size in GB (about) -> number of layers
+
+
+def tensor_shapes(num_layers: int, vocab: int = VOCAB) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, HIDDEN)}
+    for i in range(num_layers):
+        p = f"model.layers.{i}."
+        shapes[p + "input_layernorm.weight"] = (HIDDEN,)
+        shapes[p + "mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
+        shapes[p + "mlp.gate_proj.weight"] = (INTERMEDIATE, HIDDEN)
+        shapes[p + "mlp.up_proj.weight"] = (INTERMEDIATE, HIDDEN)
+        shapes[p + "post_attention_layernorm.weight"] = (HIDDEN,)
+        for n, rows in (("q", HIDDEN), ("k", KV), ("v", KV)):
+            shapes[p + f"self_attn.{n}_proj.weight"] = (rows, HIDDEN)
+            shapes[p + f"self_attn.{n}_proj.bias"] = (rows,)
+        shapes[p + "self_attn.o_proj.weight"] = (HIDDEN, HIDDEN)
+    shapes["model.norm.weight"] = (HIDDEN,)
+    return shapes
+
+
+def text_config(num_layers: int) -> dict[str, object]:
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCAB,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-06,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 151643,
+        "eos_token_id": 151643,
+        "max_position_embeddings": 32768,
+    }
+
+
+def write_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]], config: dict, seed: int):
+    """One safetensors file, values written block by block (about 64 MB at a time)."""
+    path.mkdir(parents=True, exist_ok=True)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, shape in shapes.items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    shared = np.random.default_rng(0).standard_normal(1 << 21, dtype=np.float32)
+    own = np.random.default_rng(seed).standard_normal((1 << 21) - 7919, dtype=np.float32)
+    with open(path / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        for shape in shapes.values():
+            n = int(np.prod(shape))
+            for start in range(0, n, 1 << 24):
+                count = min(1 << 24, n - start)
+                values = 0.02 * np.resize(shared, count) + 0.004 * np.resize(own, count)
+                file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+    (path / "config.json").write_text(json.dumps(config, indent=2))
+    (path / "generation_config.json").write_text("{}")
+
+
+def make(out: Path, size: int, *, vision: bool = False) -> tuple[Path, Path]:
+    layers = LAYERS[size]
+    shapes, config = tensor_shapes(layers), text_config(layers)
+    write_checkpoint(out / "reasoner", shapes, config, seed=1)
+    if vision:
+        for i in range(8):
+            shapes[f"visual.blocks.{i}.mlp.fc1.weight"] = (5120, 1280)
+        config = {**config, "architectures": ["Qwen2_5_VLForConditionalGeneration"]}
+        config |= {"model_type": "qwen2_5_vl", "vision_config": {"depth": 8, "hidden_size": 1280}}
+    write_checkpoint(out / "mllm", shapes, config, seed=2)
+    return out / "reasoner", out / "mllm"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, choices=sorted(LAYERS), default=3, help="GB, about")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--vision", action="store_true", help="give the mllm a vision tower")
+    arguments = parser.parse_args()
+    print(*make(arguments.out, arguments.size, vision=arguments.vision))

@@ -1,0 +1,316 @@
+"""A small Hugging Face Hub on the loopback interface, for the unmodified huggingface_hub client.
+
+It serves local directories as repositories: the model API, the file tree, `resolve` with
+ranges, redirects of large files to a second origin (the "CDN"), the Hub's error headers. Faults
+are injected per request, and every exchange is logged with the bytes that were sent.
+
+    with HubServer() as hub:
+        hub.add_commit("org/name", tmp_path / "model")
+        with connected(hub, tmp_path / "home", monkeypatch): ...    # tests/hub_client.py
+"""
+
+import hashlib
+import json
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+_SENT_AT_ONCE = 65_536
+_LARGE_SUFFIXES = (".safetensors", ".bin", ".gguf")  # files that the Hub keeps in LFS
+_ERROR_CODES = {
+    "RepoNotFound": "Repository not found",
+    "RevisionNotFound": "Invalid rev id",
+    "EntryNotFound": "Entry not found",
+    "GatedRepo": "Access to this model is restricted",
+}
+
+
+@dataclass
+class Repo:
+    """One repository: commits are maps from path to a local file, refs name commits."""
+
+    repo_id: str
+    commits: dict[str, dict[str, Path]] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+    private: bool = False  # everything needs a token
+    gated: bool = False  # the listing is public, files need a token with access
+
+
+@dataclass
+class Fault:
+    """What to do to requests whose "METHOD /path" matches; the oldest matching fault acts."""
+
+    match: str  # regular expression, searched
+    times: int = 1_000_000  # how many requests it strikes
+    status: int = 0  # answer with this status instead
+    code: str = ""  # X-Error-Code of that answer
+    headers: dict[str, str] = field(default_factory=dict)  # more headers of that answer
+    delay_seconds: float = 0.0  # before the answer
+    cut_after: int = -1  # close the connection after so many bytes of the body
+    bytes_per_second: float = 0.0  # throttle the body; 0 is unthrottled
+    ignore_range: bool = False  # answer 200 with the whole file
+    body: bytes | None = None  # answer 200 with this instead
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request and what was sent for it."""
+
+    method: str
+    path: str
+    range: str  # the Range header, or ""
+    has_token: bool
+    origin: str  # "hub" or "cdn"
+    status: int
+    bytes_sent: int  # of the body
+
+
+class HubServer:
+    """The Hub and its CDN, each on its own port of 127.0.0.1, until the `with` block ends."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.tokens: dict[str, bool] = {}  # token -> has access to gated and private repositories
+        self.faults: list[Fault] = []
+        self.log: list[Exchange] = []
+        self.blobs: dict[str, Path] = {}  # sha256 -> file, as the CDN serves them
+        self.lock = threading.Lock()
+        self.closing = threading.Event()
+        self._servers = [self._listen("hub"), self._listen("cdn")]
+        self.url, self.cdn_url = (f"http://127.0.0.1:{s.server_port}" for s in self._servers)
+
+    def __enter__(self) -> "HubServer":
+        self._threads = [
+            threading.Thread(target=server.serve_forever, args=(0.02,)) for server in self._servers
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        for server, thread in zip(self._servers, self._threads, strict=True):
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    def _listen(self, origin: str) -> ThreadingHTTPServer:
+        handler = type("Handler", (_Handler,), {"hub": self, "origin": origin})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        return server
+
+    def add_commit(self, repo_id: str, folder: Path, ref: str = "main") -> str:
+        """Make the folder's files the newest commit of a branch (or tag); return its hash."""
+        repo = self.repos.setdefault(repo_id, Repo(repo_id))
+        files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+        commit = hashlib.sha1(f"{repo_id} {len(repo.commits)}".encode()).hexdigest()
+        repo.commits[commit] = dict(sorted(files.items()))
+        repo.refs[ref] = commit
+        self.blobs |= {_sha256(p): p for p in files.values() if p.name.endswith(_LARGE_SUFFIXES)}
+        return commit
+
+    def inject(self, match: str, **what: Any) -> Fault:
+        """Add a fault; see `Fault` for what it can be."""
+        fault = Fault(match, **what)
+        self.faults.append(fault)
+        return fault
+
+    def take_fault(self, request: str) -> Fault | None:
+        """The fault that strikes this request, counted as used."""
+        with self.lock:
+            for fault in self.faults:
+                if fault.times > 0 and re.search(fault.match, request):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def requests(self, match: str) -> list[Exchange]:
+        """The logged exchanges whose "METHOD /path" matches the regular expression."""
+        with self.lock:
+            return [x for x in self.log if re.search(match, f"{x.method} {x.path}")]
+
+    def bytes_sent(self, match: str = "") -> int:
+        """Bytes of all bodies sent for matching requests."""
+        return sum(exchange.bytes_sent for exchange in self.requests(match))
+
+
+class _RefusedError(Exception):
+    """Ends a request with a status and one of the Hub's error codes."""
+
+    def __init__(self, status: int, code: str = "") -> None:
+        self.status, self.code = status, code
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: HubServer
+    origin: str
+    protocol_version = "HTTP/1.1"
+    fault: Fault | None
+    status: int
+    sent: int
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay silent: `HubServer.log` has it all."""
+
+    def do_GET(self) -> None:
+        self._exchange()
+
+    def do_HEAD(self) -> None:
+        self._exchange()
+
+    def _exchange(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.status, self.sent = 0, 0
+        self.fault = self.hub.take_fault(f"{self.command} {path}")
+        try:
+            self._answer(path)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the client has read enough
+        finally:
+            byte_range = self.headers.get("Range", "")
+            exchange = Exchange(
+                self.command,
+                path,
+                byte_range,
+                self._token() != "",
+                self.origin,
+                self.status,
+                self.sent,
+            )
+            with self.hub.lock:
+                self.hub.log.append(exchange)
+
+    def _answer(self, path: str) -> None:
+        try:
+            if self.fault is not None:
+                self.hub.closing.wait(self.fault.delay_seconds)
+                if self.fault.status:
+                    raise _RefusedError(self.fault.status, self.fault.code)
+            self._route(path)
+        except _RefusedError as refused:
+            self._refuse(refused)
+
+    def _route(self, path: str) -> None:
+        if self.origin == "cdn":
+            return self._send_file(self.hub.blobs[path.rpartition("/")[2]], {})
+        if api := re.fullmatch(r"/api/models/(.+?)(?:/(revision|tree)/(.+))?", path):
+            repo_id, what, ref = api.groups()
+            commit, files = self._find(repo_id, ref or "main", is_file=False)
+            return self._send_json(
+                _tree(files) if what == "tree" else _info(repo_id, commit, files)
+            )
+        if file := re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/(refs/pr/\d+|[^/]+)/(.+)", path):
+            repo_id, ref, name = file.groups()
+            commit, files = self._find(repo_id, ref, is_file=True)
+            return self._resolve(commit, files.get(name))
+        raise _RefusedError(404)
+
+    def _token(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ")
+
+    def _find(self, repo_id: str, ref: str, *, is_file: bool) -> tuple[str, dict[str, Path]]:
+        """The commit and its files, if the caller may see them."""
+        repo, token = self.hub.repos.get(repo_id), self._token()
+        has_access = self.hub.tokens.get(token, False)
+        if repo is None or (repo.private and not has_access):
+            raise _RefusedError(404 if token else 401, "RepoNotFound")
+        if repo.gated and is_file and not has_access:
+            raise _RefusedError(403 if token else 401, "GatedRepo")
+        commit = repo.refs.get(ref, ref)
+        if commit not in repo.commits:
+            raise _RefusedError(404, "RevisionNotFound")
+        return commit, repo.commits[commit]
+
+    def _resolve(self, commit: str, path: Path | None) -> None:
+        head = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        if path is None:
+            raise _RefusedError(404, "EntryNotFound")
+        if not path.name.endswith(_LARGE_SUFFIXES):
+            return self._send_file(path, head | {"ETag": f'"{_git_sha1(path)}"'})
+        sha256 = _sha256(path)
+        head |= {
+            "X-Linked-Size": str(path.stat().st_size),
+            "X-Linked-ETag": f'"{sha256}"',
+            "Location": f"{self.hub.cdn_url}/lfs/{sha256}",
+        }
+        self._send(302, head, b"")
+
+    def _send_json(self, answer: object) -> None:
+        self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+    def _send_file(self, path: Path, head: dict[str, str]) -> None:
+        data = path.read_bytes()
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked is None or (self.fault and self.fault.ignore_range):
+            return self._send(200, head, data)
+        first, last = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1)
+        if first >= len(data):
+            return self._send(416, head | {"Content-Range": f"bytes */{len(data)}"}, b"")
+        head |= {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+        return self._send(206, head, data[first : last + 1])
+
+    def _refuse(self, refused: _RefusedError) -> None:
+        head = {"X-Error-Message": _ERROR_CODES.get(refused.code, "Refused")}
+        if refused.code:
+            head["X-Error-Code"] = refused.code
+        more = self.fault.headers if self.fault else {}
+        self._send(refused.status, head | more, b'{"error": "refused"}')
+
+    def _send(self, status: int, head: dict[str, str], body: bytes) -> None:
+        if self.fault and self.fault.body is not None and status < 300:
+            body = self.fault.body
+        self.status = status
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | head).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self._send_body(body)
+
+    def _send_body(self, body: bytes) -> None:
+        fault = self.fault or Fault("")
+        end = len(body) if fault.cut_after < 0 else min(fault.cut_after, len(body))
+        for start in range(0, end, _SENT_AT_ONCE):
+            self.wfile.write(body[start : min(start + _SENT_AT_ONCE, end)])
+            self.sent = min(start + _SENT_AT_ONCE, end)
+            if fault.bytes_per_second:
+                time.sleep(_SENT_AT_ONCE / fault.bytes_per_second)
+        if fault.cut_after >= 0:
+            self.wfile.flush()
+            self.close_connection = True
+
+
+def _info(repo_id: str, commit: str, files: dict[str, Path]) -> dict[str, object]:
+    siblings = [{"rfilename": name, "size": path.stat().st_size} for name, path in files.items()]
+    return {"_id": commit[:24], "id": repo_id, "sha": commit, "tags": [], "siblings": siblings}
+
+
+def _tree(files: dict[str, Path]) -> list[dict[str, object]]:
+    entries: list[dict[str, object]] = []
+    for name, path in files.items():
+        size = path.stat().st_size
+        entry: dict[str, object] = {
+            "type": "file",
+            "path": name,
+            "size": size,
+            "oid": _git_sha1(path),
+        }
+        if path.name.endswith(_LARGE_SUFFIXES):
+            entry["lfs"] = {"oid": _sha256(path), "size": size, "pointerSize": 134}
+        entries.append(entry)
+    return entries
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _git_sha1(path: Path) -> str:
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
