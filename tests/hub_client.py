@@ -6,7 +6,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 from tests.hub_server import HubServer
 
@@ -34,7 +34,7 @@ def connected(hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> It
         monkeypatch.delenv(variable, raising=False)
     for variable, value in environment(hub, home).items():
         monkeypatch.setenv(variable, value)
-    values = {
+    values: dict[str, object] = {
         "ENDPOINT": hub.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HOME": str(home),
@@ -51,8 +51,11 @@ def connected(hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> It
         "HF_HUB_ETAG_TIMEOUT": 2,
         "HF_HUB_DOWNLOAD_TIMEOUT": 2,
     }
-    for name, value in values.items():
-        monkeypatch.setattr(constants, name, value, raising=False)
+    for name, setting in values.items():
+        monkeypatch.setattr(constants, name, setting, raising=False)
+        # huggingface_hub < 1.0 copied some of them at its import.
+        if hasattr(file_download, name):
+            monkeypatch.setattr(file_download, name, setting)
     _close_sessions()
     yield
     _close_sessions()
@@ -67,6 +70,7 @@ def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _close_sessions() -> None:
     """Close pooled connections, so that none outlives its server."""
-    close = getattr(huggingface_hub, "close_session", None)  # huggingface_hub >= 1.0
-    if close is not None:
-        close()
+    name = (
+        "close_session" if hasattr(huggingface_hub, "close_session") else "configure_http_backend"
+    )
+    getattr(huggingface_hub, name)()  # the latter before 1.0

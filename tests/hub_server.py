@@ -9,7 +9,6 @@ are injected per request, and every exchange is logged with the bytes that were 
         with connected(hub, tmp_path / "home", monkeypatch): ...    # tests/hub_client.py
 """
 
-import hashlib
 import json
 import re
 import threading
@@ -20,25 +19,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tests.hub_repo import Repo, git_sha1, info, is_large, sha256, tree
+
 _SENT_AT_ONCE = 65_536
-_LARGE_SUFFIXES = (".safetensors", ".bin", ".gguf")  # files that the Hub keeps in LFS
 _ERROR_CODES = {
     "RepoNotFound": "Repository not found",
     "RevisionNotFound": "Invalid rev id",
     "EntryNotFound": "Entry not found",
     "GatedRepo": "Access to this model is restricted",
 }
-
-
-@dataclass
-class Repo:
-    """One repository: commits are maps from path to a local file, refs name commits."""
-
-    repo_id: str
-    commits: dict[str, dict[str, Path]] = field(default_factory=dict)
-    refs: dict[str, str] = field(default_factory=dict)
-    private: bool = False  # everything needs a token
-    gated: bool = False  # the listing is public, files need a token with access
 
 
 @dataclass
@@ -77,9 +66,10 @@ class HubServer:
         self.repos: dict[str, Repo] = {}
         self.tokens: dict[str, bool] = {}  # token -> has access to gated and private repositories
         self.faults: list[Fault] = []
-        self.log: list[Exchange] = []
+        self._log: list[Exchange] = []
+        self._num_open = 0  # requests that are being answered
         self.blobs: dict[str, Path] = {}  # sha256 -> file, as the CDN serves them
-        self.lock = threading.Lock()
+        self._changed = threading.Condition()
         self.closing = threading.Event()
         self._servers = [self._listen("hub"), self._listen("cdn")]
         self.url, self.cdn_url = (f"http://127.0.0.1:{s.server_port}" for s in self._servers)
@@ -108,11 +98,8 @@ class HubServer:
     def add_commit(self, repo_id: str, folder: Path, ref: str = "main") -> str:
         """Make the folder's files the newest commit of a branch (or tag); return its hash."""
         repo = self.repos.setdefault(repo_id, Repo(repo_id))
-        files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-        commit = hashlib.sha1(f"{repo_id} {len(repo.commits)}".encode()).hexdigest()
-        repo.commits[commit] = dict(sorted(files.items()))
-        repo.refs[ref] = commit
-        self.blobs |= {_sha256(p): p for p in files.values() if p.name.endswith(_LARGE_SUFFIXES)}
+        commit = repo.add_commit(folder, ref)
+        self.blobs |= {sha256(p): p for p in repo.commits[commit].values() if is_large(p)}
         return commit
 
     def inject(self, match: str, **what: Any) -> Fault:
@@ -121,19 +108,34 @@ class HubServer:
         self.faults.append(fault)
         return fault
 
-    def take_fault(self, request: str) -> Fault | None:
-        """The fault that strikes this request, counted as used."""
-        with self.lock:
+    def begin_request(self, request: str) -> Fault | None:
+        """Note a request; return the fault that strikes it, counted as used."""
+        with self._changed:
+            self._num_open += 1
             for fault in self.faults:
                 if fault.times > 0 and re.search(fault.match, request):
                     fault.times -= 1
                     return fault
         return None
 
-    def requests(self, match: str) -> list[Exchange]:
-        """The logged exchanges whose "METHOD /path" matches the regular expression."""
-        with self.lock:
-            return [x for x in self.log if re.search(match, f"{x.method} {x.path}")]
+    def end_request(self, exchange: Exchange) -> None:
+        """Log an exchange whose last byte has been sent."""
+        with self._changed:
+            self._log.append(exchange)
+            self._num_open -= 1
+            self._changed.notify_all()
+
+    def requests(self, match: str = "") -> list[Exchange]:
+        """The exchanges so far whose "METHOD /path" matches the regular expression."""
+        with self._changed:
+            # A client has its answer a moment before the server has logged it.
+            self._changed.wait_for(lambda: self._num_open == 0, timeout=1.0)
+            return [x for x in self._log if re.search(match, f"{x.method} {x.path}")]
+
+    def forget_requests(self) -> None:
+        """Begin an empty log."""
+        self.requests()
+        self._log.clear()
 
     def bytes_sent(self, match: str = "") -> int:
         """Bytes of all bodies sent for matching requests."""
@@ -167,24 +169,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _exchange(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.status, self.sent = 0, 0
-        self.fault = self.hub.take_fault(f"{self.command} {path}")
+        self.fault = self.hub.begin_request(f"{self.command} {path}")
         try:
             self._answer(path)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the client has read enough
         finally:
-            byte_range = self.headers.get("Range", "")
-            exchange = Exchange(
-                self.command,
-                path,
-                byte_range,
-                self._token() != "",
-                self.origin,
-                self.status,
-                self.sent,
+            asked, has_token = self.headers.get("Range", ""), self._token() != ""
+            self.hub.end_request(
+                Exchange(self.command, path, asked, has_token, self.origin, self.status, self.sent)
             )
-            with self.hub.lock:
-                self.hub.log.append(exchange)
 
     def _answer(self, path: str) -> None:
         try:
@@ -202,9 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
         if api := re.fullmatch(r"/api/models/(.+?)(?:/(revision|tree)/(.+))?", path):
             repo_id, what, ref = api.groups()
             commit, files = self._find(repo_id, ref or "main", is_file=False)
-            return self._send_json(
-                _tree(files) if what == "tree" else _info(repo_id, commit, files)
-            )
+            return self._send_json(tree(files) if what == "tree" else info(repo_id, commit, files))
         if file := re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/(refs/pr/\d+|[^/]+)/(.+)", path):
             repo_id, ref, name = file.groups()
             commit, files = self._find(repo_id, ref, is_file=True)
@@ -231,13 +223,13 @@ class _Handler(BaseHTTPRequestHandler):
         head = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if path is None:
             raise _RefusedError(404, "EntryNotFound")
-        if not path.name.endswith(_LARGE_SUFFIXES):
-            return self._send_file(path, head | {"ETag": f'"{_git_sha1(path)}"'})
-        sha256 = _sha256(path)
+        if not is_large(path):
+            return self._send_file(path, head | {"ETag": f'"{git_sha1(path)}"'})
+        name = sha256(path)
         head |= {
             "X-Linked-Size": str(path.stat().st_size),
-            "X-Linked-ETag": f'"{sha256}"',
-            "Location": f"{self.hub.cdn_url}/lfs/{sha256}",
+            "X-Linked-ETag": f'"{name}"',
+            "Location": f"{self.hub.cdn_url}/lfs/{name}",
         }
         self._send(302, head, b"")
 
@@ -284,33 +276,3 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.cut_after >= 0:
             self.wfile.flush()
             self.close_connection = True
-
-
-def _info(repo_id: str, commit: str, files: dict[str, Path]) -> dict[str, object]:
-    siblings = [{"rfilename": name, "size": path.stat().st_size} for name, path in files.items()]
-    return {"_id": commit[:24], "id": repo_id, "sha": commit, "tags": [], "siblings": siblings}
-
-
-def _tree(files: dict[str, Path]) -> list[dict[str, object]]:
-    entries: list[dict[str, object]] = []
-    for name, path in files.items():
-        size = path.stat().st_size
-        entry: dict[str, object] = {
-            "type": "file",
-            "path": name,
-            "size": size,
-            "oid": _git_sha1(path),
-        }
-        if path.name.endswith(_LARGE_SUFFIXES):
-            entry["lfs"] = {"oid": _sha256(path), "size": size, "pointerSize": 134}
-        entries.append(entry)
-    return entries
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _git_sha1(path: Path) -> str:
-    data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

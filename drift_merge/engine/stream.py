@@ -5,38 +5,48 @@ depends on the plan and the inputs alone: not on threads, chunk order or an inte
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from queue import SimpleQueue
 from threading import Thread
-from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from drift_merge.engine.extents import Extents
+from drift_merge.engine.finiteness import count_nonfinite, refuse_nonfinite
 from drift_merge.engine.inputs import Inputs, chunks
 from drift_merge.engine.plan import Plan, Step
 from drift_merge.engine.workspace import DTYPES, Workspace, chunk_elements
-from drift_merge.errors import CheckpointError
 from drift_merge.maths.deltas import PairSums, delta_
 from drift_merge.maths.merging import METHODS
 from drift_merge.names.tensors import matrix_shape
 from drift_merge.storage.fingerprints import Fingerprint
+from drift_merge.storage.headers import TensorInfo
+from drift_merge.storage.journal import Results
 from drift_merge.storage.mapped import RELEASE_BYTES
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.shards import ShardWriter
 
-# Finished tensors are flushed and journaled in extents of this size: what a crash can cost.
-EXTENT_BYTES = 10**9
-FLOAT16_MAX = 65504.0
-
-Results = dict[str, dict[str, Any]]
 _Message = tuple[str, dict[str, Any]] | BaseException | None  # of a worker; None: it has ended
 Progress = Callable[[int], None]  # called with the bytes written since the last call
+
+
+class Sink(Protocol):
+    """Where the bytes of the output go."""
+
+    def write(self, info: TensorInfo, begin: int, data: Any) -> None:
+        """Put bytes at [begin, begin + len) of the data of a tensor."""
+
+
+class _Discard:
+    """A sink for recomputation: only the fingerprints matter."""
+
+    def write(self, info: TensorInfo, begin: int, data: Any) -> None:
+        pass
 
 
 class _Stopped(Exception):
@@ -49,7 +59,7 @@ class _Run:
 
     plan: Plan
     inputs: Inputs
-    writer: ShardWriter
+    writer: "Sink"
     device: torch.device
     progress: Progress
     stop: threading.Event = field(default_factory=threading.Event)
@@ -100,9 +110,16 @@ def stream(
         for name in results:
             progress(plan.layout.tensors[name].size_bytes)
         run = _Run(plan, inputs, writer, torch.device(device), progress)
-        for name, result in _finished(run, todo, output, threads):
+        for name, result in _finished(run, todo, writer, output, threads):
             results[name] = result
     return {step.name: results[step.name] for step in plan.steps}
+
+
+def recompute(plan: Plan, steps: list[Step], *, device: str = "cpu") -> Results:
+    """Compute some steps of a plan again, writing nothing; the results hold the fingerprints."""
+    with Inputs(plan.sources) as inputs, _one_torch_thread():
+        run = _Run(plan, inputs, _Discard(), torch.device(device), lambda _: None)
+        return dict(_run_step(run, step) for step in steps)
 
 
 @contextmanager
@@ -116,13 +133,13 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _finished(
-    run: _Run, todo: list[Step], output: OutputDirectory, threads: int
+    run: _Run, todo: list[Step], writer: ShardWriter, output: OutputDirectory, threads: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run the steps on a pool of threads; yield each result; journal extents on the way."""
     queue: SimpleQueue[_Message] = SimpleQueue()
     steps = iter(todo)
     workers = [Thread(target=_work, args=(run, steps, queue)) for _ in range(threads)]
-    with _Extents(run.writer, output, run.plan) as extents:
+    with Extents(writer, output, run.plan) as extents:
         try:
             for worker in workers:
                 worker.start()
@@ -160,57 +177,11 @@ def _work(run: _Run, steps: Iterator[Step], queue: "SimpleQueue[_Message]") -> N
     queue.put(None)
 
 
-class _Extents:
-    """Collects finished tensors; flushes and journals them behind the workers' backs."""
-
-    def __init__(self, writer: ShardWriter, output: OutputDirectory, plan: Plan) -> None:
-        self._writer = writer
-        self._output = output
-        self._sizes = {name: info.size_bytes for name, info in plan.layout.tensors.items()}
-        self._extent: Results = {}
-        self._filled = 0
-        self._flusher = ThreadPoolExecutor(1, "flush")
-        self._flushes: list[Future[None]] = []
-
-    def add(self, name: str, result: dict[str, Any]) -> None:
-        """Take one finished tensor; raise what an earlier flush has met."""
-        self._extent[name] = result
-        self._filled += self._sizes[name]
-        if self._filled >= EXTENT_BYTES:
-            self._submit()
-        for flush in [f for f in self._flushes if f.done()]:
-            self._flushes.remove(flush)
-            flush.result()
-
-    def _submit(self) -> None:
-        self._flushes.append(self._flusher.submit(self._flush, self._extent))
-        self._extent, self._filled = {}, 0
-
-    def _flush(self, extent: Results) -> None:
-        self._writer.flush()
-        self._output.record(extent)
-
-    def __enter__(self) -> "_Extents":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._submit()
-        self._flusher.shutdown(wait=True)
-        if error is None:
-            for flush in self._flushes:
-                flush.result()
-
-
 def _run_step(run: _Run, step: Step) -> tuple[str, dict[str, Any]]:
     workspace = run.workspace()
     with torch.inference_mode(), workspace.on_stream():
         result = _copy(run, step) if step.method == "copy" else _combine(run, step, workspace)
-    _refuse_nonfinite(run.plan, step, result.get("nonfinite", {}))
+    refuse_nonfinite(run.plan, step, result.get("nonfinite", {}))
     return step.name, result
 
 
@@ -231,7 +202,7 @@ def _copy(run: _Run, step: Step) -> dict[str, Any]:
         run.writer.write(info, begin, data)
         if info.dtype in DTYPES and DTYPES[info.dtype].is_floating_point:
             chunk = torch.frombuffer(data, dtype=DTYPES[info.dtype])
-            if bad := _count_nonfinite(chunk):
+            if bad := count_nonfinite(chunk):
                 label = f"{run.plan.sources[0].source.label}: {source.name}"
                 counts[label] = counts.get(label, 0) + bad
         pace.reached(end)
@@ -260,8 +231,8 @@ def _combine(run: _Run, step: Step, workspace: Workspace) -> dict[str, Any]:
         _fill_missing_rows(run, step, loaded, begin, end)
         result, is_finite = _formula(step, loaded, sums)
         out, data = workspace.store(result, dtype)
-        if not is_finite or (dtype == torch.float16 and _count_nonfinite(out)):
-            _count_all(run, step, workspace, begin, end, out, counts)
+        if not is_finite or (dtype == torch.float16 and count_nonfinite(out)):
+            _count_all(run, step, workspace, (begin, end), out, counts)
         written.update(data)
         run.writer.write(info, begin * dtype.itemsize, data)
         pace.reached(end * dtype.itemsize)
@@ -291,29 +262,19 @@ def _fill_missing_rows(run: _Run, step: Step, loaded: list[Tensor], begin: int, 
         chunk.view(-1, cols)[rows] = loaded[0].view(-1, cols)[rows]
 
 
-def _count_nonfinite(chunk: Tensor) -> int:
-    """Number of NaN and Inf. The sum is finite unless there are any (or it overflows)."""
-    if chunk.dtype.itemsize == 1:
-        chunk = chunk.float()  # float8 has no arithmetic of its own
-    if isfinite(float(chunk.sum(dtype=torch.float32))):
-        return 0
-    return chunk.numel() - int(torch.isfinite(chunk).sum())
-
-
 def _count_all(
     run: _Run,
     step: Step,
     workspace: Workspace,
-    begin: int,
-    end: int,
+    bounds: tuple[int, int],
     out: Tensor,
     counts: dict[str, int],
 ) -> None:
     """Count NaN and Inf of a suspicious chunk, in each input and in the rounded output."""
-    bad_output = _count_nonfinite(out)
+    bad_output = count_nonfinite(out)
     for slot, view in enumerate(step.inputs):
-        raw, _ = run.inputs.chunk(view, step.shape, begin, end, workspace.scratch(slot))
-        if bad := _count_nonfinite(raw):
+        raw, _ = run.inputs.chunk(view, step.shape, *bounds, workspace.scratch(slot))
+        if bad := count_nonfinite(raw):
             name = view.parts[0].name
             label = f"{run.plan.sources[view.source].source.label}: {name}"
             counts[label] = counts.get(label, 0) + bad
@@ -321,17 +282,6 @@ def _count_all(
     if bad_output:
         label = f"the result in {step.dtype}: {step.name}"
         counts[label] = counts.get(label, 0) + bad_output
-
-
-def _refuse_nonfinite(plan: Plan, step: Step, counts: Mapping[str, int]) -> None:
-    if not counts or plan.recipe.allow_nonfinite:
-        return
-    found = "; ".join(f"{label}: {n:,} values" for label, n in counts.items())
-    raise CheckpointError(
-        f"NaN or Inf found while making {step.name}: {found}.",
-        remedy="The checkpoint is damaged, or the output dtype is too narrow (--dtype float32). "
-        "To keep such values on purpose: --allow-nonfinite",
-    )
 
 
 @dataclass(slots=True)

@@ -98,6 +98,8 @@ _FIELDS: dict[str, tuple[tuple[str, ...], str, str, str, str]] = {
 
 # Classes whose config leaves rope_theta out when it is 10,000.
 _THETA_10K = frozenset(("llama", "mistral", "qwen2", "internlm2", "phi3", "gemma", "gemma2"))
+# Classes whose head size is hidden size / heads where the config does not give it.
+_DERIVED_HEAD_DIM = frozenset(("llama", "mistral", "qwen2", "internlm2", "phi3"))
 
 
 def text_config(config: Config) -> Config:
@@ -199,10 +201,15 @@ def _field(config: Config, code: str, keys: tuple[str, ...]) -> Any:
     if code == "num_layers" and isinstance(value, int) and isinstance(inserted, list):
         return value - len(inserted)  # Mllama counts the inserted layers
     if code == "head_dim" and value is None:
-        width, heads = config.get("hidden_size"), config.get("num_attention_heads")
-        if isinstance(width, int) and isinstance(heads, int) and heads > 0:
-            return width // heads
+        return _derived_head_dim(config)
     return value
+
+
+def _derived_head_dim(config: Config) -> int | None:
+    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if _family_name(config.get("model_type")) not in _DERIVED_HEAD_DIM:
+        return None
+    return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else None
 
 
 def _show(value: object) -> str:

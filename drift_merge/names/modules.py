@@ -20,8 +20,7 @@ _ATTENTION = frozenset(
 _MLP = frozenset(
     ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "experts", "router", "shared_expert")
 )
-_NORM = re.compile(r"norm|\.ln_|\.ln\d*\.")
-_LAYER = re.compile(r"layers\.(\d+)\.")
+_LN = re.compile(r"\.ln(?:_|\d*\.)")  # GPT-2's ln_1, ln_f
 _RANGE = re.compile(r"\s*(?:(-?\d+)|(-?\d+)?\s*:\s*(-?\d+)?)\s*")
 
 
@@ -58,7 +57,7 @@ def classify(canonical: str) -> str:
         return {"embed_tokens": "embed", "lm_head": "head", "norm": "norm"}.get(
             segments[0], "other"
         )
-    if _NORM.search(canonical):
+    if "norm" in canonical or (".ln" in canonical and _LN.search(canonical)):
         return "norm"
     for segment in segments[2:]:
         if segment in _ATTENTION:
@@ -70,8 +69,10 @@ def classify(canonical: str) -> str:
 
 def layer_of(canonical: str) -> int | None:
     """Return the layer number in a canonical name, None where it has none."""
-    found = _LAYER.match(canonical)
-    return int(found[1]) if found else None
+    if not canonical.startswith("layers."):
+        return None
+    number = canonical.split(".", 2)[1]
+    return int(number) if number.isdigit() else None
 
 
 def parse_selection(modules: str, layers: str | None, num_layers: int) -> Selection:

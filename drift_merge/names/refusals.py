@@ -9,6 +9,7 @@ from drift_merge.names.modules import classify
 from drift_merge.names.tensors import Alignment, Record
 
 ON_MISMATCH = ("error", "skip")
+_MAX_LEFTOVERS = 50  # enough to see a layer of each side
 
 
 def require_complete(alignment: Alignment, *, on_mismatch: str = "error") -> None:
@@ -45,20 +46,26 @@ def require_complete(alignment: Alignment, *, on_mismatch: str = "error") -> Non
     verb = "has" if missing == 1 else "have"
     lines = [f"{total} {noun} {verb} no partner of the same shape.", *_examples(alignment, missing)]
     lines += _sizes(alignment)
-    hints = {f.message for f in alignment.findings if f.severity == "error"}
-    raise AlignmentError("\n".join([*lines, *sorted(hints)]), remedy=_remedy(alignment))
+    lines += [f.message for f in alignment.findings if f.code == "fused_layout"]
+    raise AlignmentError("\n".join(lines), remedy=_remedy(alignment))
 
 
-def map_example(records: tuple[Record, ...]) -> str:
-    """Return a `--map` that would pair the first leftovers of the two sides."""
-    ours = next((r for r in records if r.status == "only_reasoner"), None)
-    kinds = [classify(r.name) for r in (ours,) if r is not None]
-    theirs = [r for r in records if r.status == "only_mllm"]
-    theirs.sort(key=lambda r: classify(r.name) not in kinds)
-    pattern = _pattern(strip_wrappers(ours.reasoner[0])) if ours else None
-    target = _pattern(theirs[0].name) if theirs else None
-    pattern = pattern or "decoder.{layer}.attention.out.weight"
-    target = target or "layers.{layer}.self_attn.o_proj.weight"
+def map_example(records: tuple[Record, ...]) -> str | None:
+    """Return a `--map` that pairs two leftovers of the two sides; None if one has none.
+
+    Takes two of one shape where it can; whether they are the same matrix is the user's to say.
+    """
+    ours = [r for r in records if r.status == "only_reasoner"][:_MAX_LEFTOVERS]
+    theirs = [r for r in records if r.status == "only_mllm"][:_MAX_LEFTOVERS]
+    if not ours or not theirs:
+        return None
+
+    def likeness(pair: tuple[Record, Record]) -> int:
+        one, other = pair
+        return 2 * (one.shape == other.shape) + (classify(one.name) == classify(other.name))
+
+    one, other = max(((o, t) for o in ours for t in theirs), key=likeness)
+    pattern, target = _pattern(strip_wrappers(one.reasoner[0])), _pattern(other.name)
     return f'reasoner:\n  "{pattern}": "{target}"'
 
 
@@ -91,8 +98,8 @@ def _sizes(alignment: Alignment) -> list[str]:
     labels = f"({ours.label} and {theirs.label})"
     if facts:
         return [f"These look like different model sizes: {', '.join(facts)} {labels}."]
-    found = " and ".join(f"{side.label} has {side.tower}layers" for side in (ours, theirs))
-    return [f"The towers have the same size; {found}."]
+    found = " and ".join(f"{s.label} has its tower under {s.tower!r}" for s in (ours, theirs))
+    return [f"The language towers have the same size; {found}."]
 
 
 def _remedy(alignment: Alignment) -> str:
@@ -102,11 +109,12 @@ def _remedy(alignment: Alignment) -> str:
         skip = f"see every name with: {_command(alignment)} --json"
     if _differ(ours.hidden_size, theirs.hidden_size) or ours.num_layers != theirs.num_layers:
         return f"Choose a reasoner of the mllm's size, or {skip}"
-    if all(r.status != "only_reasoner" for r in alignment.records):
+    example = map_example(alignment.records)
+    if example is None:
         return f"Choose a reasoner with the mllm's architecture, or {skip}"
     return (
-        f"If they are the same matrices under other names, say so in a file given with --map:\n"
-        f"{map_example(alignment.records)}\nOtherwise {skip}"
+        "If they are the same matrices under other names, say which is which in a file given with"
+        f" --map, in this form:\n{example}\nOtherwise {skip}"
     )
 
 

@@ -110,7 +110,9 @@ class Alignment:
     findings: tuple[Finding, ...]
     num_selected: int  # records selected by modules and layers, matched or not
     num_matched: int  # records of status "matched"
-    vocabulary: Mapping[str, RowMap]  # canonical name of a pair -> its rows; others by number
+    vocabulary: Mapping[str, RowMap]
+    # canonical name of embed or head -> which rows; such a pair has one part with the mllm's
+    # rows, and row r of it is row `rows[r]` of the stored tensor, or absent where that is -1
     reasoner: Side
     mllm: Side
     examples: tuple[tuple[str, str, str], ...]

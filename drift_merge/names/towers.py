@@ -19,6 +19,7 @@ from drift_merge.names.tensors import Model, Shape
 
 __all__ = ["Tower", "agree", "canonical_names", "choose", "find_towers", "hidden_size"]
 
+_TEXT = re.compile(r"lang|text|llm|decoder")  # only to suggest a likely list in a message
 _LIST = re.compile(rf"((?:.*?\.)?)({'|'.join(LISTS)})\.(\d+)\.")
 
 
@@ -195,10 +196,13 @@ def _no_tower(
         + (f" and {len(found) - 5} more" if len(found) > 5 else ""),
         f"  its names look like: {examples}",
     ]
-    tower = (found[0].rpartition(".")[0] or found[0]) if found else "language_model.model"
-    return AlignmentError(
-        "\n".join(lines),
-        remedy="If one of the lists is the language tower, say so in a file given with --map, or"
-        f" name the tensors there:\n{side}:\n  tower: {tower}\n"
-        '  "decoder.block_{layer}.up.weight": "layers.{layer}.mlp.up_proj.weight"',
-    )
+    best = max(lists, key=lambda key: (bool(_TEXT.search(key[0])), lists[key], key), default=None)
+    if best:
+        how = f"Say which of the lists is the language tower:\n{side}:\n  tower: {''.join(best)}"
+    else:
+        pattern = re.sub(r"\d+", "{layer}", min(model.shapes, default="block.0.up.weight"), count=1)
+        how = (
+            "Name its tensors, all that are selected:\n"
+            f'{side}:\n  "{pattern}": "layers.{{layer}}.mlp.up_proj.weight"'
+        )
+    return AlignmentError("\n".join(lines), remedy=f"Pass a file with --map. {how}")

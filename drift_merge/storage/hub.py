@@ -8,7 +8,6 @@ huggingface_hub is imported inside the functions, since it costs a third of a se
 import glob
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,7 +86,7 @@ def resolve_revision(source: Source) -> Source:
     commit, sizes = _ask_hub(source)
     landmark = next((name for name in _LANDMARKS if name in sizes), None)
     if landmark is not None:
-        _fetch_small(source, landmark)
+        fetch_file(source, landmark)
     return replace(source, revision=commit)
 
 
@@ -154,9 +153,9 @@ def fetch_snapshot(source: Source, *, quiet: bool = False) -> Path:
             )
         )
 
-    with _progress(shown=not quiet):
-        # Once: snapshot_download tries each file for half a minute by itself.
-        directory = patiently(download, source, once=True)
+    with _progress(shown=not (quiet or is_offline())):
+        # snapshot_download waits half a minute for a failing Hub by itself (2.x).
+        directory = patiently(download, source, retry_answers=False)
     for name in weights.files:
         _check_arrived(source, directory / name, name, sizes[name])
     return directory
@@ -211,7 +210,7 @@ def _cached_snapshot(source: Source) -> Path:
     raise offline_error(source)
 
 
-def _fetch_small(source: Source, name: str) -> Path:
+def fetch_file(source: Source, name: str) -> Path:
     """Download one small file through the cache, without a progress bar."""
     from huggingface_hub import hf_hub_download
 
@@ -240,7 +239,7 @@ def _find_weights(source: Source, sizes: dict[str, int]) -> _Weights:
             f"{where} has {sizes[INDEX]:,} bytes; expected at most {MAX_INDEX_BYTES:,}.",
             remedy="This is not an index. Choose another revision of the model.",
         )
-    weight_map = parse_index(_fetch_small(source, INDEX).read_bytes(), where=where)
+    weight_map = parse_index(fetch_file(source, INDEX).read_bytes(), where=where)
     shards = shard_names(weight_map)
     absent = next((shard for shard in shards if shard not in sizes), None)
     if absent is not None and is_offline():
@@ -257,7 +256,7 @@ def _read_config(source: Source, sizes: dict[str, int]) -> dict[str, Any]:
             remedy="Choose a repository in the Hugging Face format, config.json included.",
         )
     try:
-        config = json.loads(_fetch_small(source, "config.json").read_bytes())
+        config = json.loads(fetch_file(source, "config.json").read_bytes())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{where} is not JSON: {error}.", remedy="Choose another revision of the model."
@@ -289,6 +288,8 @@ def _check_arrived(source: Source, path: Path, name: str, size: int) -> None:
 
 def _in_parallel(calls: Sequence[Callable[[], ShardHeader]]) -> list[ShardHeader]:
     """Results in order. The first error stops what has not begun."""
+    from concurrent.futures import ThreadPoolExecutor  # 10 ms, and only needed here
+
     with ThreadPoolExecutor(_SIMULTANEOUS, "hub-headers") as pool:
         futures = [pool.submit(call) for call in calls]
         try:

@@ -25,23 +25,23 @@ _PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
-def patiently(call: Callable[[], T], source: Source, *, once: bool = False) -> T:
+def patiently(call: Callable[[], T], source: Source, *, retry_answers: bool = True) -> T:
     """Run `call`, again if the fault may pass, and raise what is left as one of our errors.
 
     Args:
         call: talks to the Hub through huggingface_hub; repeating it is harmless.
         source: what is being fetched, for messages.
-        once: leave the patience to `call`: only translate its errors.
+        retry_answers: try again after answers such as HTTP 503. False where `call` has done so.
 
     Raises:
         SourceError: the Hub, the network or the user's rights.
         OutputError: the cache cannot be written.
     """
-    for wait in (*(() if once else WAITS_SECONDS), None):
+    for wait in (*WAITS_SECONDS, None):
         try:
             return call()
         except _foreign_errors() as error:
-            if wait is None or not _may_pass(error):
+            if wait is None or not _may_pass(error, retry_answers):
                 raise explain(error, source) from error
             time.sleep(_asked_wait(error) or wait)
     raise AssertionError("unreachable: the last attempt returns or raises")
@@ -151,15 +151,18 @@ def _explain_answer(error: Exception, source: Source) -> SourceError:
 
 def _foreign_errors() -> tuple[type[Exception], ...]:
     """What huggingface_hub may raise: its errors, its transport's, the disk's, a bad answer's."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import errors
 
     # The first base that is not huggingface_hub's own is the HTTPError of its transport; in httpx
     # that is the parent of timeouts and connection errors too, in requests they are OSErrors.
     transport = next(
-        base for base in HfHubHTTPError.__mro__ if not base.__module__.startswith("huggingface_hub")
+        base
+        for base in errors.HfHubHTTPError.__mro__
+        if not base.__module__.startswith("huggingface_hub")
     )
     # RuntimeError: hf_xet. ValueError: an answer that is not JSON, e.g. of a login portal.
-    return (transport, OSError, RuntimeError, ValueError)
+    xet = getattr(errors, "XetDownloadError", RuntimeError)  # huggingface_hub >= 2
+    return (transport, OSError, RuntimeError, ValueError, xet)
 
 
 def _origin(error: Exception) -> Exception:
@@ -171,12 +174,12 @@ def _origin(error: Exception) -> Exception:
     return error
 
 
-def _may_pass(error: Exception) -> bool:
+def _may_pass(error: Exception, retry_answers: bool) -> bool:
     from huggingface_hub import errors
 
     error = _origin(error)
     if isinstance(error, errors.HfHubHTTPError):
-        return _status(error) in _PASSING_STATUS
+        return retry_answers and _status(error) in _PASSING_STATUS
     if is_offline() or isinstance(error, (errors.OfflineModeIsEnabled, ValueError)):
         return False
     return not (isinstance(error, OSError) and error.errno in _CANNOT_WRITE)

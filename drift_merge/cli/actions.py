@@ -1,0 +1,284 @@
+"""What the commands do: recipe, prepare, plan, execute, print. Imported when a command runs."""
+
+import secrets
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drift_merge.cli import render
+from drift_merge.cli.entry import print_json
+from drift_merge.cli.options import Run
+from drift_merge.cli.progress import progress
+from drift_merge.engine.job import Outcome, RunOptions, check_plan
+from drift_merge.engine.manifests import describe_findings
+from drift_merge.engine.plan import Plan
+from drift_merge.engine.prepare import Prepared, prepare
+from drift_merge.engine.recipe import Recipe
+from drift_merge.errors import RecipeError
+from drift_merge.names.tensors import Alignment, Finding
+
+
+def align_action(
+    reasoners: tuple[str, ...], mllm: str, recipe: Mapping[str, Any], *, as_json: bool
+) -> int:
+    """Align and print; 0 when every selected tensor is matched, else 4."""
+    _one_reasoner(reasoners)
+    request = Recipe(method="prior", reasoners=reasoners, mllm=mllm, **recipe)
+    prepared = prepare(request, headers_only=True, quiet=True)
+    alignment = prepared.reasoners[0][1]
+    accepted = _is_accepted(alignment, request)
+    if as_json:
+        print_json(_alignment_json(alignment))
+        return 0 if accepted else 4
+    render.alignment_table(alignment)
+    verdict = f"{alignment.num_matched:,} of {alignment.num_selected:,} selected tensors matched"
+    print(f"{verdict}: {'complete' if accepted else 'REFUSED'}.")
+    render.findings(alignment.findings)
+    if accepted:
+        render.note(f"Next: drift-prior compute {shlex.join((*reasoners, mllm))} -o prior/")
+        return 0
+    prepared.plan()  # raises the error that says which tensors and what to do
+    return 4
+
+
+def _is_accepted(alignment: Alignment, recipe: Recipe) -> bool:
+    complete = alignment.num_matched == alignment.num_selected
+    return alignment.num_matched > 0 and (complete or recipe.on_mismatch == "skip")
+
+
+def _alignment_json(alignment: Alignment) -> dict[str, Any]:
+    def side(names: tuple[str, ...]) -> str | list[str] | None:
+        return names[0] if len(names) == 1 else list(names) or None
+
+    return {
+        "schema": 1,
+        "coverage": {"selected": alignment.num_selected, "matched": alignment.num_matched},
+        "tensors": [
+            {
+                "name": record.name,
+                "reasoner": side(record.reasoner),
+                "mllm": side(record.mllm),
+                "shape": list(record.shape) if record.shape is not None else None,
+                "status": record.status,
+            }
+            for record in alignment.records
+        ],
+        "findings": describe_findings(alignment.findings),
+    }
+
+
+def compute_action(reasoners: tuple[str, ...], mllm: str, values: dict[str, Any], run: Run) -> None:
+    """Compute a prior and print its table."""
+    from drift_merge.priors.compute import compute_prior
+
+    _one_reasoner(reasoners)
+    out: Path = values.pop("output")
+    recipe = Recipe(method="prior", reasoners=reasoners, mllm=mllm, **values)
+    started = time.monotonic()
+    prepared, plan = _plan(recipe, out, run)
+    if run.dry_run:
+        return
+    with progress(plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
+        made = compute_prior(prepared, plan, out, _run_options(run, advance))
+    manifest = made.prior.manifest
+    if run.as_json:
+        print_json({"schema": 1, "output": str(out), **_without_tensors(manifest)})
+        return
+    if run.quiet:
+        print(out)
+        return
+    print(f"{manifest['formula']}   ({manifest['parameters']['dtype']})")
+    sentence = render.prior_table(made.prior.tensors)
+    print(sentence)
+    _say_done(out, plan, made.outcome, time.monotonic() - started)
+    arguments = f"--reasoner {shlex.quote(reasoners[0])} --mllm {shlex.quote(mllm)}"
+    base = f" --base {shlex.quote(recipe.base)}" if recipe.base else ""
+    render.note(f"Next: drift-prior verify {shlex.quote(str(out))} {arguments}{base}")
+
+
+def merge_action(
+    method: str, reasoners: tuple[str, ...], mllm: str, values: dict[str, Any], run: Run
+) -> None:
+    """Make a merged checkpoint and say what was done."""
+    from drift_merge.merges.make import make_merge
+
+    out: Path = values.pop("output")
+    recipe = Recipe(method=method, reasoners=reasoners, mllm=mllm, **values)
+    started = time.monotonic()
+    prepared, plan = _plan(recipe, out, run)
+    if run.dry_run:
+        return
+    with progress(plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
+        made = make_merge(prepared, plan, out, _run_options(run, advance))
+    manifest = made.merge.manifest
+    if run.as_json:
+        print_json({"schema": 1, "output": str(out), **_without_tensors(manifest)})
+        return
+    if run.quiet:
+        print(out)
+        return
+    _print_merge(manifest)
+    _say_done(out, plan, made.outcome, time.monotonic() - started)
+    render.note(f"Next: drift-merge verify {shlex.quote(str(out))}")
+
+
+def _plan(recipe: Recipe, out: Path, run: Run) -> tuple[Prepared, Plan]:
+    """Prepare and plan; report findings; with --dry-run, print the plan."""
+    prepared = prepare(
+        recipe, headers_only=run.dry_run, quiet=run.quiet or run.as_json or run.dry_run
+    )
+    plan = prepared.plan()
+    check_plan(plan, out, overwrite=run.overwrite)
+    if not run.quiet and not run.as_json:
+        render.findings(prepared.findings)
+        _say_skipped(prepared)
+    if run.dry_run and run.as_json:
+        print_json(render.plan_json(plan, verbose=run.verbose) | _findings(prepared.findings))
+    elif run.dry_run:
+        render.plan_summary(plan, verbose=run.verbose)
+        render.note("Nothing was written (--dry-run).")
+    return prepared, plan
+
+
+def _say_skipped(prepared: Prepared) -> None:
+    for checkpoint, alignment in prepared.reasoners:
+        skipped = alignment.num_selected - alignment.num_matched
+        if skipped:
+            render.note(
+                f"Warning [skipped]: {skipped:,} of {alignment.num_selected:,} selected tensors "
+                f"have no partner in {checkpoint.source.label} and stay as the mllm has them."
+            )
+
+
+def _findings(found: tuple[Finding, ...]) -> dict[str, Any]:
+    return {"findings": describe_findings(found)}
+
+
+def _run_options(run: Run, advance: Any) -> RunOptions:
+    return RunOptions(
+        threads=run.threads, device=run.device, overwrite=run.overwrite, progress=advance
+    )
+
+
+def _say_done(out: Path, plan: Plan, outcome: Outcome, seconds: float) -> None:
+    if outcome.was_published:
+        render.note("It had been finished by an earlier run of the same command.")
+    elif outcome.num_resumed:
+        render.note(f"Resumed: {outcome.num_resumed:,} tensors were done by an earlier run.")
+    render.note(
+        f"Wrote and verified {len(plan.steps):,} tensors, {render.size(plan.write_bytes)}, "
+        f"in {seconds:.1f} s."
+    )
+    print(out)
+
+
+def _print_merge(manifest: Mapping[str, Any]) -> None:
+    sources, weights = manifest["sources"], manifest["parameters"]["weights"]
+    print(manifest["formula"])
+    rows = [["mllm", sources["mllm"]["label"], f"{1 - sum(weights):g}"]]
+    for source, weight in zip(sources["reasoners"], weights, strict=True):
+        rows.append(["reasoner", source["label"], f"{weight:g}"])
+    render.table(["role", "source", "weight"], rows)
+    counts = ", ".join(f"{n:,} {method}" for method, n in manifest["counts"].items())
+    print(f"Modules {manifest['parameters']['modules']}; tensors: {counts}")
+
+
+def inspect_prior_action(path: Path, *, as_json: bool) -> None:
+    """Print the manifest of a prior."""
+    from drift_merge.priors.manifest import open_prior
+
+    prior = open_prior(path)
+    if as_json:
+        print_json({"schema": 1, **prior.manifest})
+        return
+    manifest = prior.manifest
+    print(f"{manifest['formula']}   ({manifest['parameters']['dtype']})")
+    _print_sources(manifest["sources"])
+    sentence = render.prior_table(prior.tensors)
+    print(sentence)
+    _print_size(manifest, len(prior.tensors))
+
+
+def inspect_merge_action(path: Path, *, as_json: bool) -> None:
+    """Print the manifest of a merge."""
+    from drift_merge.merges.manifest import open_merge
+
+    merge = open_merge(path)
+    if as_json:
+        print_json({"schema": 1, **merge.manifest})
+        return
+    _print_merge(merge.manifest)
+    _print_size(merge.manifest, len(merge.tensors))
+
+
+def _print_sources(sources: Mapping[str, Mapping[str, Any]]) -> None:
+    for role, source in sources.items():
+        revision = f" @ {source['revision']}" if source["revision"] else ""
+        print(f"{role:9} {source['repo_id'] or source['source']}{revision}")
+
+
+def _print_size(manifest: Mapping[str, Any], num_tensors: int) -> None:
+    print(
+        f"{num_tensors:,} tensors, {render.size(manifest['size_bytes'])}, "
+        f"{len(manifest['shards']):,} shard(s), made with {manifest['tool']['name']} "
+        f"{manifest['tool']['version']}"
+    )
+    render.findings(Finding(**finding) for finding in manifest["findings"])
+
+
+def verify_prior_action(path: Path, *, as_json: bool, quiet: bool, **values: Any) -> None:
+    """Verify a prior and say what was checked."""
+    from drift_merge.priors.manifest import open_prior
+    from drift_merge.priors.verify import verify_prior
+
+    prior = open_prior(path)
+    _verify(verify_prior, prior, prior.manifest, values, as_json=as_json, quiet=quiet)
+
+
+def verify_merge_action(path: Path, *, as_json: bool, quiet: bool, **values: Any) -> None:
+    """Verify a merge and say what was checked."""
+    from drift_merge.merges.manifest import open_merge
+    from drift_merge.merges.verify import verify_merge
+
+    merge = open_merge(path)
+    _verify(verify_merge, merge, merge.manifest, values, as_json=as_json, quiet=quiet)
+
+
+def _verify(
+    check: Any,
+    artifact: Any,
+    manifest: Mapping[str, Any],
+    values: dict[str, Any],
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    seed = values["seed"] if values["seed"] is not None else secrets.randbelow(2**31)
+    with progress(manifest["size_bytes"], quiet=quiet or as_json) as advance:
+        report = check(
+            artifact, **values | {"seed": seed}, progress=lambda size: advance("verify", size)
+        )
+    if as_json:
+        value = {"schema": 1, "ok": True, "tensors": report.num_tensors}
+        print_json(value | {"bytes": report.size_bytes, "recomputed": list(report.recomputed)})
+        return
+    print(
+        f"OK: {report.num_tensors:,} tensors, {render.size(report.size_bytes)}: "
+        "files, headers, fingerprints and finiteness."
+    )
+    if report.recomputed:
+        print(f"Computed again from the sources, equal: {len(report.recomputed)} (seed {seed}).")
+
+
+def _without_tensors(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in manifest.items() if key != "tensors"}
+
+
+def _one_reasoner(reasoners: tuple[str, ...]) -> None:
+    if len(reasoners) != 1:
+        raise RecipeError(
+            f"expected one REASONER and one MLLM; got {len(reasoners) + 1} sources.",
+            remedy="Compute one prior per reasoner; they can be combined in training.",
+        )

@@ -1,0 +1,112 @@
+"""The way in and out of both commands: errors become one block and an exit code.
+
+stdout carries the answer only; everything else goes to stderr. With `--json` a failure too is
+one JSON object on stdout: {"error": {"kind", "message", "remedy"}}.
+"""
+
+import json
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from drift_merge.errors import DriftMergeError, RecipeError
+
+DEBUG = "DRIFT_MERGE_DEBUG"  # set to 1: show the traceback of every error
+INTERRUPTED = 130
+BUG = 70
+
+
+def version() -> str:
+    """The version of the installed package."""
+    from importlib.metadata import version
+
+    return version("drift_merge")
+
+
+class Group(click.Group):
+    """A group whose unknown commands are answered with the nearest one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the nearest and list all."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            from drift_merge.engine.recipe import nearest
+
+            choices = self.list_commands(ctx)
+            raise RecipeError(
+                f"there is no command {name!r}.{nearest(name, choices)}",
+                remedy=f"Commands: {', '.join(choices)}. See: {ctx.command_path} --help",
+            )
+        return super().resolve_command(ctx, args)
+
+
+def run(group: click.Group, program: str) -> NoReturn:
+    """Run a command group as a program and exit with the code of design section 9."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        code = group.main(prog_name=program, standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `drift-prior inspect P | head`: the reader has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (KeyboardInterrupt, click.Abort):
+        _report("interrupted", *_interrupted(), as_json=as_json)
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        _maybe_raise(error)
+        _report("usage", *_usage(error), as_json=as_json)
+        sys.exit(2)
+    except DriftMergeError as error:
+        _maybe_raise(error)
+        _report(error.kind, error.message, error.remedy, as_json=as_json)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        _maybe_raise(error)
+        _report("internal", *_bug(error, program), as_json=as_json)
+        sys.exit(BUG)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _maybe_raise(error: Exception) -> None:
+    if os.environ.get(DEBUG) == "1":
+        raise error
+
+
+def _report(kind: str, message: str, remedy: str, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"error": {"kind": kind, "message": message, "remedy": remedy}}))
+        return
+    lines = [f"Error: {message}"]
+    if remedy:
+        lines += ["", *(f"  {line}" for line in remedy.splitlines())]
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _interrupted() -> tuple[str, str]:
+    return (
+        "interrupted; nothing half-written is left behind.",
+        "Run the same command again: finished tensors are kept and it resumes there.",
+    )
+
+
+def _usage(error: click.ClickException) -> tuple[str, str]:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "the command"
+    return error.format_message(), f"See: {path} --help"
+
+
+def _bug(error: Exception, program: str) -> tuple[str, str]:
+    return (
+        f"this is a bug in drift_merge {version()}: {type(error).__name__}: {error}",
+        f"Please report it with the output of: {DEBUG}=1 {program} ...",
+    )
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=1, allow_nan=False))

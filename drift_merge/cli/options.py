@@ -1,0 +1,146 @@
+"""Options that several commands share: same option, same name, same help everywhere."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from drift_merge.cli import config_file
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Command], Command]
+
+PATH: Any = click.Path(path_type=Path)
+DTYPES = ("bfloat16", "float16", "float32", "source")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How a command runs and reports; none of it changes a byte of the output."""
+
+    device: str
+    threads: int
+    overwrite: bool
+    dry_run: bool
+    verbose: bool
+    as_json: bool
+    quiet: bool
+
+
+def default_threads() -> int:
+    """The number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def chain(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several click decorators as one, first to last as they appear in the help."""
+
+    def apply(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+config = click.option(
+    "--config",
+    type=PATH,
+    is_eager=True,
+    expose_value=False,
+    callback=config_file.load,
+    help="YAML with any of these options; a flag overrides it.",
+)
+
+
+def selection(modules: str) -> Callable[[Any], Any]:
+    """Which tensors: modules, layers, map, mismatch."""
+    return chain(
+        click.option(
+            "--modules",
+            default=modules,
+            show_default=True,
+            metavar="LIST",
+            help="attn, mlp, norm, embed, head, full, or re:REGEX on canonical names.",
+        ),
+        click.option("--layers", metavar="RANGES", help="Such as 0:28 or 0,4:12; default all."),
+        click.option(
+            "--map", "map_file", type=PATH, help="YAML of name patterns for unusual layouts."
+        ),
+        click.option(
+            "--on-mismatch",
+            type=click.Choice(["error", "skip"]),
+            default="error",
+            show_default=True,
+            help="skip: leave selected tensors without a partner as the mllm has them.",
+        ),
+    )
+
+
+def writing(dtype: str) -> Callable[[Any], Any]:
+    """How the output is written."""
+    return chain(
+        click.option("-o", "--output", type=PATH, required=True, help="Directory to create."),
+        click.option(
+            "--dtype",
+            type=click.Choice(DTYPES),
+            default=dtype,
+            show_default=True,
+            help="Of the output; source keeps the mllm's.",
+        ),
+        click.option(
+            "--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Of a shard."
+        ),
+        click.option("--allow-nonfinite", is_flag=True, help="Accept NaN and Inf in the inputs."),
+    )
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only the answer, no progress.")
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=default_threads,
+    show_default="cores",
+    metavar="N",
+    help="Workers.",
+)
+
+running = chain(
+    click.option(
+        "--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:N."
+    ),
+    threads_option,
+    click.option("--overwrite", is_flag=True, help="Replace OUT after success."),
+    click.option("-n", "--dry-run", is_flag=True, help="Stop at the plan and print it."),
+    click.option("-v", "--verbose", is_flag=True, help="With --dry-run: one line per tensor."),
+    json_option,
+    quiet_option,
+)
+
+
+def take_run(values: dict[str, Any]) -> Run:
+    """Take the options of `running` out of a command's keyword arguments."""
+    return Run(**{name: values.pop(name) for name in Run.__slots__})
+
+
+sampling = chain(
+    click.option(
+        "--sample",
+        type=click.IntRange(min=1),
+        default=8,
+        show_default=True,
+        metavar="N",
+        help="Tensors to compute again.",
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        default=None,
+        metavar="N",
+        help="Of the sample; default a new one, which is printed.",
+    ),
+)

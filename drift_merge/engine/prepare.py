@@ -1,0 +1,116 @@
+"""From a recipe to an alignment: open the sources, read what pairing needs, pair them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from drift_merge.engine.plan import Plan, plan_merge, plan_prior
+from drift_merge.engine.recipe import Recipe
+from drift_merge.names.align import align, require_complete
+from drift_merge.names.name_map import NameMap, read_name_map
+from drift_merge.names.tensors import Alignment, Finding, Model
+from drift_merge.names.vocabulary import read_vocabulary
+from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The opened sources of a recipe, each aligned with the mllm. No tensor data is read."""
+
+    recipe: Recipe
+    mllm: Checkpoint
+    reasoners: tuple[tuple[Checkpoint, Alignment], ...]
+    base: tuple[Checkpoint, Alignment] | None = None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The findings of all alignments, each once."""
+        pairs = [*self.reasoners, *([self.base] if self.base else [])]
+        found = [finding for _, alignment in pairs for finding in alignment.findings]
+        return tuple(dict.fromkeys(found))
+
+    def plan(self) -> Plan:
+        """The plan of the recipe.
+
+        Raises:
+            AlignmentError: a selected tensor has no partner, or none has one.
+            CheckpointError: a selected tensor is quantized.
+        """
+        for _, alignment in self.reasoners:
+            require_complete(alignment, on_mismatch=self.recipe.on_mismatch)
+        if self.base is not None:
+            require_complete(self.base[1], on_mismatch=self.recipe.on_mismatch)
+        if self.recipe.method != "prior":
+            return plan_merge(self.recipe, self.mllm, self.reasoners)
+        reasoner, alignment = self.reasoners[0]
+        return plan_prior(self.recipe, self.mllm, reasoner, alignment, self.base)
+
+
+def prepare(recipe: Recipe, *, headers_only: bool = False, quiet: bool = False) -> Prepared:
+    """Open and align the sources of a recipe.
+
+    Args:
+        recipe: what is asked for.
+        headers_only: from the Hub, fetch headers by range requests instead of whole shards.
+        quiet: no progress bars for downloads.
+
+    Raises:
+        SourceError, CheckpointError, AlignmentError, RecipeError: see the parts.
+    """
+    name_map = read_name_map(recipe.map_file) if recipe.map_file else None
+
+    def open_one(text: str) -> Checkpoint:
+        return open_checkpoint(text, headers_only=headers_only, quiet=quiet)
+
+    reasoners = [open_one(text) for text in recipe.reasoners]
+    mllm = open_one(recipe.mllm)
+    base = open_one(recipe.base) if recipe.base else None
+    aligned = [(other, pair(other, mllm, recipe, name_map)) for other in reasoners]
+    with_base = (base, pair(base, mllm, recipe, name_map)) if base else None
+    return Prepared(recipe, mllm, tuple(aligned), with_base)
+
+
+def pair(
+    reasoner: Checkpoint, mllm: Checkpoint, recipe: Recipe, name_map: NameMap | None = None
+) -> Alignment:
+    """Align one checkpoint with the mllm, reading both vocabularies if rows are selected."""
+    return align(
+        as_model(reasoner),
+        as_model(mllm),
+        modules=recipe.modules,
+        layers=recipe.layers,
+        name_map=name_map,
+        vocabularies=_vocabularies(reasoner, mllm, recipe.modules),
+    )
+
+
+def as_model(checkpoint: Checkpoint) -> Model:
+    """What the alignment needs to know of a checkpoint."""
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    return Model(checkpoint.source.given, shapes, checkpoint.config)
+
+
+def _vocabularies(
+    reasoner: Checkpoint, mllm: Checkpoint, modules: str
+) -> tuple[Mapping[str, int], Mapping[str, int]] | None:
+    """Both vocabularies if rows may be selected and can be read; else None, and align refuses."""
+    if not re.search(r"embed|head|full|re:", modules) or find_spec("tokenizers") is None:
+        return None
+    paths = [_tokenizer(reasoner), _tokenizer(mllm)]
+    if paths[0] is None or paths[1] is None:
+        return None
+    return read_vocabulary(paths[0]), read_vocabulary(paths[1])
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Path | None:
+    if TOKENIZER not in checkpoint.sidecars:
+        return None
+    if checkpoint.path is not None:
+        return checkpoint.path / TOKENIZER
+    from drift_merge.storage import hub
+
+    return hub.fetch_file(checkpoint.source, TOKENIZER)

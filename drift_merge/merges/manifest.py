@@ -1,0 +1,109 @@
+"""`drift_merge.json`: how a merged checkpoint was made, tensor by tensor."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drift_merge.engine.manifests import (
+    describe_coverage,
+    describe_findings,
+    describe_source,
+    describe_tool,
+    read_manifest,
+)
+from drift_merge.engine.plan import Plan
+from drift_merge.engine.prepare import Prepared
+from drift_merge.errors import SourceError
+from drift_merge.storage.journal import Results
+
+MANIFEST = "drift_merge.json"
+FORMAT_VERSION = 1
+FORMULAS = {"linear": "theta = (1 - sum(w)) * theta_mllm + sum(w_i * theta_reasoner_i)"}
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A merged checkpoint on disk, opened by its manifest; no tensor data is read."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """What is recorded of every tensor, by stored name."""
+        tensors: dict[str, dict[str, Any]] = self.manifest["tensors"]
+        return tensors
+
+
+def build_manifest(
+    prepared: Prepared, plan: Plan, results: Results, sidecars: dict[str, str]
+) -> dict[str, Any]:
+    """The content of `drift_merge.json`.
+
+    Args:
+        prepared: the opened sources.
+        plan: what was done.
+        results: what was measured, by output tensor.
+        sidecars: fingerprint of every file beside the weights, by name.
+    """
+    reasoners = []
+    for index, (checkpoint, _) in enumerate(prepared.reasoners, start=1):
+        reasoners.append(describe_source(checkpoint, _reasoner_data(plan, results, index)))
+    mllm = {name: result["fingerprint_mllm"] for name, result in results.items()}
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "drift-merge",
+        "method": prepared.recipe.method,
+        "formula": FORMULAS[prepared.recipe.method],
+        "tool": describe_tool(),
+        "parameters": prepared.recipe.parameters(),
+        "sources": {"reasoners": reasoners, "mllm": describe_source(prepared.mllm, mllm)},
+        "coverage": [describe_coverage(alignment) for _, alignment in prepared.reasoners],
+        "findings": describe_findings(prepared.findings),
+        "counts": plan.counts(),
+        "size_bytes": plan.write_bytes,
+        "shards": [shard.file for shard in plan.layout.shards],
+        "sidecars": sidecars,
+        "tensors": _tensors(plan, results),
+    }
+
+
+def _reasoner_data(plan: Plan, results: Results, source: int) -> dict[str, str]:
+    found = {}
+    for step in plan.steps:
+        read = results[step.name].get("fingerprint_reasoners", [])
+        for view, fingerprint in zip(step.inputs[1:], read, strict=True):
+            if view.source == source:
+                found[step.name] = fingerprint
+    return found
+
+
+def _tensors(plan: Plan, results: Results) -> dict[str, dict[str, Any]]:
+    tensors = {}
+    for step in plan.steps:
+        entry: dict[str, Any] = {"method": step.method, "dtype": step.dtype}
+        entry["shape"] = list(step.shape)
+        if step.canonical:
+            entry |= {"canonical": step.canonical, "module": step.module}
+        if step.weights:
+            parts = (view.parts for view in step.inputs[1:])
+            entry["weights"] = list(step.weights)
+            entry["reasoners"] = [sorted({part.name for part in some}) for some in parts]
+        tensors[step.name] = entry | results[step.name]
+    return tensors
+
+
+def open_merge(path: Path) -> Merge:
+    """Open a merged checkpoint by its manifest.
+
+    Raises:
+        SourceError: there is none at `path`.
+        CheckpointError: its manifest is broken, or of a newer format.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise SourceError(
+            f"{path} is not a merge of this tool: it has no {MANIFEST}.",
+            remedy="Make one with: drift-merge linear REASONER MLLM -o OUT",
+        )
+    return Merge(path, read_manifest(file, kind="drift-merge", format_version=FORMAT_VERSION))

@@ -1,0 +1,109 @@
+"""`prior.json`: everything a user needs to trust a prior, as plain data.
+
+Raw deltas are stored; the norms here let training rescale them by one multiplication. The
+manifest depends on the recipe and the inputs alone: no time, no host, no thread count.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drift_merge.engine.manifests import (
+    describe_coverage,
+    describe_findings,
+    describe_source,
+    describe_tool,
+    read_fingerprints,
+    read_manifest,
+)
+from drift_merge.engine.plan import Plan
+from drift_merge.engine.prepare import Prepared
+from drift_merge.errors import SourceError
+from drift_merge.storage.journal import Results
+
+MANIFEST = "prior.json"
+FORMAT_VERSION = 1
+FORMULA = "delta = theta_reasoner - theta_mllm"
+FORMULA_WITH_BASE = "delta = theta_reasoner - theta_base"
+SIGN = (
+    "Adding delta moves the mllm towards the reasoner. "
+    "Training subtracts alpha * delta from the gradient, so that descent does the same."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """A prior on disk, opened by its manifest; no tensor data is read."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """What is recorded of every delta, by canonical name."""
+        tensors: dict[str, dict[str, Any]] = self.manifest["tensors"]
+        return tensors
+
+
+def build_manifest(prepared: Prepared, plan: Plan, results: Results) -> dict[str, Any]:
+    """The content of `prior.json`."""
+    reasoner, alignment = prepared.reasoners[0]
+    sources = {
+        "reasoner": describe_source(reasoner, read_fingerprints(results, "fingerprint_reasoner")),
+        "mllm": describe_source(prepared.mllm, read_fingerprints(results, "fingerprint_mllm")),
+    }
+    if prepared.base is not None:
+        read = read_fingerprints(results, "fingerprint_base")
+        sources["base"] = describe_source(prepared.base[0], read)
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "drift-prior",
+        "formula": FORMULA_WITH_BASE if prepared.base else FORMULA,
+        "sign": SIGN,
+        "tool": describe_tool(),
+        "parameters": prepared.recipe.parameters(),
+        "sources": sources,
+        "coverage": describe_coverage(alignment),
+        "findings": describe_findings(prepared.findings),
+        "num_elements": sum(info.numel for info in plan.layout.tensors.values()),
+        "size_bytes": plan.write_bytes,
+        "shards": [shard.file for shard in plan.layout.shards],
+        "tensors": _tensors(plan, results),
+    }
+
+
+def _tensors(plan: Plan, results: Results) -> dict[str, dict[str, Any]]:
+    tensors = {}
+    for step in plan.steps:
+        result = dict(results[step.name])
+        result["fingerprint_delta"] = result.pop("fingerprint")
+        reasoner = step.inputs[1]
+        entry: dict[str, Any] = {
+            "reasoner": sorted({part.name for part in reasoner.parts}),
+            "mllm": step.inputs[0].parts[0].name,
+            "module": step.module,
+            "shape": list(step.shape),
+            "dtype": step.dtype,
+        }
+        if reasoner.rows is not None:
+            entry["rows_matched"] = reasoner.rows.num_matched
+            entry["rows_unmatched"] = reasoner.rows.num_unmatched
+        tensors[step.name] = entry | result
+    return tensors
+
+
+def open_prior(path: Path) -> Prior:
+    """Open a prior by its manifest.
+
+    Raises:
+        SourceError: there is no prior at `path`.
+        CheckpointError: its manifest is broken, or of a newer format.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise SourceError(
+            f"{path} is not a prior: it has no {MANIFEST}.",
+            remedy="Make one with: drift-prior compute REASONER MLLM -o PRIOR",
+        )
+    manifest = read_manifest(file, kind="drift-prior", format_version=FORMAT_VERSION)
+    return Prior(path, manifest)

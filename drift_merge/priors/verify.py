@@ -1,0 +1,71 @@
+"""Verify a prior: its files against its manifest, a sample of it against its sources."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from drift_merge.engine.check import Report, check_files, check_sample
+from drift_merge.engine.prepare import prepare
+from drift_merge.engine.recipe import Recipe
+from drift_merge.errors import RecipeError
+from drift_merge.priors.manifest import Prior
+
+
+def verify_prior(
+    prior: Prior,
+    *,
+    reasoner: str | None = None,
+    mllm: str | None = None,
+    base: str | None = None,
+    map_file: Path | None = None,
+    sample: int = 8,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Report:
+    """Check a prior.
+
+    Args:
+        prior: opened.
+        reasoner: source; with `mllm`, a sample of tensors is computed again.
+        mllm: source.
+        base: source, for a prior that was computed with one.
+        map_file: the `--map` that was used, if one was.
+        sample: number of tensors to compute again.
+        seed: of the sample.
+        threads: readers.
+        progress: called with the bytes read.
+
+    Raises:
+        VerificationError: naming the first bad tensor.
+        RecipeError: only some of the sources are given.
+    """
+    report = check_files(
+        prior.path, prior.manifest, "fingerprint_delta", threads=threads, progress=progress
+    )
+    if reasoner is None and mllm is None:
+        return report
+    needs_base = "base" in prior.manifest["sources"]
+    if reasoner is None or mllm is None or needs_base != (base is not None):
+        wanted = "--reasoner, --mllm and --base" if needs_base else "--reasoner and --mllm"
+        raise RecipeError(
+            f"To compute tensors of this prior again, {wanted} are needed together.",
+            remedy="Give them all, or none to check the files alone.",
+        )
+    parameters: dict[str, Any] = prior.manifest["parameters"]
+    recipe = Recipe(
+        method="prior",
+        reasoners=(reasoner,),
+        mllm=mllm,
+        base=base,
+        modules=parameters["modules"],
+        layers=parameters["layers"],
+        dtype=parameters["dtype"],
+        on_mismatch=parameters["on_mismatch"],
+        map_file=map_file,
+        allow_nonfinite=parameters["allow_nonfinite"],
+    )
+    plan = prepare(recipe, quiet=True).plan()
+    names = check_sample(plan, prior.tensors, "fingerprint_delta", sample=sample, seed=seed)
+    return replace(report, recomputed=names)

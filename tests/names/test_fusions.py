@@ -1,0 +1,185 @@
+"""The parts of fused, split and transposed storage against naive constructions in numpy."""
+
+import numpy as np
+import pytest
+
+from drift_merge.names.align import align
+from drift_merge.names.tensors import Model, Pair, identity_parts
+from tests.names import families as f
+
+
+def tensors(shapes):
+    return {n: np.array(v).reshape(shapes[n]) for n, v in f.fill(shapes).items()}
+
+
+def naive_fused(split):
+    """What Phi would store for the layers of `split` (name -> array)."""
+    out = dict(split)
+    for name in list(split):
+        if name.endswith("q_proj.weight") or name.endswith("q_proj.bias"):
+            names = [name.replace("q_proj", f"{p}_proj") for p in "qkv"]
+            out[name.replace("q_proj", "qkv_proj")] = np.concatenate([out.pop(n) for n in names])
+        if name.endswith("gate_proj.weight") and "experts" not in name:
+            names = [name, name.replace("gate", "up")]
+            out[name.replace("gate_proj", "gate_up_proj")] = np.concatenate(
+                [out.pop(n) for n in names]
+            )
+    return out
+
+
+def naive_experts(split, *, transposed):
+    """What Qwen3-VL-MoE would store for the per-expert layers of `split`."""
+    out = {n: v for n, v in split.items() if ".experts." not in n}
+    prefixes = sorted({n.split(".experts.")[0] for n in split if ".experts." in n})
+    for prefix in prefixes:
+        num = sum(n.startswith(prefix) and n.endswith("down_proj.weight") for n in split)
+        get = lambda e, p: split[f"{prefix}.experts.{e}.{p}_proj.weight"]  # noqa: B023, E731
+        gate_up = np.stack([np.concatenate([get(e, "gate"), get(e, "up")]) for e in range(num)])
+        down = np.stack([get(e, "down") for e in range(num)])
+        axes = (0, 2, 1) if transposed else (0, 1, 2)
+        out[f"{prefix}.experts.gate_up_proj"] = gate_up.transpose(axes)
+        out[f"{prefix}.experts.down_proj"] = down.transpose(axes)
+    return out
+
+
+def naive_internlm(split):
+    """InternLM2's tensors for a llama-like decoder without biases."""
+    renames = {
+        "self_attn.o_proj": "attention.wo",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.down_proj": "feed_forward.w2",
+        "mlp.up_proj": "feed_forward.w3",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "embed_tokens": "tok_embeddings",
+        "lm_head": "output",
+    }
+    out = {}
+    for name, value in split.items():
+        if "q_proj" in name:
+            q, k, v = (split[name.replace("q_proj", f"{p}_proj")] for p in "qkv")
+            rows = [x.reshape(f.KV, -1, f.DIM, f.H) for x in (q, k, v)]
+            whole = np.concatenate(rows, axis=1).reshape(-1, f.H)
+            out[name.replace("self_attn.q_proj", "attention.wqkv")] = whole
+        elif "k_proj" not in name and "v_proj" not in name:
+            for old, new in renames.items():
+                name = name.replace(old, new)
+            out[name] = value
+    return out
+
+
+def shapes_of(arrays):
+    return {name: value.shape for name, value in arrays.items()}
+
+
+def check(reasoner_arrays, mllm_arrays, *, config=None, records=None):
+    """Both hold the same model: what the parts rebuild must equal what the mllm stores."""
+    ours = Model("text", shapes_of(reasoner_arrays), config or {})
+    theirs = Model("mllm", shapes_of(mllm_arrays) | {"visual.x": (1,)}, config or {})
+    result = align(ours, theirs, modules="attn,mlp,norm")
+    assert result.num_selected == result.num_matched > 0
+    assert records is None or result.num_matched == records
+    flat = {name: value.reshape(-1).tolist() for name, value in reasoner_arrays.items()}
+    for pair in result.pairs:
+        got = np.array(f.assemble(pair, flat)).reshape(pair.shape)
+        np.testing.assert_array_equal(got, mllm_arrays[pair.mllm], err_msg=pair.canonical)
+    used = {name for r in result.records if r.status == "matched" for name in r.mllm}
+    assert used == {pair.mllm for pair in result.pairs}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_qkv_and_gate_up_are_split_and_joined_exactly(bias):
+    split = tensors(f.decoder(tails=f.layer(bias=bias)))
+    fused = naive_fused(split)
+    num = (7 if bias else 6) * 3 + 1  # qkv (and its bias), o, gate_up, down, two norms
+    check(fused, split, records=num)
+    check(split, fused, records=num)
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize(("hidden", "width"), [(8, 5), (8, 4), (8, 8), (4, 8)])
+def test_experts_are_joined_split_and_transposed_exactly(hidden, width, transposed):
+    split = tensors(f.decoder(tails=f.experts(3, hidden=hidden, width=width), hidden=hidden))
+    fused = naive_experts(split, transposed=transposed)
+    check(split, fused)
+    check(fused, split)
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(8, 5), (8, 4), (8, 8)])
+def test_experts_fused_on_both_sides_are_transposed_where_the_layouts_differ(hidden, width):
+    split = tensors(f.decoder(tails=f.experts(3, hidden=hidden, width=width), hidden=hidden))
+    linear, transposed = (naive_experts(split, transposed=t) for t in (False, True))
+    check(linear, transposed)
+    check(transposed, linear)
+    check(transposed, transposed)
+
+
+def test_interleaved_wqkv_is_split_and_joined_exactly():
+    split = tensors(f.decoder(tails=f.layer(bias=False)))
+    interleaved = naive_internlm(split)
+    config = {"num_key_value_heads": f.KV}
+    check(interleaved, split, config=config)
+    check(split, interleaved, config=config)
+
+
+def test_interleaved_wqkv_without_the_number_of_kv_heads_is_refused_with_the_reason():
+    result = align(Model("text", f.internlm()), f.mllm(tails=f.layer(bias=False)))
+    assert f.statuses(result)["shape_mismatch"] == 3
+    finding = next(x for x in result.findings if x.code == "fused_layout")
+    assert finding.severity == "error"
+    assert "num_key_value_heads" in finding.message
+
+
+def test_square_experts_whose_layout_nothing_tells_are_refused():
+    tails = f.experts(2, hidden=8, width=4)
+    fused = f.fused_experts(2, hidden=8, width=4)
+    del fused["mlp.experts.down_proj"]
+    tails = {k: v for k, v in tails.items() if "down_proj" not in k or ".experts." not in k}
+    tails |= {f"mlp.experts.{e}.down_proj.weight": (9, 9) for e in range(2)}
+    result = align(Model("text", f.decoder(tails=tails)), f.mllm(tails=fused))
+    assert f.statuses(result)["shape_mismatch"] == 3
+    assert any("transposed" in x.message for x in result.findings if x.code == "fused_layout")
+
+
+def test_a_fused_group_is_one_record_named_after_the_fused_tensor():
+    fused = Model("text", f.decoder(tails=f.fuse_tails(f.layer())))
+    result = align(fused, f.mllm())
+    record = next(r for r in result.records if r.name == "layers.0.self_attn.qkv_proj.weight")
+    assert record.reasoner == ("model.layers.0.self_attn.qkv_proj.weight",)
+    assert [n.rsplit(".", 2)[1] for n in record.mllm] == ["q_proj", "k_proj", "v_proj"]
+    assert record.shape == (16, 8)
+    assert result.num_selected == result.num_matched == 3 * 5
+    assert len(result.pairs) == 3 * 10
+    assert [x.code for x in result.findings] == ["fused"]
+
+
+def test_a_regular_expression_takes_one_matrix_out_of_a_fused_tensor():
+    fused = Model("text", f.decoder(tails=f.fuse_tails(f.layer())))
+    result = align(fused, f.mllm(), modules=r"re:self_attn\.k_proj\.weight")
+    assert [p.canonical for p in result.pairs] == [
+        f"layers.{n}.self_attn.k_proj.weight" for n in range(3)
+    ]
+
+
+def test_a_fused_tensor_with_other_row_counts_is_one_shape_mismatch():
+    tails = f.fuse_tails(f.layer()) | {"self_attn.qkv_proj.weight": (17, 8)}
+    result = align(Model("text", f.decoder(tails=tails)), f.mllm())
+    bad = [r.name for r in result.records if r.status == "shape_mismatch"]
+    assert bad == [f"layers.{n}.self_attn.qkv_proj.weight" for n in range(3)]
+
+
+def test_mixtral_experts_match_fused_experts_of_the_llama_names():
+    tails = {}
+    for tail, shape in f.experts().items():
+        for new, old in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+            tail = tail.replace(f"{old}.weight", f"{new}.weight") if ".experts." in tail else tail
+        tails[tail.replace("mlp.", "block_sparse_moe.")] = shape
+    result = align(Model("text", f.decoder(tails=tails)), f.mllm(tails=f.fused_experts()))
+    assert result.num_selected == result.num_matched == 3 * (4 + 3)
+
+
+def test_identity_parts_cover_scalars_and_empty_tensors():
+    for shape in ((), (1,), (5,), (0, 5), (2, 3), (2, 3, 4)):
+        pair = Pair("x", "x", shape, identity_parts("x", shape), "mlp", None)
+        data = f.fill({"x": shape})
+        assert [v for row in f.assemble(pair, data) for v in row] == data["x"]
