@@ -16,7 +16,8 @@ from drift_merge.engine.manifests import describe_findings
 from drift_merge.engine.plan import Plan
 from drift_merge.engine.prepare import Prepared, prepare
 from drift_merge.engine.recipe import Recipe
-from drift_merge.errors import RecipeError
+from drift_merge.errors import AlignmentError, RecipeError
+from drift_merge.names.align import require_complete
 from drift_merge.names.tensors import Alignment, Finding
 
 
@@ -28,24 +29,28 @@ def align_action(
     request = Recipe(method="prior", reasoners=reasoners, mllm=mllm, **recipe)
     prepared = prepare(request, headers_only=True, quiet=True)
     alignment = prepared.reasoners[0][1]
-    accepted = _is_accepted(alignment, request)
+    refusal: AlignmentError | None = None
+    try:
+        require_complete(alignment, on_mismatch=request.on_mismatch)
+    except AlignmentError as error:
+        refusal = error
     if as_json:
         print_json(_alignment_json(alignment))
-        return 0 if accepted else 4
+        return refusal.exit_code if refusal else 0
     render.alignment_table(alignment)
     verdict = f"{alignment.num_matched:,} of {alignment.num_selected:,} selected tensors matched"
-    print(f"{verdict}: {'complete' if accepted else 'REFUSED'}.")
+    print(
+        f"{verdict}: {'REFUSED' if refusal else 'complete' if _is_full(alignment) else 'partial'}."
+    )
     render.findings(alignment.findings)
-    if accepted:
-        render.note(f"Next: drift-prior compute {shlex.join((*reasoners, mllm))} -o prior/")
-        return 0
-    prepared.plan()  # raises the error that says which tensors and what to do
-    return 4
+    if refusal:
+        raise refusal  # says which tensors, and what to do
+    render.note(f"Next: drift-prior compute {shlex.join((*reasoners, mllm))} -o prior/")
+    return 0
 
 
-def _is_accepted(alignment: Alignment, recipe: Recipe) -> bool:
-    complete = alignment.num_matched == alignment.num_selected
-    return alignment.num_matched > 0 and (complete or recipe.on_mismatch == "skip")
+def _is_full(alignment: Alignment) -> bool:
+    return alignment.num_matched == alignment.num_selected
 
 
 def _alignment_json(alignment: Alignment) -> dict[str, Any]:

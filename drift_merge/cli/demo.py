@@ -131,10 +131,11 @@ def demo_action(output: Path | None, *, quiet: bool) -> None:
     paths = make_pair(directory)
     reasoner, mllm = map(str, paths)
     prior, merged = directory / "prior", directory / "merged"
-    run = Run("cpu", 1, False, False, False, False, True)
+    run = Run("cpu", 1, False, False, False, False, quiet)
 
     say(
-        f"1. Align names and shapes; no tensor data is read.\n   $ drift-prior align {reasoner} {mllm}"
+        "1. Align names and shapes; no tensor data is read.\n"
+        f"   $ drift-prior align {reasoner} {mllm}"
     )
     recipe = {"modules": "attn,mlp", "layers": None, "map_file": None, "on_mismatch": "error"}
     if not quiet:
@@ -177,6 +178,7 @@ def _directory(output: Path | None) -> Path:
 def _next_steps() -> str:
     return """On real models, try next:
 
-  drift-prior align   deepseek-ai/DeepSeek-R1-Distill-Qwen-7B Qwen/Qwen2.5-VL-7B-Instruct
-  drift-prior compute deepseek-ai/DeepSeek-R1-Distill-Qwen-7B Qwen/Qwen2.5-VL-7B-Instruct -o prior
-  drift-merge linear  deepseek-ai/DeepSeek-R1-Distill-Qwen-7B Qwen/Qwen2.5-VL-7B-Instruct -o merged"""
+  R=deepseek-ai/DeepSeek-R1-Distill-Qwen-7B  M=Qwen/Qwen2.5-VL-7B-Instruct
+  drift-prior align   $R $M
+  drift-prior compute $R $M -o prior
+  drift-merge linear  $R $M -o merged"""

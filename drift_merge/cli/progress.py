@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from drift_merge.cli.render import note, size
 
 LABELS = {"stream": "Streaming", "verify": "Verifying"}
+SHOWN_BYTES = 10**8  # anything smaller is over before it could be read
 Advance = Callable[[str, int], None]  # phase, bytes
 
 
@@ -19,7 +20,7 @@ def progress(total_bytes: int, *, quiet: bool) -> Iterator[Advance]:
         total_bytes: of one phase.
         quiet: show nothing.
     """
-    if quiet:
+    if quiet or total_bytes < SHOWN_BYTES:
         yield lambda _phase, _size: None
     elif sys.stderr.isatty():
         yield from _bar(total_bytes)

@@ -9,6 +9,8 @@ from drift_merge.names.modules import classify
 from drift_merge.names.tensors import Alignment, Record
 
 ON_MISMATCH = ("error", "skip")
+# Equal shapes can hide other heads: 32 of 64 and 16 of 128 are both 2,048 rows.
+_HEAD_FINDINGS = ("num_heads", "num_kv_heads", "head_dim")
 _MAX_LEFTOVERS = 50  # enough to see a layer of each side
 
 
@@ -21,8 +23,8 @@ def require_complete(alignment: Alignment, *, on_mismatch: str = "error") -> Non
             others stay as the mllm has them.
 
     Raises:
-        AlignmentError: if a selected tensor has no partner (with "error"), or no tensor is
-            matched at all (always).
+        AlignmentError: if a selected tensor has no partner (with "error"); always if no tensor
+            is matched at all, or if attention is selected and the configs disagree on its heads.
         RecipeError: if `on_mismatch` is another word.
     """
     if on_mismatch not in ON_MISMATCH:
@@ -38,6 +40,7 @@ def require_complete(alignment: Alignment, *, on_mismatch: str = "error") -> Non
         )
     missing = alignment.num_selected - alignment.num_matched
     if alignment.num_matched and (missing == 0 or on_mismatch == "skip"):
+        _require_same_heads(alignment)
         return
     total = f"{missing:,} of {alignment.num_selected:,}"
     if alignment.num_matched == 0:
@@ -48,6 +51,18 @@ def require_complete(alignment: Alignment, *, on_mismatch: str = "error") -> Non
     lines += _sizes(alignment)
     lines += [f.message for f in alignment.findings if f.code == "fused_layout"]
     raise AlignmentError("\n".join(lines), remedy=_remedy(alignment))
+
+
+def _require_same_heads(alignment: Alignment) -> None:
+    """Refuse attention whose rows have equal shapes but belong to other heads."""
+    wrong = [f for f in alignment.findings if f.severity == "error" and f.code in _HEAD_FINDINGS]
+    if wrong and any(pair.module == "attn" for pair in alignment.pairs):
+        message = "\n".join(f.message for f in wrong)
+        raise AlignmentError(
+            f"the attention of {alignment.reasoner.label} and {alignment.mllm.label} has other"
+            f" heads, though the shapes agree.\n{message}",
+            remedy=wrong[0].remedy,
+        )
 
 
 def map_example(records: tuple[Record, ...]) -> str | None:
