@@ -1,1 +1,53 @@
-"""drift_merge: move the reasoning of a text LLM into a multimodal LLM."""
+"""drift_merge: move the reasoning of a text LLM into a multimodal LLM.
+
+Three jobs over one streaming engine: align the names of a text LLM with an MLLM's language
+tower and stream theta_reasoner - theta_mllm (a prior); write merges as complete checkpoints;
+feed a prior into training. This is the public face; everything else may change.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drift_merge.api import align as align
+    from drift_merge.api import compute as compute
+    from drift_merge.api import linear as linear
+    from drift_merge.errors import AlignmentError as AlignmentError
+    from drift_merge.errors import CheckpointError as CheckpointError
+    from drift_merge.errors import DriftMergeError as DriftMergeError
+    from drift_merge.errors import OutputError as OutputError
+    from drift_merge.errors import RecipeError as RecipeError
+    from drift_merge.errors import SourceError as SourceError
+    from drift_merge.errors import VerificationError as VerificationError
+    from drift_merge.merges.manifest import Merge as Merge
+    from drift_merge.merges.manifest import open_merge as open_merge
+    from drift_merge.merges.verify import verify_merge as verify_merge
+    from drift_merge.names.tensors import Alignment as Alignment
+    from drift_merge.priors.manifest import Prior as Prior
+    from drift_merge.priors.manifest import open_prior as open_prior
+    from drift_merge.priors.verify import verify_prior as verify_prior
+
+# Loaded on first use: the commands' --help must not wait for what they do not need.
+_FACE = {
+    "drift_merge.api": ("align", "compute", "linear"),
+    "drift_merge.errors": (
+        *("AlignmentError", "CheckpointError", "DriftMergeError", "OutputError"),
+        *("RecipeError", "SourceError", "VerificationError"),
+    ),
+    "drift_merge.merges.manifest": ("Merge", "open_merge"),
+    "drift_merge.merges.verify": ("verify_merge",),
+    "drift_merge.names.tensors": ("Alignment",),
+    "drift_merge.priors.manifest": ("Prior", "open_prior"),
+    "drift_merge.priors.verify": ("verify_prior",),
+}
+_HOME = {name: module for module, names in _FACE.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'drift_merge' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

@@ -125,6 +125,7 @@ def merge_action(
         print(out)
         return
     _print_merge(manifest)
+    _say_rounding(manifest)
     _say_done(out, plan, made.outcome, time.monotonic() - started)
     render.note(f"Next: drift-merge verify {shlex.quote(str(out))}")
 
@@ -188,6 +189,17 @@ def _print_merge(manifest: Mapping[str, Any]) -> None:
     render.table(["role", "source", "weight"], rows)
     counts = ", ".join(f"{n:,} {method}" for method, n in manifest["counts"].items())
     print(f"Modules {manifest['parameters']['modules']}; tensors: {counts}")
+
+
+def _say_rounding(manifest: Mapping[str, Any]) -> None:
+    """Warn when the output dtype has swallowed a part of the merge."""
+    kept = manifest["change_kept"]
+    if kept is not None and abs(kept - 1.0) > 0.1:
+        render.note(
+            f"Warning [rounding]: the output dtype keeps {kept:.0%} of the change, so that the "
+            "effective weights are that much smaller (measured on a sample of every tensor).\n"
+            "  To keep all of it: --dtype float32"
+        )
 
 
 def inspect_prior_action(path: Path, *, as_json: bool) -> None:

@@ -1,45 +1,27 @@
-"""The executor: read a chunk, compute, write it; for every tensor, on a small pool of threads.
+"""The executor: every step of a plan, on a small pool of threads, journaled on the way.
 
-Knows formulas by name and tensors by place, not what a prior or a merge is for. Every result
-depends on the plan and the inputs alone: not on threads, chunk order or an interruption.
+Knows steps, not formulas. Every result depends on the plan and the inputs alone: not on
+threads, their order or an interruption.
 """
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from math import isfinite
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from drift_merge.engine.extents import Extents
-from drift_merge.engine.finiteness import count_nonfinite, refuse_nonfinite
-from drift_merge.engine.inputs import Inputs, chunks
+from drift_merge.engine.inputs import Inputs
 from drift_merge.engine.plan import Plan, Step
-from drift_merge.engine.workspace import DTYPES, Workspace, chunk_elements
-from drift_merge.maths.deltas import PairSums, delta_
-from drift_merge.maths.merging import METHODS
-from drift_merge.names.tensors import matrix_shape
-from drift_merge.storage.fingerprints import Fingerprint
+from drift_merge.engine.steps import Progress, Run, Stopped, run_step
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.journal import Results
-from drift_merge.storage.mapped import RELEASE_BYTES
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.shards import ShardWriter
 
 _Message = tuple[str, dict[str, Any]] | BaseException | None  # of a worker; None: it has ended
-Progress = Callable[[int], None]  # called with the bytes written since the last call
-
-
-class Sink(Protocol):
-    """Where the bytes of the output go."""
-
-    def write(self, info: TensorInfo, begin: int, data: Any) -> None:
-        """Put bytes at [begin, begin + len) of the data of a tensor."""
 
 
 class _Discard:
@@ -47,32 +29,6 @@ class _Discard:
 
     def write(self, info: TensorInfo, begin: int, data: Any) -> None:
         pass
-
-
-class _Stopped(Exception):
-    """Another worker failed or the user interrupted; this one gives up its tensor."""
-
-
-@dataclass(slots=True)
-class _Run:
-    """What the workers of one run share."""
-
-    plan: Plan
-    inputs: Inputs
-    writer: "Sink"
-    device: torch.device
-    progress: Progress
-    stop: threading.Event = field(default_factory=threading.Event)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    local: threading.local = field(default_factory=threading.local)
-
-    def workspace(self) -> Workspace:
-        """This thread's buffers; made on its first tensor."""
-        if not hasattr(self.local, "workspace"):
-            torch.set_num_threads(1)  # intra-op threads on small chunks cost 4 to 6 times the CPU
-            self.local.workspace = Workspace(self.device)
-        workspace: Workspace = self.local.workspace
-        return workspace
 
 
 def stream(
@@ -109,7 +65,7 @@ def stream(
     ):
         for name in results:
             progress(plan.layout.tensors[name].size_bytes)
-        run = _Run(plan, inputs, writer, torch.device(device), progress)
+        run = Run(plan, inputs, writer, torch.device(device), progress)
         for name, result in _finished(run, todo, writer, output, threads):
             results[name] = result
     return {step.name: results[step.name] for step in plan.steps}
@@ -118,8 +74,8 @@ def stream(
 def recompute(plan: Plan, steps: list[Step], *, device: str = "cpu") -> Results:
     """Compute some steps of a plan again, writing nothing; the results hold the fingerprints."""
     with Inputs(plan.sources) as inputs, _one_torch_thread():
-        run = _Run(plan, inputs, _Discard(), torch.device(device), lambda _: None)
-        return dict(_run_step(run, step) for step in steps)
+        run = Run(plan, inputs, _Discard(), torch.device(device), lambda _: None)
+        return dict(run_step(run, step) for step in steps)
 
 
 @contextmanager
@@ -133,7 +89,7 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _finished(
-    run: _Run, todo: list[Step], writer: ShardWriter, output: OutputDirectory, threads: int
+    run: Run, todo: list[Step], writer: ShardWriter, output: OutputDirectory, threads: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run the steps on a pool of threads; yield each result; journal extents on the way."""
     queue: SimpleQueue[_Message] = SimpleQueue()
@@ -160,7 +116,7 @@ def _finished(
                     extents.add(*message)
 
 
-def _work(run: _Run, steps: Iterator[Step], queue: "SimpleQueue[_Message]") -> None:
+def _work(run: Run, steps: Iterator[Step], queue: "SimpleQueue[_Message]") -> None:
     """One worker: take the next step until there is none; None says goodbye."""
     try:
         while not run.stop.is_set():
@@ -168,150 +124,10 @@ def _work(run: _Run, steps: Iterator[Step], queue: "SimpleQueue[_Message]") -> N
                 step = next(steps, None)
             if step is None:
                 break
-            queue.put(_run_step(run, step))
-    except _Stopped:
+            queue.put(run_step(run, step))
+    except Stopped:
         pass
     except BaseException as error:
         run.stop.set()
         queue.put(error)
     queue.put(None)
-
-
-def _run_step(run: _Run, step: Step) -> tuple[str, dict[str, Any]]:
-    workspace = run.workspace()
-    with torch.inference_mode(), workspace.on_stream():
-        result = _copy(run, step) if step.method == "copy" else _combine(run, step, workspace)
-    refuse_nonfinite(run.plan, step, result.get("nonfinite", {}))
-    return step.name, result
-
-
-def _copy(run: _Run, step: Step) -> dict[str, Any]:
-    """Copy a tensor byte for byte; its fingerprint and a count of NaN and Inf come on the way."""
-    info = run.plan.layout.tensors[step.name]
-    fingerprint = Fingerprint()
-    counts: dict[str, int] = {}
-    pace = _Pace(run, step, info.size_bytes)
-    view = step.inputs[0]
-    source = run.plan.info(view.parts[0], view.source)
-    mapped = run.inputs.mapped(view.source)
-    window = 2**20
-    for begin in range(0, info.size_bytes, window):
-        end = min(begin + window, info.size_bytes)
-        data = mapped.view(source, begin, end)
-        fingerprint.update(data)
-        run.writer.write(info, begin, data)
-        if info.dtype in DTYPES and DTYPES[info.dtype].is_floating_point:
-            chunk = torch.frombuffer(data, dtype=DTYPES[info.dtype])
-            if bad := count_nonfinite(chunk):
-                label = f"{run.plan.sources[0].source.label}: {source.name}"
-                counts[label] = counts.get(label, 0) + bad
-        pace.reached(end)
-    text = fingerprint.text()
-    result: dict[str, Any] = {"fingerprint": text, "fingerprint_mllm": text}
-    return result | ({"nonfinite": counts} if counts else {})
-
-
-def _combine(run: _Run, step: Step, workspace: Workspace) -> dict[str, Any]:
-    """Read, compute, round, write: chunk by chunk, so that memory does not grow with the tensor."""
-    info = run.plan.layout.tensors[step.name]
-    dtype = DTYPES[step.dtype]
-    stored = [run.inputs.dtype(view) for view in step.inputs]
-    compute = torch.float64 if torch.float64 in stored else torch.float32
-    hashes = [Fingerprint() for _ in step.inputs]
-    written, sums = Fingerprint(), PairSums()
-    counts: dict[str, int] = {}
-    pace = _Pace(run, step, info.size_bytes)
-    for begin, end in chunks(step, chunk_elements(run.device)):
-        loaded = []
-        for slot, view in enumerate(step.inputs):
-            scratch = workspace.scratch(slot)
-            raw, data = run.inputs.chunk(view, step.shape, begin, end, scratch)
-            hashes[slot].update(data)
-            loaded.append(workspace.load(slot, raw, compute))
-        _fill_missing_rows(run, step, loaded, begin, end)
-        result, is_finite = _formula(step, loaded, sums)
-        out, data = workspace.store(result, dtype)
-        if not is_finite or (dtype == torch.float16 and count_nonfinite(out)):
-            _count_all(run, step, workspace, (begin, end), out, counts)
-        written.update(data)
-        run.writer.write(info, begin * dtype.itemsize, data)
-        pace.reached(end * dtype.itemsize)
-    return _summary(step, sums, [h.text() for h in hashes], written.text(), counts)
-
-
-def _formula(step: Step, loaded: list[Tensor], sums: PairSums) -> tuple[Tensor, bool]:
-    """The chunk of the output, and whether it is surely finite."""
-    if step.method == "prior":
-        mllm, reasoner, *base = loaded
-        sums.add_pair(reasoner, mllm)
-        result = delta_(reasoner, base[0] if base else mllm)
-        sums.add_delta(result)
-        return result, sums.is_finite
-    mllm, *reasoners = loaded
-    result = mllm if step.method == "cast" else METHODS[step.method](mllm, reasoners, step.weights)
-    return result, isfinite(float(result.sum()))
-
-
-def _fill_missing_rows(run: _Run, step: Step, loaded: list[Tensor], begin: int, end: int) -> None:
-    """A row without a partner takes the mllm's values, so that nothing is added to it."""
-    if all(view.rows is None for view in step.inputs):
-        return
-    _, cols = matrix_shape(step.shape)
-    for view, chunk in zip(step.inputs[1:], loaded[1:], strict=True):
-        rows = run.inputs.missing_rows(view, begin // cols, end // cols)
-        chunk.view(-1, cols)[rows] = loaded[0].view(-1, cols)[rows]
-
-
-def _count_all(
-    run: _Run,
-    step: Step,
-    workspace: Workspace,
-    bounds: tuple[int, int],
-    out: Tensor,
-    counts: dict[str, int],
-) -> None:
-    """Count NaN and Inf of a suspicious chunk, in each input and in the rounded output."""
-    bad_output = count_nonfinite(out)
-    for slot, view in enumerate(step.inputs):
-        raw, _ = run.inputs.chunk(view, step.shape, *bounds, workspace.scratch(slot))
-        if bad := count_nonfinite(raw):
-            name = view.parts[0].name
-            label = f"{run.plan.sources[view.source].source.label}: {name}"
-            counts[label] = counts.get(label, 0) + bad
-            bad_output = 0
-    if bad_output:
-        label = f"the result in {step.dtype}: {step.name}"
-        counts[label] = counts.get(label, 0) + bad_output
-
-
-@dataclass(slots=True)
-class _Pace:
-    """Counts along one tensor: gives up when asked to, hands pages back, reports progress."""
-
-    run: _Run
-    step: Step
-    size_bytes: int  # of the output tensor
-    mark: int = 0  # everything before this byte has been released and reported
-
-    def reached(self, end: int) -> None:
-        """Bytes [0, end) of the output tensor are written."""
-        if self.run.stop.is_set():
-            raise _Stopped
-        if end < self.size_bytes and end - self.mark < RELEASE_BYTES:
-            return
-        self.run.inputs.release(self.step, self.mark, end, self.size_bytes)
-        self.run.progress(end - self.mark)
-        self.mark = end
-
-
-def _summary(
-    step: Step, sums: PairSums, inputs: list[str], written: str, counts: dict[str, int]
-) -> dict[str, Any]:
-    result: dict[str, Any] = {"fingerprint": written, "fingerprint_mllm": inputs[0]}
-    if step.method == "prior":
-        result |= {"fingerprint_reasoner": inputs[1], **sums.summary()}
-        if len(inputs) > 2:
-            result["fingerprint_base"] = inputs[2]
-    elif len(inputs) > 1:
-        result["fingerprint_reasoners"] = inputs[1:]
-    return result | ({"nonfinite": counts} if counts else {})

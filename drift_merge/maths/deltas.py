@@ -48,9 +48,10 @@ class PairSums:
     chunk the relative error stays below 1e-5.
     """
 
+    has_base: bool = False  # delta = reasoner - base, so the cosine needs a product of its own
     reasoner_squared: float = 0.0  # sum of theta_reasoner**2
     mllm_squared: float = 0.0  # sum of theta_mllm**2
-    product: float = 0.0  # sum of theta_reasoner * theta_mllm
+    product: float = 0.0  # sum of theta_reasoner * theta_mllm; only with a base
     delta_squared: float = 0.0  # sum of delta**2, before rounding to the stored dtype
     delta_max: float = 0.0  # largest |delta|
 
@@ -58,7 +59,8 @@ class PairSums:
         """Fold in a chunk of both models, one-dimensional and of equal length."""
         self.reasoner_squared += float(dot(reasoner, reasoner))
         self.mllm_squared += float(dot(mllm, mllm))
-        self.product += float(dot(reasoner, mllm))
+        if self.has_base:
+            self.product += float(dot(reasoner, mllm))
 
     def add_delta(self, chunk: Tensor) -> None:
         """Fold in a chunk of delta, one-dimensional."""
@@ -78,12 +80,20 @@ class PairSums:
         """
         if not self.is_finite:
             return dict.fromkeys(STATISTICS)
-        scale = sqrt(self.reasoner_squared) * sqrt(self.mllm_squared)
-        cosine = self.product / scale if scale > 0 else 0.0
         return {
             "norm_delta": sqrt(self.delta_squared),
             "norm_mllm": sqrt(self.mllm_squared),
             "norm_reasoner": sqrt(self.reasoner_squared),
-            "cosine": min(1.0, max(-1.0, cosine)),
+            "cosine": min(1.0, max(-1.0, self._cosine())),
             "max_abs_delta": self.delta_max,
         }
+
+    def _cosine(self) -> float:
+        ours, theirs = sqrt(self.reasoner_squared), sqrt(self.mllm_squared)
+        if ours * theirs == 0.0:
+            return 0.0
+        if self.has_base:
+            return self.product / (ours * theirs)
+        # The law of cosines keeps 1 - cos exact for near relatives, where the product, a float32
+        # sum, would lose it: their cosines differ from 1 in the sixth digit only.
+        return 1.0 - (self.delta_squared - (ours - theirs) ** 2) / (2.0 * ours * theirs)

@@ -61,6 +61,7 @@ def build_manifest(
         "coverage": [describe_coverage(alignment) for _, alignment in prepared.reasoners],
         "findings": describe_findings(prepared.findings),
         "counts": plan.counts(),
+        "change_kept": _change_kept(plan, results),
         "size_bytes": plan.write_bytes,
         "shards": [shard.file for shard in plan.layout.shards],
         "sidecars": sidecars,
@@ -76,6 +77,17 @@ def _reasoner_data(plan: Plan, results: Results, source: int) -> dict[str, str]:
             if view.source == source:
                 found[step.name] = fingerprint
     return found
+
+
+def _change_kept(plan: Plan, results: Results) -> float | None:
+    """The fraction of the change that rounding kept, over all merged tensors by their size."""
+    found = [
+        (plan.layout.tensors[name].numel, kept)
+        for name, result in results.items()
+        if (kept := result.get("change_kept")) is not None
+    ]
+    total = sum(numel for numel, _ in found)
+    return sum(numel * kept for numel, kept in found) / total if total else None
 
 
 def _tensors(plan: Plan, results: Results) -> dict[str, dict[str, Any]]:

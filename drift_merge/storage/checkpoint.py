@@ -84,7 +84,7 @@ def _open_local(source: Source, path: Path) -> Checkpoint:
     else:
         names = find_weights(files, where=source.given, directory=str(directory))
     if names == [INDEX]:
-        weight_map = parse_index((directory / INDEX).read_bytes(), where=index_name)
+        weight_map = parse_index(_read_index(directory / INDEX, index_name), where=index_name)
         names = shard_names(weight_map)
         require_shards(names, files, where=index_name)
     shards = [read_header(directory / name, name) for name in names]
@@ -99,6 +99,16 @@ def _open_local(source: Source, path: Path) -> Checkpoint:
     return checkpoint
 
 
+def _read_index(path: Path, label: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{label} cannot be read: {error.strerror or error}.",
+            remedy=f"Check that the file exists and is readable: ls -lL '{path}'",
+        ) from error
+
+
 def read_config(directory: Path, label: str) -> dict[str, Any]:
     """The `config.json` of a directory, checked to be a JSON object."""
     path = directory / "config.json"
@@ -109,7 +119,7 @@ def read_config(directory: Path, label: str) -> dict[str, Any]:
             f"{label} has no config.json beside its weights.",
             remedy="Name the directory of a Hugging Face checkpoint, config.json included.",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{label}: config.json cannot be read ({error}).",
             remedy="Download config.json again.",

@@ -11,6 +11,7 @@ from typing import Any
 
 import xxhash
 
+from drift_merge.errors import CheckpointError
 from drift_merge.storage.checkpoint import Checkpoint
 
 
@@ -47,10 +48,21 @@ def of_layout(checkpoint: Checkpoint) -> str:
 
 
 def of_files(checkpoint: Checkpoint) -> str:
-    """What a resumed run must find unchanged: shard names, sizes, times of change, headers."""
+    """What a resumed run must find unchanged: shard names, sizes, times of change, headers.
+
+    Raises:
+        CheckpointError: a shard has vanished since its header was read.
+    """
     rows = []
     for name, header in checkpoint.shards.items():
-        stat = checkpoint.file(name).stat()
+        path = checkpoint.file(name)
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise CheckpointError(
+                f"{name} cannot be read: {error.strerror or error}.",
+                remedy=f"Check that the file exists and is readable: ls -lL '{path}'",
+            ) from error
         rows.append([name, header.file_bytes, stat.st_mtime_ns])
     return of_json([rows, of_layout(checkpoint), checkpoint.config])
 

@@ -8,7 +8,9 @@ Format: https://github.com/huggingface/safetensors#format
 """
 
 import json
+import os
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +20,7 @@ from typing import Any
 from drift_merge.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+MAX_COUNT = 2**63  # no file is larger, so no size or offset of an honest header is
 
 DTYPE_BITS = {
     "BOOL": 8,
@@ -108,7 +111,9 @@ def parse_header(data: bytes, *, shard: str, file_bytes: int) -> ShardHeader:
     """
     begin = header_length(data, shard=shard, file_bytes=file_bytes)
     try:
-        header = json.loads(data[8:begin], object_pairs_hook=_unique_keys)
+        # Decoded here: json.loads would take UTF-16 and a byte order mark too, the format does not.
+        text = data[8:begin].decode("utf-8")
+        header = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise _broken(shard, f"the header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
@@ -125,7 +130,7 @@ def read_header(path: Path, shard: str) -> ShardHeader:
     """Read and check the header of a local file; `shard` is its name in messages."""
     try:
         with open(path, "rb") as file:
-            file_bytes = path.stat().st_size
+            file_bytes = os.fstat(file.fileno()).st_size
             first = file.read(8)
             length = header_length(first, shard=shard, file_bytes=file_bytes)
             return parse_header(first + file.read(length - 8), shard=shard, file_bytes=file_bytes)
@@ -171,35 +176,48 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{twice!r} stands in it twice")
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{_short(twice)} stands in it twice")
     return result
 
 
 def _tensor(name: str, entry: Any, shard: str, begin: int) -> TensorInfo:
+    if not name.isascii() and not _is_text(name):
+        raise _broken(shard, f"the name {_short(name)} is not valid Unicode")
     if not isinstance(entry, dict):
         raise _broken(shard, f"the entry of {name} is not an object")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if dtype not in DTYPE_BITS:
-        raise _broken(shard, f"{name} has the unknown dtype {dtype!r}; known: {_names()}")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise _broken(shard, f"{name} has the unknown dtype {_short(dtype)}; known: {_names()}")
     if not isinstance(shape, list) or not _is_counts(shape):
-        raise _broken(shard, f"{name} has the shape {shape!r}; expected a list of counts")
+        raise _broken(shard, f"{name} has the shape {_short(shape)}; expected a list of counts")
     if not isinstance(offsets, list) or not _is_pair(offsets) or offsets[0] > offsets[1]:
-        raise _broken(shard, f"{name} has the data offsets {offsets!r}; expected [begin, end]")
+        got = _short(offsets)
+        raise _broken(shard, f"{name} has the data offsets {got}; expected [begin, end]")
     expected = tensor_bytes(dtype, tuple(shape))
     size = offsets[1] - offsets[0]
     if size != expected:
         raise _broken(
             shard,
-            f"{name} is {dtype} {tuple(shape)} and needs {expected:,} bytes, "
+            f"{name} is {dtype} {_short(tuple(shape))} and needs {_count(expected)} bytes, "
             f"but its offsets span {size:,}",
         )
     return TensorInfo(name, dtype, tuple(shape), shard, begin + offsets[0], size)
 
 
 def _is_counts(value: list[Any]) -> bool:
-    return all(type(v) is int and v >= 0 for v in value)
+    return all(type(v) is int and 0 <= v < MAX_COUNT for v in value)  # True is no count
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: JSON can smuggle in half a surrogate pair."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _short(value: Any) -> str:
+    """What a hostile header says, in at most a line."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _is_pair(value: list[Any]) -> bool:
@@ -222,6 +240,11 @@ def _check_cover(tensors: Iterable[TensorInfo], shard: str, begin: int, file_byt
         )
     if at < file_bytes:
         raise _broken(shard, f"{file_bytes - at:,} bytes after the last tensor belong to nobody")
+
+
+def _count(value: int) -> str:
+    """A number for a message; Python refuses to print more than 4,300 digits."""
+    return f"{value:,}" if value < MAX_COUNT else "more than 2**63"
 
 
 def _names() -> str:

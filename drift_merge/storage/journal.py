@@ -4,13 +4,14 @@ One JSON object a line. The first names the plan; each later one holds tensors w
 been flushed before the line was written. A line torn by a crash is cut off and done again.
 """
 
+import errno
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drift_merge.storage.shards import cannot_write
+from drift_merge.storage.shards import cannot_read, cannot_write
 
 Results = dict[str, dict[str, Any]]  # output tensor -> what the stream measured of it
 
@@ -21,25 +22,32 @@ def read_journal(path: Path) -> tuple[str | None, Results, int]:
     Returns:
         The plan's fingerprint (None when the file is absent or its first line torn), the
         finished tensors, and the number of good bytes.
+
+    Raises:
+        OutputError: the file is there and cannot be read.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None, {}, 0
+    except OSError as error:
+        raise cannot_read(path, error) from error
     plan: str | None = None
     finished: Results = {}
     good = 0
     for line in data.splitlines(keepends=True):
         try:
             entry = json.loads(line)
-            if not line.endswith(b"\n"):
-                break
-            if plan is None:
-                plan = str(entry["plan"])
-            else:
-                finished.update(entry["done"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):
             break
+        key, kind = ("plan", str) if plan is None else ("done", dict)
+        value = entry.get(key) if isinstance(entry, dict) else None
+        if not line.endswith(b"\n") or not isinstance(value, kind):
+            break
+        if isinstance(value, str):
+            plan = value
+        else:
+            finished.update(value)
         good += len(line)
     return plan, finished, good
 
@@ -51,12 +59,19 @@ class Journal:
         self.path = path
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            os.ftruncate(self._file, good_bytes)
-            os.lseek(self._file, good_bytes, os.SEEK_SET)
         except OSError as error:
             raise cannot_write(path, error) from error
-        if good_bytes == 0:
-            self._append({"plan": plan})
+        try:
+            os.ftruncate(self._file, good_bytes)
+            os.lseek(self._file, good_bytes, os.SEEK_SET)
+            if good_bytes == 0:
+                self._append({"plan": plan})
+        except OSError as error:
+            self.close()
+            raise cannot_write(path, error) from error
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, done: Mapping[str, Mapping[str, Any]]) -> None:
         """Record finished tensors. Their data must have been flushed."""
@@ -67,7 +82,10 @@ class Journal:
         line = (json.dumps(entry, separators=(",", ":")) + "\n").encode()
         try:
             while line:
-                line = line[os.write(self._file, line) :]
+                written = os.write(self._file, line)
+                if written == 0:
+                    raise OSError(errno.EIO, "nothing was written")
+                line = line[written:]
             os.fsync(self._file)
         except OSError as error:
             raise cannot_write(self.path, error) from error

@@ -5,6 +5,7 @@ are handed back, so that the resident size stays small however large the model i
 """
 
 import mmap
+import os
 import threading
 from types import TracebackType
 
@@ -28,10 +29,14 @@ class MappedCheckpoint:
         """Bytes [begin, end) of the data of a tensor, without a copy.
 
         Raises:
-            CheckpointError: the file is shorter than when its header was read.
+            CheckpointError: the file cannot be opened, or has another size than when its header
+                was read.
         """
         end = info.size_bytes if end is None else end
-        return memoryview(self._map(info.shard))[info.start + begin : info.start + end]
+        mapped = self._map(info.shard)
+        # A read past the end of a mapped file kills the process (SIGBUS): look before each one.
+        self._require_size(info.shard, mapped.size())
+        return memoryview(mapped)[info.start + begin : info.start + end]
 
     def release(self, info: TensorInfo, begin: int, end: int) -> None:
         """Say that bytes [begin, end) of a tensor are done with; they stay in the page cache."""
@@ -48,17 +53,24 @@ class MappedCheckpoint:
 
     def _open(self, shard: str) -> mmap.mmap:
         path = self.checkpoint.file(shard)
+        try:
+            with open(path, "rb") as file:
+                self._require_size(shard, os.fstat(file.fileno()).st_size)
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise CheckpointError(
+                f"{shard} cannot be read: {error.strerror or error}.",
+                remedy=f"Check that the file exists and is readable: ls -lL '{path}'",
+            ) from error
+
+    def _require_size(self, shard: str, found: int) -> None:
         expected = self.checkpoint.shards[shard].file_bytes
-        with open(path, "rb") as file:
-            found = path.stat().st_size
-            # A read past the end of a mapped file kills the process: look before mapping.
-            if found != expected:
-                raise CheckpointError(
-                    f"{shard} changed while it was being used: "
-                    f"it had {expected:,} bytes, now it has {found:,}.",
-                    remedy="Let the download finish, then run the command again.",
-                )
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if found != expected:
+            raise CheckpointError(
+                f"{shard} changed while it was being used: "
+                f"it had {expected:,} bytes, now it has {found:,}.",
+                remedy="Let the download finish, then run the command again.",
+            )
 
     def close(self) -> None:
         """Drop the maps; a map that is still looked at lives until its views do."""

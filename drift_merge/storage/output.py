@@ -5,9 +5,10 @@
     OUT.partial/payload/       what will become OUT
     OUT.partial/replaced/      the old OUT, for the moment of the swap (--overwrite)
 
-One rename of `payload` to OUT publishes it. A crash at any moment leaves OUT as it was; the
-same command resumes from the journal. A leftover that belongs to another plan is never
-touched: it is named, with the command that discards it.
+One rename of `payload` to OUT publishes it. A crash at any moment leaves OUT as it was, or in
+the moment of the swap in `replaced`, from where the next run takes it back. The same command
+resumes from the journal. A leftover that belongs to another plan is never touched: it is named,
+with the command that discards it.
 """
 
 import fcntl
@@ -18,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from drift_merge.errors import OutputError
+from drift_merge.errors import OutputError, VerificationError
 from drift_merge.storage.journal import Journal, Results, read_journal
-from drift_merge.storage.shards import cannot_write
+from drift_merge.storage.shards import cannot_read, cannot_write
 
 OURS = {"lock", "journal.jsonl", "payload", "replaced"}
 
@@ -60,11 +61,18 @@ def _refuse_existing(out: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"{out} exists and is not a directory.", remedy="Choose another name with -o."
         )
-    if not overwrite and any(out.iterdir()):
+    if not overwrite and _holds_anything(out):
         raise OutputError(
             f"{out} exists already.",
             remedy="Choose another directory with -o, or replace it: add --overwrite.",
         )
+
+
+def _holds_anything(directory: Path) -> bool:
+    try:
+        return any(directory.iterdir())
+    except OSError as error:
+        raise cannot_read(directory, error) from error
 
 
 def finished_plan(out: Path) -> str | None:
@@ -76,8 +84,9 @@ def finished_plan(out: Path) -> str | None:
 
 
 def partial_of(out: Path) -> Path:
-    """Where the unfinished state of `out` lives: beside it, `NAME.partial`."""
-    return out.parent / f"{out.name}.partial"
+    """Where the unfinished state of `out` lives: beside it (links followed), `NAME.partial`."""
+    final = _real(out)
+    return final.parent / f"{final.name}.partial"
 
 
 class OutputDirectory:
@@ -90,7 +99,7 @@ class OutputDirectory:
     """
 
     def __init__(self, out: Path, *, plan: str, overwrite: bool) -> None:
-        self.out = Path(os.path.abspath(out))
+        self.out = _real(out)  # a rename must replace what a link leads to, not the link
         self.plan = plan
         self.overwrite = overwrite
         self.partial = partial_of(self.out)
@@ -119,9 +128,12 @@ class OutputDirectory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A run that ended before anything was worth keeping leaves nothing behind.
-        if error is not None and not self.is_published and not self.finished:
-            shutil.rmtree(self.partial, ignore_errors=True)
+        # A run that ended before anything was worth keeping leaves nothing behind, nor does one
+        # whose data came back changed: resuming it could only fail again.
+        worthless = not self.finished or isinstance(error, VerificationError)
+        if error is not None and not self.is_published and worthless:
+            with suppress(OutputError):
+                self._remove_partial()
         self._release()
 
     def _take_lock(self) -> None:
@@ -130,6 +142,8 @@ class OutputDirectory:
             try:
                 self.partial.mkdir(parents=True, exist_ok=True)
                 lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except FileNotFoundError:
+                continue  # the one who held it has just removed the directory
             except OSError as error:
                 raise cannot_write(path, error) from error
             try:
@@ -149,7 +163,10 @@ class OutputDirectory:
             self._lock = None
 
     def _prepare(self) -> None:
-        strangers = sorted(set(os.listdir(self.partial)) - OURS)
+        try:
+            strangers = sorted(set(os.listdir(self.partial)) - OURS)
+        except OSError as error:
+            raise cannot_read(self.partial, error) from error
         if strangers:
             raise OutputError(
                 f"{self.partial} holds {strangers[0]}, which is not ours.",
@@ -159,27 +176,38 @@ class OutputDirectory:
         if finished_plan(self.out) == self.plan:
             self.is_published = True
             return
+        self._settle_swap()
         _refuse_existing(self.out, overwrite=self.overwrite)
-        replaced = self.partial / "replaced"
         if self.payload.is_dir() and plan not in (None, self.plan):
-            raise self._other_plan(replaced)
-        if replaced.exists() and self.out.exists():
-            _remove_tree(replaced)  # the swap had succeeded; only the tidying was missing
+            raise self._other_plan()
         if plan != self.plan or not self.payload.is_dir():
             finished, good_bytes = {}, 0
             _remove_tree(self.payload)
         try:
             self.payload.mkdir(exist_ok=True)
+            _remove_small_files(self.payload)
         except OSError as error:
             raise cannot_write(self.payload, error) from error
         self.finished = finished
         journal = self.partial / "journal.jsonl"
         self._journal = Journal(journal, plan=self.plan, good_bytes=good_bytes)
 
-    def _other_plan(self, replaced: Path) -> OutputError:
-        kept = f" Your previous output is in {replaced}." if replaced.exists() else ""
+    def _settle_swap(self) -> None:
+        """After a kill within the swap: put the old output back, or forget it if the new is out."""
+        replaced = self.partial / "replaced"
+        if not replaced.exists():
+            return
+        if os.path.lexists(self.out):
+            _remove_tree(replaced)
+            return
+        try:
+            os.rename(replaced, self.out)
+        except OSError as error:
+            raise cannot_write(self.out, error) from error
+
+    def _other_plan(self) -> OutputError:
         return OutputError(
-            f"{self.partial} holds an unfinished run with other inputs or options.{kept}",
+            f"{self.partial} holds an unfinished run with other inputs or options.",
             remedy=f"Repeat that command to finish it, or discard it: rm -r '{self.partial}'",
         )
 
@@ -210,8 +238,8 @@ class OutputDirectory:
             _sync_directory(self.out.parent)
         except OSError as error:
             raise cannot_write(self.out, error) from error
-        self._release()
-        _remove_tree(self.partial)
+        self.is_published = True
+        self.tidy()
 
     def _swap(self) -> None:
         replaced = self.partial / "replaced"
@@ -225,9 +253,22 @@ class OutputDirectory:
             raise
 
     def tidy(self) -> None:
-        """Remove what a killed run left beside its published output."""
+        """Remove what is left beside a published output."""
+        self._remove_partial()
         self._release()
-        _remove_tree(self.partial)
+
+    def _remove_partial(self) -> None:
+        # The lock goes last: whoever finds it gone may move in, and then keeps the directory.
+        # The journal goes before it and after the rest: it says that this plan was published.
+        for name in ("payload", "replaced"):
+            _remove_tree(self.partial / name)
+        try:
+            for name in ("journal.jsonl", "lock"):
+                (self.partial / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.partial, error) from error
+        with suppress(OSError):
+            os.rmdir(self.partial)
 
     def _release(self) -> None:
         if self._journal is not None:
@@ -236,6 +277,15 @@ class OutputDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _remove_small_files(payload: Path) -> None:
+    """Remove everything but shards: it is written again, and may be of sidecars now gone."""
+    for path in payload.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.suffix != ".safetensors":
+            path.unlink()
 
 
 def _sync_directory(path: Path) -> None:

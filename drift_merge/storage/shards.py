@@ -43,9 +43,12 @@ class Layout:
         return sum(shard.file_bytes for shard in self.shards)
 
 
-def natural_key(name: str) -> list[Any]:
-    """Sort key under which layer 2 comes before layer 10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+def natural_key(name: str) -> tuple[list[Any], str]:
+    """Sort key under which layer 2 comes before layer 10; no two names are equal under it."""
+    parts: list[Any] = re.split(r"([0-9]+)", name)
+    # As (length, digits), not int: a hostile name may have more digits than int() takes.
+    parts[1::2] = [(len(digits), digits) for digits in (p.lstrip("0") for p in parts[1::2])]
+    return parts, name
 
 
 def lay_out(
@@ -114,14 +117,21 @@ class ShardWriter:
         self.layout = layout
         self.directory = directory
         self._files: dict[str, int] = {}
+        self._flush_error: OutputError | None = None
 
     def open(self) -> None:
         """Create or reopen every shard at its full size and write its header.
 
+        Any other safetensors file in the directory is removed: it would be published too.
+
         Raises:
             OutputError: the disk is too small, or the directory cannot be written.
         """
-        self._check_space()
+        try:
+            self._remove_others()
+            self._check_space()
+        except OSError as error:
+            raise cannot_write(self.directory, error) from error
         for shard in self.layout.shards:
             path = self.directory / shard.file
             try:
@@ -131,6 +141,12 @@ class ShardWriter:
                 _write_all(descriptor, memoryview(shard.header), 0)
             except OSError as error:
                 raise cannot_write(path, error, needed=shard.file_bytes) from error
+
+    def _remove_others(self) -> None:
+        ours = {shard.file for shard in self.layout.shards}
+        for path in self.directory.glob("*.safetensors"):
+            if path.name not in ours:
+                path.unlink()
 
     def _check_space(self) -> None:
         have = sum(
@@ -156,12 +172,20 @@ class ShardWriter:
             raise cannot_write(self.directory / info.shard, error) from error
 
     def flush(self) -> None:
-        """Return when everything written so far is on the disk."""
+        """Return when everything written so far is on the disk.
+
+        Raises:
+            OutputError: it is not. Every later call raises too: after a failed flush the kernel
+                forgets which pages are lost, and the next flush would succeed without them.
+        """
+        if self._flush_error is not None:
+            raise self._flush_error
         for name, descriptor in self._files.items():
             try:
                 os.fdatasync(descriptor)
             except OSError as error:
-                raise cannot_write(self.directory / name, error) from error
+                self._flush_error = cannot_write(self.directory / name, error)
+                raise self._flush_error from error
 
     def close(self) -> None:
         """Close the files; nothing is flushed."""
@@ -197,6 +221,14 @@ def cannot_write(path: Path, error: OSError, *, needed: int | None = None) -> Ou
     return OutputError(f"{path} cannot be written{want}: {error.strerror or error}.", remedy=remedy)
 
 
+def cannot_read(path: Path, error: OSError) -> OutputError:
+    """The OutputError for unfinished state of ours that cannot be read."""
+    return OutputError(
+        f"{path} cannot be read: {error.strerror or error}.",
+        remedy=f"See who owns it: ls -ld '{path}'. Or choose another directory with -o.",
+    )
+
+
 def _reserve(descriptor: int, size: int) -> None:
     if size == 0:
         return
@@ -212,5 +244,7 @@ def _reserve(descriptor: int, size: int) -> None:
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(descriptor, data, offset)
+        if written == 0:
+            raise OSError(errno.EIO, "nothing was written")  # or this loop would not end
         data = data[written:]
         offset += written

@@ -9,14 +9,12 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from commands import align, answers, run, run_here
 from stored import assert_same_sidecars, assert_same_tensors, float64, read
 
 NEEDED = (
@@ -30,44 +28,11 @@ pytestmark = [
     pytest.mark.skipif(bool(ABSENT), reason=f"needs {', '.join(ABSENT)}; see tests/real/README.md"),
 ]
 
-HERE = Path(__file__).parent
 TOWER = "model.text_model."  # of the Idefics3 made here
 UNIT_ROUNDOFF = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}
 SMALLEST = 2.0**-133  # the smallest bfloat16 above 0
 WEIGHT = 0.1
 SHARD_BYTES = 200_000_000
-
-
-def run(tool: str, *arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `drift-prior` or `drift-merge` as a user would and check the exit code."""
-    script = Path(sys.executable).with_name(tool)
-    module = f"drift_merge.cli.{tool.removeprefix('drift-')}"
-    from_source = (sys.executable, "-c", f"from {module} import main; main()")
-    start = (script,) if script.exists() else from_source
-    result = subprocess.run(
-        [str(part) for part in (*start, *arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(HERE.parents[1])},
-    )
-    print(f"$ {tool} {' '.join(map(str, arguments))}\n{result.stdout}{result.stderr}")
-    assert result.returncode == expect, result.stderr
-    return result
-
-
-def run_here(script: str, *arguments: object) -> str:
-    """Run a script of this directory; return what it printed."""
-    command = [sys.executable, HERE / script, *arguments]
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def answers(model: Path, *arguments: object) -> dict[str, str]:
-    """Load `model` in transformers, require that every key fits, and return its answers."""
-    result = json.loads(run_here("try_model.py", model, *arguments).splitlines()[-1])
-    assert set(result["misfits"].values()) == {0}, result["misfits"]
-    return result["answers"]
 
 
 def is_matrix_of(name: str) -> bool:
@@ -104,10 +69,6 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     """A directory emptied after the test: pytest would keep gigabytes of three runs."""
     yield tmp_path
     shutil.rmtree(tmp_path)
-
-
-def align(*sources: Path) -> dict[str, Any]:
-    return json.loads(run("drift-prior", "align", *sources, "--json").stdout)
 
 
 @pytest.mark.parametrize("part", ["base", "qwen"])
@@ -151,6 +112,22 @@ def test_every_delta_is_the_float64_difference_but_for_the_rounding_of_its_dtype
         bound = (UNIT_ROUNDOFF[stored[0]] + 2.0**-23) * np.abs(exact) + SMALLEST
         assert np.all(np.abs(float64(stored) - exact) <= bound), name
         assert exact.any(), name
+
+
+def test_the_statistics_of_the_prior_are_those_of_the_float64_towers(
+    real: Path, prior: Path
+) -> None:
+    reasoner, mllm = read(real / "reasoner"), read(real / "mllm")
+    # float32 sums: a chain of 2^15 additions drifts by about sqrt(2^15) roundings.
+    drift = 2.0**7.5 * 2.0**-24
+    for name, entry in json.loads((prior / "prior.json").read_text())["tensors"].items():
+        r, m = float64(reasoner[f"model.{name}"]), float64(mllm[TOWER + name])
+        norms = [float(np.linalg.norm(values)) for values in (r - m, m, r)]
+        told = [entry[key] for key in ("norm_delta", "norm_mllm", "norm_reasoner")]
+        assert told == pytest.approx(norms, rel=drift), name
+        cosine = float((r * m).sum()) / (norms[1] * norms[2])
+        assert entry["cosine"] == pytest.approx(cosine, abs=2 * drift), name
+        assert entry["max_abs_delta"] == pytest.approx(np.abs(r - m).max(), rel=2.0**-8), name
 
 
 def test_computing_again_with_json_gives_the_same_bytes(
@@ -267,13 +244,16 @@ def test_two_text_models_align_with_a_warning_and_biases_count(real: Path) -> No
 
 
 @pytest.mark.parametrize("weight", [0, 0.3])
-def test_merging_qwen_with_itself_changes_no_byte_at_any_weight(
+def test_merging_qwen_with_itself_changes_no_value_at_any_weight_and_no_byte_at_0(
     real: Path, scratch: Path, weight: float
 ) -> None:
-    # 0.7 x + 0.3 x in float32 lies within 2^-22 of x, far nearer than the next bfloat16.
     sources = (real / "qwen", real / "qwen")
     run("drift-merge", "linear", *sources, "-o", scratch / "out", "--weight", weight)
-    assert_same_tensors(scratch / "out", real / "qwen")
+    if weight == 0:
+        assert_same_tensors(scratch / "out", real / "qwen")
+    else:  # -0 + 0.3 * (-0 - -0) is +0: equal, in other bytes
+        before, after = read(real / "qwen"), read(scratch / "out")
+        assert all(np.array_equal(float64(after[name]), float64(before[name])) for name in before)
     assert_same_sidecars(scratch / "out", real / "qwen")
 
 

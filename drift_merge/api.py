@@ -1,0 +1,230 @@
+"""The Python face: what the two commands do, as functions. Progress by tqdm, no printing.
+
+import drift_merge
+
+alignment = drift_merge.align("org/reasoner", "org/mllm")
+prior = drift_merge.compute("org/reasoner", "org/mllm", "prior/")
+merge = drift_merge.linear(["org/reasoner"], "org/mllm", "merged/", weights=[0.1])
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from drift_merge.engine.job import RunOptions
+from drift_merge.engine.plan import Plan
+from drift_merge.engine.prepare import prepare
+from drift_merge.engine.recipe import (
+    DEFAULT_SHARD_SIZE,
+    MERGE_MODULES,
+    PRIOR_MODULES,
+    SOURCE_DTYPE,
+    Recipe,
+)
+from drift_merge.merges.make import make_merge
+from drift_merge.merges.manifest import Merge
+from drift_merge.names.tensors import Alignment
+from drift_merge.priors.compute import compute_prior
+from drift_merge.priors.manifest import Prior
+
+Where = str | Path
+
+
+def align(
+    reasoner: Where,
+    mllm: Where,
+    *,
+    modules: str = PRIOR_MODULES,
+    layers: str | None = None,
+    map_file: Path | None = None,
+) -> Alignment:
+    """Pair the tensors of a text LLM with those of an MLLM's language tower, from headers alone.
+
+    Args:
+        reasoner: directory, `.safetensors` file or Hub id of the text LLM.
+        mllm: the same of the multimodal model.
+        modules: comma list of attn, mlp, norm, embed, head, full, or `re:REGEX`.
+        layers: such as "0:28"; None for all.
+        map_file: YAML of name patterns, for layouts that structure alone cannot pair.
+
+    Returns:
+        Pairs, findings, and a record of every tensor of both. It may be incomplete: compare
+        `num_matched` with `num_selected`.
+
+    Raises:
+        SourceError, CheckpointError, AlignmentError, RecipeError.
+    """
+    recipe = Recipe(
+        method="prior",
+        reasoners=(str(reasoner),),
+        mllm=str(mllm),
+        modules=modules,
+        layers=layers,
+        map_file=map_file,
+    )
+    return prepare(recipe, headers_only=True, quiet=True).reasoners[0][1]
+
+
+def compute(
+    reasoner: Where,
+    mllm: Where,
+    output: Where,
+    *,
+    base: Where | None = None,
+    modules: str = PRIOR_MODULES,
+    layers: str | None = None,
+    dtype: str = "bfloat16",
+    max_shard_size: str = DEFAULT_SHARD_SIZE,
+    on_mismatch: str = "error",
+    map_file: Path | None = None,
+    allow_nonfinite: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Prior:
+    """Stream the prior delta = theta_reasoner - theta_mllm to `output`.
+
+    Args:
+        reasoner: directory, `.safetensors` file or Hub id of the text LLM.
+        mllm: the same of the multimodal model.
+        output: directory to create; absent or whole, whatever happens.
+        base: common ancestor; then delta = theta_reasoner - theta_base.
+        modules: comma list of attn, mlp, norm, embed, head, full, or `re:REGEX`.
+        layers: such as "0:28"; None for all.
+        dtype: of the stored delta: bfloat16, float16, float32, or source (the mllm's).
+        max_shard_size: such as "5GB".
+        on_mismatch: "error", or "skip" to leave tensors without a partner out.
+        map_file: YAML of name patterns.
+        allow_nonfinite: accept NaN and Inf in the inputs.
+        device: where to compute.
+        threads: workers; None for one per core.
+        overwrite: replace an existing output after success.
+        progress: show a tqdm bar.
+
+    Returns:
+        The prior, opened.
+
+    Raises:
+        SourceError, CheckpointError, AlignmentError, RecipeError, OutputError.
+
+    Source: DRIFT, arXiv 2510.15050, section 3.
+    """
+    recipe = Recipe(
+        method="prior",
+        reasoners=(str(reasoner),),
+        mllm=str(mllm),
+        base=str(base) if base is not None else None,
+        modules=modules,
+        layers=layers,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        on_mismatch=on_mismatch,
+        map_file=map_file,
+        allow_nonfinite=allow_nonfinite,
+    )
+    prepared = prepare(recipe, quiet=not progress)
+    plan = prepared.plan()
+    with _options(plan, device, threads, overwrite, progress) as options:
+        return compute_prior(prepared, plan, Path(output), options).prior
+
+
+def linear(
+    reasoners: Sequence[Where],
+    mllm: Where,
+    output: Where,
+    *,
+    weights: Sequence[float] = (),
+    modules: str = MERGE_MODULES,
+    layers: str | None = None,
+    dtype: str = SOURCE_DTYPE,
+    max_shard_size: str = DEFAULT_SHARD_SIZE,
+    on_mismatch: str = "error",
+    map_file: Path | None = None,
+    allow_nonfinite: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Merge:
+    """Write (1 - sum(w)) * mllm + sum(w_i * reasoner_i) as a complete MLLM checkpoint.
+
+    Args:
+        reasoners: text LLMs, at least one.
+        mllm: the multimodal model; everything not selected is its, byte for byte.
+        output: directory to create; absent or whole, whatever happens.
+        weights: one per reasoner, or one for all; () means 0.1 each.
+        modules: as in `compute`; the default adds the norms.
+        layers: such as "0:28"; None for all.
+        dtype: of the output: source (the mllm's), bfloat16, float16 or float32.
+        max_shard_size: such as "5GB".
+        on_mismatch: "error", or "skip" to leave tensors without a partner as they are.
+        map_file: YAML of name patterns.
+        allow_nonfinite: accept NaN and Inf in the inputs.
+        device: where to compute.
+        threads: workers; None for one per core.
+        overwrite: replace an existing output after success.
+        progress: show a tqdm bar.
+
+    Returns:
+        The merge, opened.
+
+    Raises:
+        SourceError, CheckpointError, AlignmentError, RecipeError, OutputError.
+    """
+    recipe = Recipe(
+        method="linear",
+        reasoners=tuple(map(str, reasoners)),
+        mllm=str(mllm),
+        weights=tuple(weights),
+        modules=modules,
+        layers=layers,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        on_mismatch=on_mismatch,
+        map_file=map_file,
+        allow_nonfinite=allow_nonfinite,
+    )
+    prepared = prepare(recipe, quiet=not progress)
+    plan = prepared.plan()
+    with _options(plan, device, threads, overwrite, progress) as options:
+        return make_merge(prepared, plan, Path(output), options).merge
+
+
+@contextmanager
+def _options(
+    plan: Plan, device: str, threads: int | None, overwrite: bool, progress: bool
+) -> Iterator[RunOptions]:
+    with _bars(plan.write_bytes, shown=progress) as advance:
+        yield RunOptions(
+            threads=threads or os.cpu_count() or 1,
+            device=device,
+            overwrite=overwrite,
+            progress=advance,
+        )
+
+
+@contextmanager
+def _bars(total_bytes: int, *, shown: bool) -> Iterator[Callable[[str, int], None]]:
+    """One tqdm bar per phase."""
+    from tqdm.auto import tqdm
+
+    bars: dict[str, Any] = {}
+    lock = threading.Lock()
+
+    def advance(phase: str, size: int) -> None:
+        with lock:
+            if phase not in bars:
+                bars[phase] = tqdm(
+                    total=total_bytes, unit="B", unit_scale=True, desc=phase, disable=not shown
+                )
+            bars[phase].update(size)
+
+    try:
+        yield advance
+    finally:
+        for bar in bars.values():
+            bar.close()
