@@ -9,10 +9,9 @@ merge = drift_merge.linear(["org/reasoner"], "org/mllm", "merged/", weights=[0.1
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from drift_merge.engine.job import RunOptions
 from drift_merge.engine.plan import Plan
@@ -198,33 +197,18 @@ def linear(
 def _options(
     plan: Plan, device: str, threads: int | None, overwrite: bool, progress: bool
 ) -> Iterator[RunOptions]:
-    with _bars(plan.write_bytes, shown=progress) as advance:
+    from tqdm.auto import tqdm
+
+    lock = threading.Lock()
+    with tqdm(total=plan.write_bytes, unit="B", unit_scale=True, disable=not progress) as bar:
+
+        def advance(size: int) -> None:
+            with lock:  # called from every worker
+                bar.update(size)
+
         yield RunOptions(
             threads=threads or os.cpu_count() or 1,
             device=device,
             overwrite=overwrite,
             progress=advance,
         )
-
-
-@contextmanager
-def _bars(total_bytes: int, *, shown: bool) -> Iterator[Callable[[str, int], None]]:
-    """One tqdm bar per phase."""
-    from tqdm.auto import tqdm
-
-    bars: dict[str, Any] = {}
-    lock = threading.Lock()
-
-    def advance(phase: str, size: int) -> None:
-        with lock:
-            if phase not in bars:
-                bars[phase] = tqdm(
-                    total=total_bytes, unit="B", unit_scale=True, desc=phase, disable=not shown
-                )
-            bars[phase].update(size)
-
-    try:
-        yield advance
-    finally:
-        for bar in bars.values():
-            bar.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 from drift_merge.cli import render
 from drift_merge.cli.entry import print_json
-from drift_merge.cli.options import Run
+from drift_merge.cli.options import Run, require_device
 from drift_merge.cli.progress import progress
 from drift_merge.engine.job import Outcome, RunOptions, check_plan
 from drift_merge.engine.manifests import describe_findings
@@ -85,7 +85,7 @@ def compute_action(reasoners: tuple[str, ...], mllm: str, values: dict[str, Any]
     prepared, plan = _plan(recipe, out, run)
     if run.dry_run:
         return
-    with progress(plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
+    with progress("Streaming", plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
         made = compute_prior(prepared, plan, out, _run_options(run, advance))
     manifest = made.prior.manifest
     if run.as_json:
@@ -94,7 +94,7 @@ def compute_action(reasoners: tuple[str, ...], mllm: str, values: dict[str, Any]
     if run.quiet:
         print(out)
         return
-    print(f"{manifest['formula']}   ({manifest['parameters']['dtype']})")
+    _print_formula(manifest)
     sentence = render.prior_table(made.prior.tensors)
     print(sentence)
     _say_done(out, plan, made.outcome, time.monotonic() - started)
@@ -115,7 +115,7 @@ def merge_action(
     prepared, plan = _plan(recipe, out, run)
     if run.dry_run:
         return
-    with progress(plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
+    with progress("Streaming", plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
         made = make_merge(prepared, plan, out, _run_options(run, advance))
     manifest = made.merge.manifest
     if run.as_json:
@@ -149,12 +149,14 @@ def _plan(recipe: Recipe, out: Path, run: Run) -> tuple[Prepared, Plan]:
 
 
 def _say_skipped(prepared: Prepared) -> None:
-    for checkpoint, alignment in prepared.reasoners:
+    others = [*prepared.reasoners, *([prepared.base] if prepared.base else [])]
+    effect = "get no delta" if prepared.recipe.method == "prior" else "stay as the mllm has them"
+    for checkpoint, alignment in others:
         skipped = alignment.num_selected - alignment.num_matched
         if skipped:
             render.note(
                 f"Warning [skipped]: {skipped:,} of {alignment.num_selected:,} selected tensors "
-                f"have no partner in {checkpoint.source.label} and stay as the mllm has them."
+                f"have no partner in {checkpoint.source.label} and {effect}."
             )
 
 
@@ -163,6 +165,7 @@ def _findings(found: tuple[Finding, ...]) -> dict[str, Any]:
 
 
 def _run_options(run: Run, advance: Any) -> RunOptions:
+    require_device(run.device)
     return RunOptions(
         threads=run.threads, device=run.device, overwrite=run.overwrite, progress=advance
     )
@@ -211,7 +214,7 @@ def inspect_prior_action(path: Path, *, as_json: bool) -> None:
         print_json({"schema": 1, **prior.manifest})
         return
     manifest = prior.manifest
-    print(f"{manifest['formula']}   ({manifest['parameters']['dtype']})")
+    _print_formula(manifest)
     _print_sources(manifest["sources"])
     sentence = render.prior_table(prior.tensors)
     print(sentence)
@@ -228,6 +231,12 @@ def inspect_merge_action(path: Path, *, as_json: bool) -> None:
         return
     _print_merge(merge.manifest)
     _print_size(merge.manifest, len(merge.tensors))
+
+
+def _print_formula(manifest: Mapping[str, Any]) -> None:
+    """Order and sign in words: the two mistakes that ruin a run in silence."""
+    print(f"{manifest['formula']}   ({manifest['parameters']['dtype']})")
+    print(manifest["sign"].partition(". ")[0] + ".")
 
 
 def _print_sources(sources: Mapping[str, Mapping[str, Any]]) -> None:
@@ -273,10 +282,8 @@ def _verify(
     quiet: bool,
 ) -> None:
     seed = values["seed"] if values["seed"] is not None else secrets.randbelow(2**31)
-    with progress(manifest["size_bytes"], quiet=quiet or as_json) as advance:
-        report = check(
-            artifact, **values | {"seed": seed}, progress=lambda size: advance("verify", size)
-        )
+    with progress("Verifying", manifest["size_bytes"], quiet=quiet or as_json) as advance:
+        report = check(artifact, **values | {"seed": seed}, progress=advance)
     if as_json:
         value = {"schema": 1, "ok": True, "tensors": report.num_tensors}
         print_json(value | {"bytes": report.size_bytes, "recomputed": list(report.recomputed)})

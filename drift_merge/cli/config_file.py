@@ -33,8 +33,10 @@ def load(ctx: click.Context, _: click.Parameter, file: Path | None) -> None:
     if foreign:
         click.echo(f"{file}: no option of {ctx.info_name}, ignored: {', '.join(foreign)}", err=True)
     ctx.default_map = {
-        str(names[key].name): value for key, value in values.items() if key in names
-    } | {key: value for key, value in values.items() if key in SOURCES}
+        str(names[key].name): _as_given(value, names[key])
+        for key, value in values.items()
+        if key in names
+    }
     ctx.meta[_META] = {key: values[key] for key in SOURCES if key in values}
 
 
@@ -51,8 +53,16 @@ def read_config_file(file: Path) -> dict[str, Any]:
 
     from drift_merge.engine.recipe import nearest
 
+    class Loader(yaml.SafeLoader):
+        """Leaves numbers as they are written: YAML 1.1 reads `layers: 4:28` as 268."""
+
+    kept = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in rules if tag in kept]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(
             f"{file} cannot be read as YAML: {error}", remedy="See configs/ for working examples."
@@ -69,7 +79,14 @@ def read_config_file(file: Path) -> dict[str, Any]:
                 f"{file}: unknown key {key!r}.{nearest(key, KEYS)}",
                 remedy=f"Known keys: {', '.join(KEYS)}",
             )
-    return {key: _resolve(file, key, value) for key, value in values.items()}
+    return {key: _resolve(file, key, value) for key, value in values.items() if value is not None}
+
+
+def _as_given(value: Any, parameter: click.Parameter) -> Any:
+    """A value in the form the option takes: a list where it repeats, else text with commas."""
+    if parameter.multiple:
+        return value if isinstance(value, list) else [value]
+    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _resolve(file: Path, key: str, value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Options that several commands share: same option, same name, same help everywhere."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from drift_merge.cli import config_file
+from drift_merge.errors import RecipeError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
@@ -33,6 +35,31 @@ class Run:
 def default_threads() -> int:
     """The number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_device(_: click.Context, __: click.Parameter, device: str) -> str:
+    """Click callback: the form of `--device`; whether it exists is asked when there is work."""
+    if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
+        raise click.BadParameter(f"{device!r} is not one of cpu, cuda, cuda:N.")
+    return device
+
+
+def require_device(device: str) -> None:
+    """Refuse a CUDA device that torch does not see; imports torch for one.
+
+    Raises:
+        RecipeError: saying how many there are.
+    """
+    if device == "cpu":
+        return
+    import torch
+
+    count = torch.cuda.device_count()
+    if int(device.partition(":")[2] or 0) >= count:
+        raise RecipeError(
+            f"--device is {device}; torch sees {count} CUDA device(s) here.",
+            remedy="Use --device cpu, or see: nvidia-smi",
+        )
 
 
 def chain(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -111,7 +138,12 @@ threads_option = click.option(
 
 running = chain(
     click.option(
-        "--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:N."
+        "--device",
+        default="cpu",
+        show_default=True,
+        metavar="NAME",
+        callback=check_device,
+        help="Where to compute: cpu, cuda, cuda:N.",
     ),
     threads_option,
     click.option("--overwrite", is_flag=True, help="Replace OUT after success."),

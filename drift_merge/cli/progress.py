@@ -7,28 +7,28 @@ from contextlib import contextmanager
 
 from drift_merge.cli.render import note, size
 
-LABELS = {"stream": "Streaming", "verify": "Verifying"}
 SHOWN_BYTES = 10**8  # anything smaller is over before it could be read
-Advance = Callable[[str, int], None]  # phase, bytes
+Advance = Callable[[int], None]  # bytes done since the last call
 
 
 @contextmanager
-def progress(total_bytes: int, *, quiet: bool) -> Iterator[Advance]:
+def progress(label: str, total_bytes: int, *, quiet: bool) -> Iterator[Advance]:
     """A callback for bytes done; safe to call from any thread.
 
     Args:
-        total_bytes: of one phase.
+        label: what is being done, one word.
+        total_bytes: of all of it.
         quiet: show nothing.
     """
     if quiet or total_bytes < SHOWN_BYTES:
-        yield lambda _phase, _size: None
+        yield lambda _size: None
     elif sys.stderr.isatty():
-        yield from _bar(total_bytes)
+        yield from _bar(label, total_bytes)
     else:
-        yield _lines(total_bytes)
+        yield _lines(label, total_bytes)
 
 
-def _bar(total_bytes: int) -> Iterator[Advance]:
+def _bar(label: str, total_bytes: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -47,27 +47,20 @@ def _bar(total_bytes: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks = {}
-
-        def advance(phase: str, done: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bar.add_task(LABELS.get(phase, phase), total=total_bytes)
-            bar.advance(tasks[phase], done)
-
-        yield advance
+        task = bar.add_task(label, total=total_bytes)
+        yield lambda size: bar.advance(task, size)
 
 
-def _lines(total_bytes: int) -> Advance:
-    done: dict[str, int] = {}
+def _lines(label: str, total_bytes: int) -> Advance:
+    done = 0
     lock = threading.Lock()
 
-    def advance(phase: str, more: int) -> None:
+    def advance(more: int) -> None:
+        nonlocal done
         with lock:
-            before = done.get(phase, 0)
-            done[phase] = before + more
-            tenth = 10 * done[phase] // max(total_bytes, 1)
+            before, done = done, done + more
+            tenth = 10 * done // max(total_bytes, 1)
             if tenth > 10 * before // max(total_bytes, 1):
-                label = LABELS.get(phase, phase)
                 note(f"{label}: {10 * tenth:3d}% of {size(total_bytes)}")
 
     return advance

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drift_merge.engine.plan import Plan
-from drift_merge.engine.verify import read_shards, reread
+from drift_merge.engine.verify import compare, read_shards
+from drift_merge.errors import VerificationError
 from drift_merge.storage.journal import Results
 from drift_merge.storage.output import OutputDirectory, check_output
 
@@ -19,7 +20,7 @@ class RunOptions:
     threads: int
     device: str = "cpu"
     overwrite: bool = False
-    progress: Callable[[str, int], None] = lambda _phase, _size: None  # phase, bytes done
+    progress: Callable[[int], None] = lambda _size: None  # bytes written since the last call
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +61,35 @@ def execute(plan: Plan, out: Path, options: RunOptions, finish: Finish) -> Outco
         if output.is_published:
             output.tidy()
             return Outcome({}, 0, was_published=True)
-        num_resumed = len(output.finished)
+        resumed = dict(output.finished)
         results = stream(
             plan,
             output,
             threads=options.threads,
             device=options.device,
-            progress=lambda size: options.progress("stream", size),
+            progress=options.progress,
         )
         if plan.layout.index is not None:
             output.write_file(*plan.layout.index)
         finish(output, results)
-        reread(
-            output.payload,
-            read_shards(output.payload, [shard.file for shard in plan.layout.shards]),
-            {name: result["fingerprint"] for name, result in results.items()},
-            threads=options.threads,
-            progress=lambda size: options.progress("verify", size),
-        )
+        _read_back(plan, output, resumed, options)
         output.publish()
-    return Outcome(results, num_resumed, was_published=False)
+    return Outcome(results, len(resumed), was_published=False)
+
+
+def _read_back(plan: Plan, output: OutputDirectory, resumed: Results, options: RunOptions) -> None:
+    """What the stream has not read back itself: the headers, and the tensors of an earlier run."""
+    headers = read_shards(output.payload, [shard.file for shard in plan.layout.shards])
+    for header in headers.values():
+        for name, info in header.tensors.items():
+            if plan.layout.tensors[name] != info:
+                raise VerificationError(
+                    f"the header of {header.shard} differs from what was written.",
+                    remedy="Check the disk, then run the same command again.",
+                )
+    compare(
+        output.payload,
+        [plan.layout.tensors[name] for name in resumed],
+        {name: result["fingerprint"] for name, result in resumed.items()},
+        threads=options.threads,
+    )

@@ -5,7 +5,7 @@ Two uses: before an output is published, and by `verify`, at any later time, fro
 
 import mmap
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,13 +71,30 @@ def reread(
     """
     infos = [info for header in headers.values() for info in header.tensors.values()]
     _same_names({info.name for info in infos}, set(fingerprints), directory)
+    compare(directory, infos, fingerprints, threads=threads, inspect=inspect, progress=progress)
+    return Checked(len(infos), sum(info.size_bytes for info in infos))
+
+
+def compare(
+    directory: Path,
+    infos: Sequence[TensorInfo],
+    fingerprints: Mapping[str, str],
+    *,
+    threads: int,
+    inspect: Inspect | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Read some tensors back and compare their bytes with their fingerprints; see `reread`."""
 
     def check(info: TensorInfo) -> str | None:
         found = _fingerprint(directory, info, inspect, progress)
         return None if found == fingerprints[info.name] else found
 
-    with ThreadPoolExecutor(threads) as pool:
-        results = list(pool.map(check, infos))
+    if threads == 1:
+        results = [check(info) for info in infos]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            results = list(pool.map(check, infos))
     wrong = [(info, found) for info, found in zip(infos, results, strict=True) if found]
     if wrong:
         info, found = wrong[0]
@@ -87,7 +104,6 @@ def reread(
             f"expected {fingerprints[info.name]}, got {found}.{more}",
             remedy="It was changed or damaged after it was written: make or download it again.",
         )
-    return Checked(len(infos), sum(info.size_bytes for info in infos))
 
 
 def _same_names(found: set[str], expected: set[str], directory: Path) -> None:

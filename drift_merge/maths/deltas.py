@@ -44,7 +44,7 @@ STATISTICS = ("norm_delta", "norm_mllm", "norm_reasoner", "cosine", "max_abs_del
 class PairSums:
     """Running sums over the chunks of one pair of tensors; float64 across chunks.
 
-    Within a chunk the sums are float32 (a fused dot product); with at most 2**17 entries a
+    Within a chunk the sums are float32 (a fused dot product); with at most 2**18 entries a
     chunk the relative error stays below 1e-5.
     """
 

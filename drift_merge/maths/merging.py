@@ -8,7 +8,6 @@ Shapes: every chunk is one-dimensional, all of equal length.
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, sub
 
 

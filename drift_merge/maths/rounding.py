@@ -4,6 +4,8 @@ bfloat16 keeps 8 bits: a change below half of the last one vanishes, above it is
 A merge of close relatives at weight 0.1 can lose most of itself, and nothing looks wrong.
 """
 
+from math import isfinite
+
 from torch import Tensor, dot
 
 
@@ -19,10 +21,11 @@ def change_kept(before: Tensor, exact: Tensor, rounded: Tensor) -> float | None:
         rounded: the merged chunk as it is stored, any floating dtype.
 
     Returns:
-        1.0 where nothing is lost; None where there was no change to keep.
+        1.0 where nothing is lost; None where there was no change to keep, or it holds NaN or Inf.
     """
     change = exact - before
     norm_squared = float(dot(change, change))
     if not norm_squared > 0.0:
         return None
-    return float(dot(rounded.to(before) - before, change)) / norm_squared
+    kept = float(dot(rounded.to(before) - before, change)) / norm_squared
+    return kept if isfinite(kept) else None

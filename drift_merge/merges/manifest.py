@@ -13,6 +13,7 @@ from drift_merge.engine.manifests import (
 )
 from drift_merge.engine.plan import Plan
 from drift_merge.engine.prepare import Prepared
+from drift_merge.engine.seals import describe_index, seal
 from drift_merge.errors import SourceError
 from drift_merge.storage.journal import Results
 
@@ -50,7 +51,7 @@ def build_manifest(
     for index, (checkpoint, _) in enumerate(prepared.reasoners, start=1):
         reasoners.append(describe_source(checkpoint, _reasoner_data(plan, results, index)))
     mllm = {name: result["fingerprint_mllm"] for name, result in results.items()}
-    return {
+    manifest = {
         "format_version": FORMAT_VERSION,
         "kind": "drift-merge",
         "method": prepared.recipe.method,
@@ -64,9 +65,11 @@ def build_manifest(
         "change_kept": _change_kept(plan, results),
         "size_bytes": plan.write_bytes,
         "shards": [shard.file for shard in plan.layout.shards],
+        "index": describe_index(plan),
         "sidecars": sidecars,
         "tensors": _tensors(plan, results),
     }
+    return seal(manifest)
 
 
 def _reasoner_data(plan: Plan, results: Results, source: int) -> dict[str, str]:

@@ -4,9 +4,8 @@ Config, generation config, tokenizer, chat template, image and video processors,
 license. Only `config.json` is ever changed, and only its dtype, when another one is written.
 """
 
-import json
+import re
 from collections.abc import Iterator
-from typing import Any
 
 from drift_merge.engine.recipe import SOURCE_DTYPE, Recipe
 from drift_merge.errors import CheckpointError
@@ -14,6 +13,9 @@ from drift_merge.merges.manifest import MANIFEST
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.output import OutputDirectory
+
+# A key and its text value; the quote before the key keeps out text that only quotes such a pair.
+_DTYPE = re.compile(rb'("(?:torch_dtype|dtype)"\s*:\s*)"[^"\\]*"')
 
 CARD = "README.md"  # ours describes the merge; the mllm's describes another model
 
@@ -51,14 +53,8 @@ def _sidecars(mllm: Checkpoint) -> Iterator[tuple[str, bytes]]:
 
 
 def _with_dtype(data: bytes, dtype: str) -> bytes:
-    """`config.json` with every dtype entry set, so that loaders do not cast back."""
+    """`config.json` with every dtype entry set, so that loaders do not cast back.
 
-    def change(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {
-                key: dtype if key in ("torch_dtype", "dtype") and item else change(item)
-                for key, item in value.items()
-            }
-        return [change(item) for item in value] if isinstance(value, list) else value
-
-    return (json.dumps(change(json.loads(data)), indent=2) + "\n").encode()
+    Replaced in the text: nothing else in the file changes, its form included.
+    """
+    return _DTYPE.sub(rb'\1"' + dtype.encode() + b'"', data)

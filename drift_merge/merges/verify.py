@@ -8,9 +8,9 @@ from typing import Any
 from drift_merge.engine.check import Report, check_files, check_sample
 from drift_merge.engine.prepare import prepare
 from drift_merge.engine.recipe import Recipe
-from drift_merge.errors import RecipeError, VerificationError
-from drift_merge.merges.manifest import Merge
-from drift_merge.storage import fingerprints
+from drift_merge.engine.seals import check_beside, check_seal
+from drift_merge.errors import RecipeError
+from drift_merge.merges.manifest import MANIFEST, Merge
 
 
 def verify_merge(
@@ -37,10 +37,18 @@ def verify_merge(
         progress: called with the bytes read.
 
     Raises:
-        VerificationError: naming the first bad tensor or file.
+        VerificationError: naming the first bad tensor or file; the card may be edited.
         RecipeError: only some of the sources are given.
     """
-    _check_sidecars(merge)
+    check_seal(merge.manifest, merge.path / MANIFEST)
+    check_beside(
+        merge.path,
+        merge.manifest["sidecars"],
+        remedy="Copy it from the mllm again, or keep the change and do not verify it.",
+    )
+    check_beside(
+        merge.path, merge.manifest["index"], remedy="Make or download the directory again."
+    )
     report = check_files(
         merge.path, merge.manifest, "fingerprint", threads=threads, progress=progress
     )
@@ -68,18 +76,3 @@ def verify_merge(
     plan = prepare(recipe, quiet=True).plan()
     names = check_sample(plan, merge.tensors, "fingerprint", sample=sample, seed=seed)
     return replace(report, recomputed=names)
-
-
-def _check_sidecars(merge: Merge) -> None:
-    for name, fingerprint in merge.manifest["sidecars"].items():
-        path = merge.path / name
-        if not path.is_file():
-            raise VerificationError(
-                f"{name} is missing from {merge.path}.", remedy="Copy it from the mllm again."
-            )
-        found = fingerprints.of_bytes(path.read_bytes())
-        if found != fingerprint:
-            raise VerificationError(
-                f"{name} in {merge.path} was changed: expected {fingerprint}, got {found}.",
-                remedy="Copy it from the mllm again, or keep the change and do not verify it.",
-            )

@@ -23,6 +23,8 @@ def prior_card(manifest: dict[str, Any]) -> bytes:
         for r in rows
     )
     coverage = manifest["coverage"]
+    missing = coverage.get("missing_in_base")
+    without = f"; {missing:,} of them have no partner in the base and no delta" if missing else ""
     parents = "\n".join(f"| {role} | {where(source)} |" for role, source in sources.items())
     body = f"""
 # Reasoning prior: {reasoner["label"]} -> {mllm["label"]}
@@ -40,7 +42,7 @@ or served as one.
 {parents}
 
 - Modules: `{manifest["parameters"]["modules"]}`; {coverage["matched"]:,} of
-  {coverage["selected"]:,} selected tensors
+  {coverage["selected"]:,} selected tensors{without}
 - Stored as {manifest["parameters"]["dtype"]}: {manifest["num_elements"]:,} elements,
   {manifest["size_bytes"]:,} bytes
 

@@ -18,6 +18,7 @@ from drift_merge.engine.manifests import (
 )
 from drift_merge.engine.plan import Plan
 from drift_merge.engine.prepare import Prepared
+from drift_merge.engine.seals import describe_index, seal
 from drift_merge.errors import SourceError
 from drift_merge.storage.journal import Results
 
@@ -55,7 +56,7 @@ def build_manifest(prepared: Prepared, plan: Plan, results: Results) -> dict[str
     if prepared.base is not None:
         read = read_fingerprints(results, "fingerprint_base")
         sources["base"] = describe_source(prepared.base[0], read)
-    return {
+    manifest = {
         "format_version": FORMAT_VERSION,
         "kind": "drift-prior",
         "formula": FORMULA_WITH_BASE if prepared.base else FORMULA,
@@ -63,13 +64,22 @@ def build_manifest(prepared: Prepared, plan: Plan, results: Results) -> dict[str
         "tool": describe_tool(),
         "parameters": prepared.recipe.parameters(),
         "sources": sources,
-        "coverage": describe_coverage(alignment),
+        "coverage": describe_coverage(alignment) | _missing_in_base(prepared, plan),
         "findings": describe_findings(prepared.findings),
         "num_elements": sum(info.numel for info in plan.layout.tensors.values()),
         "size_bytes": plan.write_bytes,
         "shards": [shard.file for shard in plan.layout.shards],
+        "index": describe_index(plan),
         "tensors": _tensors(plan, results),
     }
+    return seal(manifest)
+
+
+def _missing_in_base(prepared: Prepared, plan: Plan) -> dict[str, int]:
+    """Matched tensors without a delta, because the base has no partner (on_mismatch skip)."""
+    if prepared.base is None:
+        return {}
+    return {"missing_in_base": len(prepared.reasoners[0][1].pairs) - len(plan.steps)}
 
 
 def _tensors(plan: Plan, results: Results) -> dict[str, dict[str, Any]]:

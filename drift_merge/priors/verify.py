@@ -8,8 +8,9 @@ from typing import Any
 from drift_merge.engine.check import Report, check_files, check_sample
 from drift_merge.engine.prepare import prepare
 from drift_merge.engine.recipe import Recipe
+from drift_merge.engine.seals import check_beside, check_seal
 from drift_merge.errors import RecipeError
-from drift_merge.priors.manifest import Prior
+from drift_merge.priors.manifest import MANIFEST, Prior
 
 
 def verify_prior(
@@ -38,13 +39,17 @@ def verify_prior(
         progress: called with the bytes read.
 
     Raises:
-        VerificationError: naming the first bad tensor.
+        VerificationError: naming the first bad tensor or file; the card may be edited.
         RecipeError: only some of the sources are given.
     """
+    check_seal(prior.manifest, prior.path / MANIFEST)
+    check_beside(
+        prior.path, prior.manifest["index"], remedy="Make or download the directory again."
+    )
     report = check_files(
         prior.path, prior.manifest, "fingerprint_delta", threads=threads, progress=progress
     )
-    if reasoner is None and mllm is None:
+    if reasoner is None and mllm is None and base is None:
         return report
     needs_base = "base" in prior.manifest["sources"]
     if reasoner is None or mllm is None or needs_base != (base is not None):

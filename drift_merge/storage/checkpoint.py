@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from drift_merge.errors import CheckpointError
@@ -105,7 +106,7 @@ def _read_index(path: Path, label: str) -> bytes:
     except OSError as error:
         raise CheckpointError(
             f"{label} cannot be read: {error.strerror or error}.",
-            remedy=f"Check that the file exists and is readable: ls -lL '{path}'",
+            remedy=f"Check that the file exists and is readable: ls -lL {quote(str(path))}",
         ) from error
 
 

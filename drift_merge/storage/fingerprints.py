@@ -7,6 +7,7 @@ covers names, dtypes and shapes, so that it does not depend on how the files are
 
 import json
 from collections.abc import Iterable, Mapping
+from shlex import quote
 from typing import Any
 
 import xxhash
@@ -61,7 +62,7 @@ def of_files(checkpoint: Checkpoint) -> str:
         except OSError as error:
             raise CheckpointError(
                 f"{name} cannot be read: {error.strerror or error}.",
-                remedy=f"Check that the file exists and is readable: ls -lL '{path}'",
+                remedy=f"Check that the file exists and is readable: ls -lL {quote(str(path))}",
             ) from error
         rows.append([name, header.file_bytes, stat.st_mtime_ns])
     return of_json([rows, of_layout(checkpoint), checkpoint.config])

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from drift_merge.errors import CheckpointError
@@ -137,7 +138,7 @@ def read_header(path: Path, shard: str) -> ShardHeader:
     except OSError as error:
         raise CheckpointError(
             f"{shard} cannot be read: {error.strerror or error}",
-            remedy=f"Check that the file exists and is readable: ls -lL '{path}'",
+            remedy=f"Check that the file exists and is readable: ls -lL {quote(str(path))}",
         ) from error
 
 

@@ -7,6 +7,7 @@ are handed back, so that the resident size stays small however large the model i
 import mmap
 import os
 import threading
+from shlex import quote
 from types import TracebackType
 
 from drift_merge.errors import CheckpointError
@@ -60,7 +61,7 @@ class MappedCheckpoint:
         except OSError as error:
             raise CheckpointError(
                 f"{shard} cannot be read: {error.strerror or error}.",
-                remedy=f"Check that the file exists and is readable: ls -lL '{path}'",
+                remedy=f"Check that the file exists and is readable: ls -lL {quote(str(path))}",
             ) from error
 
     def _require_size(self, shard: str, found: int) -> None:

@@ -17,9 +17,10 @@ import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 
-from drift_merge.errors import OutputError, VerificationError
+from drift_merge.errors import CheckpointError, OutputError, VerificationError
 from drift_merge.storage.journal import Journal, Results, read_journal
 from drift_merge.storage.shards import cannot_read, cannot_write
 
@@ -27,7 +28,7 @@ OURS = {"lock", "journal.jsonl", "payload", "replaced"}
 
 
 def check_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse an output that exists, or that could destroy an input.
+    """Refuse an output that exists, or that could destroy an input or the place we work in.
 
     Args:
         out: the directory to be created.
@@ -38,6 +39,11 @@ def check_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
         OutputError: naming the clash.
     """
     final = _real(out)
+    if _real(Path()).is_relative_to(final):
+        raise OutputError(
+            f"the output {out} is or holds the working directory, which would be replaced.",
+            remedy="Choose a new directory with -o, such as -o out",
+        )
     for path in inputs:
         source = _real(path)
         if final == source or final.is_relative_to(source) or source.is_relative_to(final):
@@ -118,6 +124,8 @@ class OutputDirectory:
             self._take_lock()
             self._prepare()
         except BaseException:
+            if self._lock is not None and set(os.listdir(self.partial)) <= {"lock"}:
+                self._remove_partial()
             self._release()
             raise
         return self
@@ -129,8 +137,8 @@ class OutputDirectory:
         trace: TracebackType | None,
     ) -> None:
         # A run that ended before anything was worth keeping leaves nothing behind, nor does one
-        # whose data came back changed: resuming it could only fail again.
-        worthless = not self.finished or isinstance(error, VerificationError)
+        # that the same command could only repeat: a bad input, or data that came back changed.
+        worthless = not self.finished or isinstance(error, (CheckpointError, VerificationError))
         if error is not None and not self.is_published and worthless:
             with suppress(OutputError):
                 self._remove_partial()
@@ -206,9 +214,10 @@ class OutputDirectory:
             raise cannot_write(self.out, error) from error
 
     def _other_plan(self) -> OutputError:
+        discard = f"rm -r {quote(str(self.partial))}"
         return OutputError(
             f"{self.partial} holds an unfinished run with other inputs or options.",
-            remedy=f"Repeat that command to finish it, or discard it: rm -r '{self.partial}'",
+            remedy=f"Repeat that command to finish it, or discard it: {discard}",
         )
 
     def record(self, done: Results) -> None:
@@ -243,12 +252,12 @@ class OutputDirectory:
 
     def _swap(self) -> None:
         replaced = self.partial / "replaced"
-        if self.overwrite and self.out.exists():
-            os.rename(self.out, replaced)
         try:
+            if self.overwrite and self.out.exists():
+                os.rename(self.out, replaced)
             os.rename(self.payload, self.out)
-        except OSError:
-            if replaced.exists():
+        except BaseException:  # Ctrl-C too may fall between the renames
+            if replaced.exists() and not os.path.lexists(self.out):
                 os.rename(replaced, self.out)
             raise
 
@@ -258,6 +267,8 @@ class OutputDirectory:
         self._release()
 
     def _remove_partial(self) -> None:
+        if (self.partial / "replaced").exists() and not os.path.lexists(self.out):
+            return  # the only copy of the old output; the next run takes it back
         # The lock goes last: whoever finds it gone may move in, and then keeps the directory.
         # The journal goes before it and after the rest: it says that this plan was published.
         for name in ("payload", "replaced"):

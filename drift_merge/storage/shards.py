@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 from typing import Any
 
@@ -225,7 +226,7 @@ def cannot_read(path: Path, error: OSError) -> OutputError:
     """The OutputError for unfinished state of ours that cannot be read."""
     return OutputError(
         f"{path} cannot be read: {error.strerror or error}.",
-        remedy=f"See who owns it: ls -ld '{path}'. Or choose another directory with -o.",
+        remedy=f"See who owns it: ls -ld {quote(str(path))}  Or choose another directory with -o.",
     )
 
 

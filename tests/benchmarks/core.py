@@ -82,7 +82,7 @@ def measure(command: list[str]) -> Sample:
 
 def commands(pair: Path, out: Path, mergekit: str | None) -> dict[str, list[str]]:
     """What is measured, by name; every command writes to `out`."""
-    reasoner, mllm = str(pair / "reasoner"), str(pair / "mllm")
+    reasoner, mllm = (str((pair / name).resolve()) for name in ("reasoner", "mllm"))
     tool = [sys.executable, "-m", "drift_merge"]
     prior = [sys.executable, "-c", "from drift_merge.cli.prior import main; main()"]
     copy = f"cat {reasoner}/* {mllm}/* > /dev/null; mkdir -p {out}; cp {mllm}/* {out}; sync"

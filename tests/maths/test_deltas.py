@@ -17,8 +17,8 @@ def in_compute(*tensors):
     return [t.flatten().to(compute) for t in tensors]
 
 
-def sums_of(reasoner, mllm, *, chunk=7):
-    sums = PairSums()
+def sums_of(reasoner, mllm, *, chunk=7, has_base=False):
+    sums = PairSums(has_base=has_base)
     for begin in range(0, reasoner.numel(), chunk):
         ours, theirs = reasoner[begin : begin + chunk], mllm[begin : begin + chunk]
         sums.add_pair(ours, theirs)
@@ -81,7 +81,7 @@ def test_sums_are_within_1e_minus_5_of_float64(seed, numel, magnitude):
     generator = torch.Generator().manual_seed(seed)
     mllm = torch.randn(numel, generator=generator) * 10.0**magnitude
     reasoner = mllm + 0.2 * 10.0**magnitude * torch.randn(numel, generator=generator)
-    found = sums_of(reasoner, mllm, chunk=2**17)
+    found = sums_of(reasoner, mllm, chunk=2**17, has_base=True)
     ours, theirs = reasoner.double(), mllm.double()
     step = (reasoner - mllm).double()
     for value, exact in (
@@ -95,17 +95,33 @@ def test_sums_are_within_1e_minus_5_of_float64(seed, numel, magnitude):
     assert found.delta_max == float(step.abs().max())
 
 
-@given(alike(2, edges=False), st.integers(1, 9))
+@given(alike(2, edges=False), st.integers(1, 9), st.booleans())
 @quick
-def test_statistics_agree_with_the_reference_for_any_chunk_size(pair, chunk):
+def test_statistics_agree_with_the_reference_for_any_chunk_size(pair, chunk, has_base):
     reasoner, mllm = (t.flatten().double() for t in pair)
-    found = sums_of(reasoner, mllm, chunk=chunk).summary()
+    found = sums_of(reasoner, mllm, chunk=chunk, has_base=has_base).summary()
     lists = [reference.numbers(t) for t in (reasoner, mllm, reasoner - mllm)]
     expected = reference.statistics(*lists)
     assert list(found) == list(STATISTICS) == list(expected)
+    # The law of cosines divides by the smaller norm what was rounded beside the larger one.
+    norms = expected["norm_reasoner"], expected["norm_mllm"]
+    skew = max(norms) / min(norms) if min(norms) else 1.0
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-12, abs=1e-15), name
+        slack = 1e-14 * skew if name == "cosine" else 1e-15
+        assert found[name] == pytest.approx(value, rel=1e-12, abs=slack), name
     assert -1.0 <= found["cosine"] <= 1.0
+
+
+@given(st.integers(0, 2**32), st.sampled_from((1e-1, 1e-2, 1e-3, 1e-4)))
+@quick
+def test_the_cosine_of_near_relatives_keeps_its_distance_from_one(seed, step):
+    generator = torch.Generator().manual_seed(seed)
+    mllm = torch.randn(5000, generator=generator)
+    reasoner = mllm + step * torch.randn(5000, generator=generator)
+    ours, theirs = reasoner.double(), mllm.double()
+    exact = 1.0 - float(ours @ theirs / (ours.norm() * theirs.norm()))
+    found = 1.0 - sums_of(reasoner, mllm, chunk=2**17).summary()["cosine"]
+    assert found == pytest.approx(exact, rel=1e-3)
 
 
 def test_a_worked_example_has_the_statistics_one_computes_by_hand():

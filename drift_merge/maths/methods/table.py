@@ -1,0 +1,35 @@
+"""What the table of methods holds of each: its formula, its needs, its defaults, its two phases."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from drift_merge.maths.chunks import Chunk, Read, Settings
+
+State = Any  # what a method's `measure` found and its `combine` takes; private to the method
+Measure = Callable[[Read, Settings], State]
+Combine = Callable[[Chunk, State, Settings], Tensor]
+Defaults = Mapping[str, Mapping[str, float | bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One merge method: pure functions and what a user must know of them."""
+
+    name: str
+    formula: str  # one line, in ASCII
+    paper: str  # arXiv id and equation or section, or where it comes from
+    base: str  # "none", "required" or "optional"
+    reasoners: tuple[int, int | None]  # least and most number; None: any
+    defaults: Defaults  # per variant: option -> default; a missing "weight" must be given
+    combine: Combine  # the chunk of the output; chunks come in order, once each
+    measure: Measure | None = None  # None: the chunks need no look at the whole tensor
+    row_wise: bool = False  # chunks must be whole rows of shape[-1]; a 1-D tensor is one row
+    notes: Mapping[str, str] = field(default_factory=dict)  # per variant: what differs
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants that it has; the first is the default."""
+        return tuple(self.defaults)
