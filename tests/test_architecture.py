@@ -118,11 +118,7 @@ def test_functions_fit_on_a_page(path):
             assert (node.end_lineno or 0) - (begin or 0) <= 60, node.name
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p for p in FILES if identifier(p).removeprefix("drift_merge/").startswith(LIGHT)],
-    ids=identifier,
-)
+@pytest.mark.parametrize("path", LIGHT_FILES, ids=identifier)
 def test_light_files_import_torch_in_functions_only(path):
     top = [n for n in tree_of(path).body if isinstance(n, ast.Import | ast.ImportFrom)]
     modules = {m.split(".")[0] for node in top for m in imported(ast.Module([node], []))}

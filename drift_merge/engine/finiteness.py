@@ -14,7 +14,9 @@ def count_nonfinite(chunk: Tensor) -> int:
     """Number of NaN and Inf. The sum is finite unless there are any (or it overflows)."""
     if chunk.dtype.itemsize == 1:
         chunk = chunk.float()  # float8 has no arithmetic of its own
-    if isfinite(float(chunk.sum(dtype=torch.float32))):
+    # A float16 sum overflows at 65,504; bfloat16 has the range of float32 and adds up faster.
+    dtype = torch.float32 if chunk.dtype == torch.float16 else chunk.dtype
+    if isfinite(float(chunk.sum(dtype=dtype))):
         return 0
     return chunk.numel() - int(torch.isfinite(chunk).sum())
 

@@ -6,6 +6,7 @@ scratch memory, chunk by chunk.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from types import TracebackType
 
 import torch
@@ -38,8 +39,10 @@ class Inputs:
             mapped.close()
 
     def dtype(self, view: View) -> torch.dtype:
-        """The stored dtype of a view."""
-        return DTYPES[self._info(view.source, view.parts[0].name).dtype]
+        """The stored dtype of a view; the widest where its parts differ."""
+        names = {part.name for part in view.parts}
+        found = {DTYPES[self._info(view.source, name).dtype] for name in names}
+        return reduce(torch.promote_types, found)
 
     def chunk(
         self, view: View, shape: tuple[int, ...], begin: int, end: int, scratch: HostBuffer

@@ -13,6 +13,7 @@ from typing import Any
 
 from drift_merge.engine.preflight import FLOATS, require_plain
 from drift_merge.engine.recipe import DTYPES, SOURCE_DTYPE, Recipe
+from drift_merge.errors import AlignmentError
 from drift_merge.names.tensors import Alignment, Pair, Part, RowMap, identity_parts
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint
@@ -63,9 +64,10 @@ class Plan:
     def read_bytes(self) -> int:
         """Bytes of tensor data that will be read, each view once."""
         return sum(
-            tensor_bytes(self.info(view.parts[0], view.source).dtype, step.shape)
+            tensor_bytes(self.info(part, view.source).dtype, (part.rows, part.cols))
             for step in self.steps
             for view in step.inputs
+            for part in view.parts
         )
 
     @property
@@ -141,6 +143,11 @@ def plan_prior(
                 module=pair.module,
                 canonical=pair.canonical,
             )
+        )
+    if not steps:
+        raise AlignmentError(
+            "no tensor is matched in the reasoner and in the base alike.",
+            remedy="Compare their names with: drift-prior align BASE MLLM --json",
         )
     metadata = {"format": "pt", "kind": "drift-prior", "format_version": "1"}
     return _plan(recipe, sources, steps, "prior", metadata)

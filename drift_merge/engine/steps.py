@@ -7,7 +7,6 @@ stream's business.
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any, Protocol
 
 import torch
@@ -126,11 +125,12 @@ def _combine(run: Run, step: Step, workspace: Workspace) -> dict[str, Any]:
         _fill_missing_rows(run, step, loaded, begin, end)
         # One chunk of each tensor tells how much of the change rounding keeps.
         before = loaded[0].clone() if begin == 0 and step.weights else None
-        result, is_finite = _formula(step, loaded, sums)
+        result = _formula(step, loaded, sums)
         out, data = workspace.store(result, dtype)
         if before is not None:
             kept = change_kept(before, result, out)
-        if not is_finite or (dtype == torch.float16 and count_nonfinite(out)):
+        # The rounded values are looked at: what was finite may be too large for the output dtype.
+        if count_nonfinite(out) or not sums.is_finite:
             _count_all(run, step, workspace, (begin, end), out, counts)
         written.update(data)
         run.writer.write(info, begin * dtype.itemsize, data)
@@ -139,17 +139,16 @@ def _combine(run: Run, step: Step, workspace: Workspace) -> dict[str, Any]:
     return summary | ({"change_kept": kept} if step.weights else {})
 
 
-def _formula(step: Step, loaded: list[Tensor], sums: PairSums) -> tuple[Tensor, bool]:
-    """The chunk of the output, and whether it is surely finite."""
+def _formula(step: Step, loaded: list[Tensor], sums: PairSums) -> Tensor:
+    """The chunk of the output."""
     if step.method == "prior":
         mllm, reasoner, *base = loaded
         sums.add_pair(reasoner, mllm)
         result = delta_(reasoner, base[0] if base else mllm)
         sums.add_delta(result)
-        return result, sums.is_finite
+        return result
     mllm, *reasoners = loaded
-    result = mllm if step.method == "cast" else METHODS[step.method](mllm, reasoners, step.weights)
-    return result, isfinite(float(result.sum()))
+    return mllm if step.method == "cast" else METHODS[step.method](mllm, reasoners, step.weights)
 
 
 def _fill_missing_rows(run: Run, step: Step, loaded: list[Tensor], begin: int, end: int) -> None:

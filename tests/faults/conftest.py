@@ -2,6 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.checkpoints import Pair, make_pair
 from tests.faults.forks import Forks
 
 
@@ -11,3 +12,9 @@ def forks() -> Iterator[Forks]:
     server = Forks()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A sound pair of two shards each; tests damage copies of it."""
+    return make_pair(tmp_path_factory.mktemp("whole"), layers=1, num_shards=2)

@@ -145,6 +145,25 @@ def test_ctrl_c_at_any_call_exits_130_and_is_finished_by_a_rerun(
     assert codes.count(130) > len(codes) // 2
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_of_several_threads_killed_anywhere_is_finished_by_a_rerun(
+    name: str, world: World, tmp_path: Path
+) -> None:
+    options = ("--threads", "3")
+    for numbers in batches(range(1, len(world.calls[name]) + 1, 4)):
+        outs = [tmp_path / f"out{number}" for number in numbers]
+        killed = world.forks.run_all(
+            [
+                world.request(name, out, *options, count=CHANGES, at=number, do="kill")
+                for number, out in zip(numbers, outs, strict=True)
+            ]
+        )
+        assert {run.code for run in killed} <= {KILLED, 0}
+        again = world.forks.run_all([world.request(name, out, *options) for out in outs])
+        for out, run in zip(outs, again, strict=True):
+            assert_finished_by_the_same_command(run, out, world.whole[name])
+
+
 @pytest.mark.parametrize("always", [False, True])
 @pytest.mark.parametrize("number", FAILING)
 @pytest.mark.parametrize("name", NAMES)

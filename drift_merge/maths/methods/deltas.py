@@ -1,0 +1,44 @@
+"""Task vectors of one chunk, and the way back to the merged weights.
+
+Task vectors are taken with the opposite sign, nu_x = theta_b - theta_x: where a model agrees with
+the base nu is +0.0, and subtracting that leaves the base as it is, a base of -0.0 included.
+
+Shapes: n = entries of a chunk, N = merged models: the mllm first, then the reasoners.
+"""
+
+from torch import Tensor, sub
+
+from drift_merge.maths.chunks import Chunk, Settings
+
+
+def negated_deltas(chunk: Chunk) -> list[Tensor]:
+    """N tensors nu = theta_b - theta, written over the models of the chunk."""
+    assert chunk.base is not None
+    return [sub(chunk.base, model, out=model) for model in (chunk.mllm, *chunk.reasoners)]
+
+
+def magnitudes(chunk: Chunk) -> list[Tensor]:
+    """N tensors |tau|, written over the models of the chunk."""
+    return [nu.abs_() for nu in negated_deltas(chunk)]
+
+
+def restored(chunk: Chunk, merged: Tensor, settings: Settings) -> Tensor:
+    """theta_b + scale * tau for a merged task vector given negated; written over the base."""
+    assert chunk.base is not None
+    return chunk.base.add_(merged, alpha=-settings.numbers["scale"])
+
+
+def all_weights(settings: Settings) -> tuple[float, ...]:
+    """The weights of the N merged models, the mllm's first."""
+    return (settings.mllm_weight, *settings.weights)
+
+
+def weighted_sum(taus: list[Tensor], settings: Settings, *, normalize: bool) -> Tensor:
+    """sum(w_i tau_i), divided by sum(w_i) if told so and that is not below 1e-8."""
+    weights = all_weights(settings)
+    total = sum(weights) if normalize else 1.0
+    total = total if abs(total) >= 1e-8 else 1.0
+    merged = taus[0].mul_(weights[0] / total) if weights[0] / total != 1.0 else taus[0]
+    for tau, weight in zip(taus[1:], weights[1:], strict=True):
+        merged.add_(tau, alpha=weight / total)
+    return merged

@@ -1,0 +1,287 @@
+"""Exact order statistics of a stream, without sorting it and without holding it.
+
+The k largest of n magnitudes are found by a bracket around the k-th: a small sample says where
+it should be, one walk counts the entries above the bracket and collects those inside (a few per
+cent), and the k-th is among the collected. If it is not, the counts say on which side, and the
+next walk looks there. So the sample decides how long it takes, never what is found.
+
+The order is by magnitude, largest first, and among equal magnitudes by position, lowest first.
+
+Shapes: one-dimensional magnitudes, not negative.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf, isfinite, sqrt
+
+import torch
+from torch import Tensor
+
+# (position of the first entry, one chunk per stream). True: a sample will do, as of Read.
+Walk = Callable[[bool], Iterator[tuple[int, Sequence[Tensor]]]]
+
+_SMALL = 2**15  # up to so many entries are simply sorted
+_SAMPLE = (2**12, 2**16)  # least and most entries in a sample; between them 1 in 256
+_MARGIN = 6.0  # standard errors of the sample on each side; more after a miss
+_FOLD = 8  # rows in which a chunk is folded to find collected entries; see `_inside`
+_PIECE = 2**17  # entries at a time when the collected entries are searched in turn
+
+
+@dataclass(slots=True)
+class Cut:
+    """The k largest of a stream: entries above `value`, and the first few equal to it.
+
+    Entries equal to `value` belong to the set before position `ties_from`; from there on only
+    `ties_left` of them. Asked for chunk by chunk in order, it counts `ties_left` down.
+    """
+
+    value: float  # -1.0: every entry; inf: none
+    ties_from: int = 0
+    ties_left: int = 0
+
+    def segments(self, magnitudes: Tensor, begin: int) -> list[tuple[slice, float]]:
+        """Slices of the chunk at `begin` with a bound each: in the set is what is above it.
+
+        Args:
+            magnitudes: shape (n,); looked at only where the last kept tie may lie.
+            begin: position of its first entry.
+        """
+        numel = magnitudes.numel()
+        every, equal_too = slice(0, numel), self._below(magnitudes)
+        if self.value < 0.0 or begin + numel <= self.ties_from:
+            return [(every, equal_too)]
+        if not self.ties_left and begin >= self.ties_from:
+            return [(every, self.value)]
+        first = max(0, self.ties_from - begin)
+        last = first
+        if self.ties_left:
+            ties = (magnitudes[first:] == self.value).nonzero()
+            taken = min(self.ties_left, len(ties))
+            last = numel if len(ties) < self.ties_left else first + int(ties[taken - 1]) + 1
+            self.ties_left -= taken
+        return [(slice(0, last), equal_too), (slice(last, numel), self.value)]
+
+    def mask(self, magnitudes: Tensor, begin: int) -> Tensor:
+        """1.0 in the set, 0.0 outside; shape and dtype of `magnitudes`, a new tensor."""
+        kept = torch.empty_like(magnitudes)
+        for part, bound in self.segments(magnitudes, begin):
+            torch.gt(magnitudes[part], bound, out=kept[part])
+        return kept
+
+    def _below(self, like: Tensor) -> float:
+        """The bound that lets entries equal to `value` through."""
+        return _step(self.value, like.dtype, up=False) if self.value > 0.0 else -1.0
+
+
+def largest(walk: Walk, counts: Sequence[Sequence[int]], numel: int) -> list[list[Cut]]:
+    """For each stream, the sets of its k largest entries, for each k of `counts`.
+
+    Args:
+        walk: calls of it walk over all streams; magnitudes are scratch.
+        counts: per stream the wanted numbers of entries; clipped to [0, numel].
+        numel: entries of a stream.
+
+    Returns:
+        Per stream one Cut per count. Magnitudes should be finite; with others among them the
+        walks end as well, but the sets may be smaller.
+    """
+    searches = [[_Search(k, numel) for k in wanted] for wanted in counts]
+    pending = _open(searches)
+    if numel > _SMALL and pending:
+        _take_samples(walk, searches, numel)
+    while pending:
+        for searching in pending:
+            searching.aim()
+        for begin, streams in walk(False):
+            for magnitudes, wanted in zip(streams, searches, strict=True):
+                for searching in wanted:
+                    if searching.cut is None:
+                        searching.look(begin, magnitudes)
+        for searching in pending:
+            searching.settle()
+        pending = _open(searches)
+    return [[s.cut for s in wanted if s.cut is not None] for wanted in searches]
+
+
+def _open(searches: list[list["_Search"]]) -> list["_Search"]:
+    return [s for wanted in searches for s in wanted if s.cut is None]
+
+
+def _take_samples(walk: Walk, searches: list[list["_Search"]], numel: int) -> None:
+    """Give every search a sorted sample of its stream, spread evenly over it."""
+    size = min(max(numel // 256, _SAMPLE[0]), _SAMPLE[1])
+    parts: list[list[Tensor]] = [[] for _ in searches]
+    reached = 0
+    for begin, streams in walk(True):
+        length = streams[0].numel()
+        share = max(1, size * (begin + length - reached) // numel)
+        reached = begin + length
+        stride = max(1, length // share) | 1  # odd: never one column of a matrix again and again
+        for taken, magnitudes in zip(parts, streams, strict=True):
+            taken.append(magnitudes[::stride].clone())
+    for taken, wanted in zip(parts, searches, strict=True):
+        ordered = torch.cat(taken).nan_to_num_().sort().values
+        for searching in wanted:
+            searching.sample = ordered
+
+
+@dataclass(slots=True)
+class _Look:
+    """What one chunk held inside the bracket."""
+
+    begin: int
+    values: Tensor | None  # unordered; None where the bracket holds one value only
+    num_inside: int
+
+
+@dataclass(slots=True)
+class _Search:
+    """The search for one set. Always: num_from_high < count <= num_from_low."""
+
+    count: int
+    numel: int
+    cut: Cut | None = None
+    sample: Tensor | None = None  # sorted
+    low: float = 0.0  # the k-th largest is at least this
+    high: float = inf  # and below this
+    num_from_low: int = 0  # entries >= low
+    num_from_high: int = 0  # entries >= high
+    misses: int = 0
+    bracket: tuple[float, float] = (0.0, inf)  # of this walk: first value inside, first above
+    is_single: bool = False  # the bracket holds one value only
+    above: int = 0  # entries of this walk at or above the bracket
+    looks: list[_Look] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.num_from_low = self.numel
+        if self.count <= 0:
+            self.cut = Cut(inf)
+        elif self.count >= self.numel:
+            self.cut = Cut(-1.0)
+
+    def aim(self) -> None:
+        """Choose the bracket of the next walk."""
+        self.above, self.looks = 0, []
+        self.bracket = (self.low, self.high)
+        if self.sample is None:
+            return
+        ends = torch.tensor([self.low, self.high], dtype=self.sample.dtype)
+        first, last = torch.searchsorted(self.sample, ends.to(self.sample.device)).tolist()
+        if last > first:
+            self.bracket = self._around(self.sample[first:last])
+
+    def _around(self, known: Tensor) -> tuple[float, float]:
+        """The bracket around the wanted rank in a sorted sample of what is still possible."""
+        size = len(known)
+        share = (self.num_from_low - self.count) / (self.num_from_low - self.num_from_high)
+        error = sqrt(share * (1.0 - share) * size)
+        margin = int(_MARGIN * 4**self.misses * (error + 1.0))
+        center = min(int(share * size), size - 1)
+        left, right = max(center - margin, 0), min(center + margin, size - 1)
+        smallest, largest = float(known[left]), float(known[right])
+        low = smallest if left > 0 else self.low
+        high = _step(largest, known.dtype, up=True) if right < size - 1 else self.high
+        # A value shared by many is kept out of the collection, so that it stays small.
+        if _num_equal(known, smallest) > 2 * margin:
+            low = _step(smallest, known.dtype, up=True)
+        if _num_equal(known, largest) > 2 * margin:
+            high = largest
+        if low < high:
+            return low, high
+        middle = float(known[center])
+        return middle, _step(middle, known.dtype, up=True)
+
+    def look(self, begin: int, magnitudes: Tensor) -> None:
+        """Count and collect one chunk."""
+        low, high = self.bracket
+        if not self.looks:
+            self.is_single = high == _step(low, magnitudes.dtype, up=True)
+        high_mask = torch.ge(magnitudes, high, out=torch.empty_like(magnitudes))
+        self.above += int(high_mask.sum())
+        mask = torch.ge(magnitudes, low, out=torch.empty_like(magnitudes)).sub_(high_mask)
+        if self.is_single:
+            self.looks.append(_Look(begin, None, int(mask.sum())))
+            return
+        values = _inside(magnitudes, mask)
+        self.looks.append(_Look(begin, values, len(values)))
+
+    def settle(self) -> None:
+        """Find the set in what was collected, or narrow the search."""
+        low, high = self.bracket
+        inside = sum(look.num_inside for look in self.looks)
+        if self.count <= self.above:
+            self.low, self.num_from_low = high, self.above
+        elif self.count > self.above + inside:
+            self.high, self.num_from_high = low, self.above + inside
+        else:
+            self.cut = self._found(self.count - self.above)
+            return
+        self.misses += 1
+        if not self.low < self.high:  # entries that compare with nothing, or infinity
+            self.cut = Cut(self.low if isfinite(self.low) else inf)
+
+    def _found(self, rank: int) -> Cut:
+        """The set whose last entry is the `rank`-th largest inside the bracket."""
+        value = self.bracket[0]
+        ties = [look.num_inside for look in self.looks]
+        if any(look.values is not None for look in self.looks):
+            parts = [look.values for look in self.looks if look.values is not None]
+            value, rank = kth_largest(torch.cat(parts), rank)
+            ties = [int((part == value).sum()) for part in parts]
+        for look, num_ties in zip(self.looks, ties, strict=True):
+            if rank <= num_ties:
+                return Cut(value, ties_from=look.begin, ties_left=rank)
+            rank -= num_ties
+        raise AssertionError("the rank lies inside the bracket")
+
+
+def kth_largest(values: Tensor, rank: int) -> tuple[float, int]:
+    """The `rank`-th largest of values in memory (unordered), and which of its equals it is.
+
+    Args:
+        values: shape (n,), not negative.
+        rank: in [1, n].
+
+    Returns:
+        The value, and the rank among the entries equal to it, counted from 1.
+    """
+    if len(values) <= _SMALL:
+        value = float(values.kthvalue(len(values) - rank + 1).values)
+        return value, rank - int((values > value).sum())
+
+    def walk(sample: bool) -> Iterator[tuple[int, Sequence[Tensor]]]:
+        for begin in range(0, len(values), _PIECE):
+            yield begin, [values[begin : begin + _PIECE]]
+
+    [[cut]] = largest(walk, [[rank]], len(values))
+    value = cut.value if cut.value >= 0.0 else float(values.min())
+    return value, rank - int((values > value).sum())
+
+
+def _inside(magnitudes: Tensor, mask: Tensor) -> Tensor:
+    """The entries whose float mask is 1, in any order.
+
+    Few are: boolean indexing costs 2 ns an entry of the chunk. Folding the mask into rows finds
+    the columns that hold any at a tenth of that, and only those are indexed.
+    """
+    even = magnitudes.numel() // _FOLD * _FOLD
+    folded, folded_mask = magnitudes[:even].view(_FOLD, -1), mask[:even].view(_FOLD, -1)
+    rest = magnitudes[even:][mask[even:].bool()]
+    if not even:
+        return rest
+    columns = folded_mask.amax(0).nonzero().view(-1)
+    chosen = folded_mask.index_select(1, columns).bool()
+    return torch.cat([folded.index_select(1, columns)[chosen], rest])
+
+
+def _num_equal(ordered: Tensor, value: float) -> int:
+    """How often a value occurs in a sorted tensor."""
+    wanted = torch.tensor(value, dtype=ordered.dtype, device=ordered.device)
+    last = torch.searchsorted(ordered, wanted, right=True)
+    return int(last - torch.searchsorted(ordered, wanted))
+
+
+def _step(value: float, dtype: torch.dtype, *, up: bool) -> float:
+    """The next number of a dtype above or below."""
+    toward = torch.tensor(inf if up else -inf, dtype=dtype)
+    return float(torch.nextafter(torch.tensor(value, dtype=dtype), toward))
