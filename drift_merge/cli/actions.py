@@ -184,11 +184,13 @@ def _say_done(out: Path, plan: Plan, outcome: Outcome, seconds: float) -> None:
 
 
 def _print_merge(manifest: Mapping[str, Any]) -> None:
-    sources, weights = manifest["sources"], manifest["parameters"]["weights"]
+    from drift_merge.merges.card import show_weight
+
+    sources = manifest["sources"]
     print(manifest["formula"])
-    rows = [["mllm", sources["mllm"]["label"], f"{1 - sum(weights):g}"]]
-    for source, weight in zip(sources["reasoners"], weights, strict=True):
-        rows.append(["reasoner", source["label"], f"{weight:g}"])
+    listed = [("mllm", sources["mllm"]), *(("reasoner", s) for s in sources["reasoners"])]
+    listed += [("base", sources["base"])] if "base" in sources else []
+    rows = [[role, s["label"], show_weight(s.get("weight"))] for role, s in listed]
     render.table(["role", "source", "weight"], rows)
     counts = ", ".join(f"{n:,} {method}" for method, n in manifest["counts"].items())
     print(f"Modules {manifest['parameters']['modules']}; tensors: {counts}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from drift_merge.cli.method_options import option_names
 from drift_merge.errors import RecipeError
 
 SOURCES = ("reasoner", "mllm")
@@ -16,6 +17,7 @@ PATHS = ("output", "map", "reasoner", "mllm", "base")  # relative to the file, w
 _META = "drift_merge.config"
 # Every option that some command has; kept equal to the commands by a test.
 KEYS = (
+    *option_names(),
     *SOURCES,
     *("base", "modules", "layers", "map", "on-mismatch", "dtype", "max-shard-size"),
     *("device", "threads", "output", "overwrite", "allow-nonfinite", "weight"),

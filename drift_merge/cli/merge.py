@@ -5,7 +5,9 @@ from typing import Any, NoReturn
 
 import click
 
-from drift_merge.cli import config_file, entry, options
+from drift_merge.cli import entry, options
+from drift_merge.cli.methods import method_command, methods_table
+from drift_merge.maths.catalog import METHODS
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -20,35 +22,20 @@ def group() -> None:
     """
 
 
-@group.command()
-@click.argument("sources", nargs=-1, metavar="REASONER... MLLM")
-@options.config
-@click.option(
-    "--weight",
-    "weights",
-    type=float,
-    multiple=True,
-    metavar="W",
-    help="Of the reasoners: one for all, or one each in their order.  [default: 0.1]",
-)
-@options.selection("attn,mlp,norm")
-@options.writing("source")
-@options.running
-@click.pass_context
-def linear(ctx: click.Context, /, sources: tuple[str, ...], **values: Any) -> None:
-    """(1 - sum(w)) * mllm + sum(w_i * reasoner_i), over the selected modules of the tower.
+for _method in METHODS.values():
+    group.add_command(method_command(_method))
 
-    Everything else is the mllm's, byte for byte; weight 0 gives the mllm back.
+
+@group.command()
+@options.json_option
+def methods(as_json: bool) -> None:
+    """List the merge methods: formula, needs, defaults, paper.
 
     \b
     Example:
-        drift-merge linear REASONER MLLM --weight 0.1 -o merged/
+        drift-merge methods
     """
-    from drift_merge.cli.actions import merge_action
-
-    run = options.take_run(values)
-    reasoners, mllm = config_file.sources(ctx, sources)
-    merge_action("linear", reasoners, mllm, values, run)
+    methods_table(as_json=as_json)
 
 
 @group.command()
@@ -75,6 +62,7 @@ def inspect(merge: Path, as_json: bool) -> None:
     help="With --mllm: compute a random sample of tensors again; repeat in the merge's order.",
 )
 @click.option("--mllm", help="The multimodal model of the merge.")
+@click.option("--base", help="For a merge that was made with one.")
 @click.option("--map", "map_file", type=options.PATH, help="The --map that was used, if one was.")
 @options.sampling
 @options.threads_option

@@ -128,13 +128,14 @@ class Inputs:
         return self._maps[source].checkpoint.tensors[name]
 
 
-def chunks(step: Step, elements: int) -> list[tuple[int, int]]:
-    """Cut a step into ranges of about `elements`; at row boundaries if a view needs it.
+def chunks(step: Step, elements: int, *, by_rows: bool = False) -> list[tuple[int, int]]:
+    """Cut a step into ranges of about `elements`; whole rows if a view or the method needs it.
 
     The cuts depend on the step alone, never on threads, so that measured sums are reproducible.
     """
     rows, cols = matrix_shape(step.shape)
-    if not all(view.is_identity for view in step.inputs):
-        elements = max(1, elements // max(cols, 1)) * max(cols, 1)
     numel = rows * cols
+    row = cols if len(step.shape) > 1 else numel  # a method sees a 1-D tensor as one row
+    unit = row if by_rows else 1 if all(view.is_identity for view in step.inputs) else cols
+    elements = max(1, elements // max(unit, 1)) * max(unit, 1)
     return [(begin, min(begin + elements, numel)) for begin in range(0, numel, elements)]

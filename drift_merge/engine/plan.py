@@ -43,6 +43,8 @@ class Step:
     shape: tuple[int, ...]
     inputs: tuple[View, ...]
     weights: tuple[float, ...] = ()  # one per reasoner among the inputs
+    mllm_weight: float = 1.0  # of the mllm's own task vector, for methods on a base
+    has_base: bool = False  # the last input is the base
     module: str = "other"  # attn, mlp, norm, embed, head, other
     canonical: str = ""  # canonical name; empty outside the tower
 
@@ -84,7 +86,7 @@ class Plan:
         return fingerprints.of_json(
             [
                 TOOL,
-                self.recipe.allow_nonfinite,
+                self.recipe.parameters(),
                 [fingerprints.of_files(source) for source in self.sources],
                 [fingerprints.of_bytes(shard.header) for shard in self.layout.shards],
                 [_step_key(step) for step in self.steps],
@@ -99,7 +101,7 @@ def _step_key(step: Step) -> list[Any]:
         key = repr([view.source, names if view.is_identity else view.parts])
         rows = fingerprints.of_bytes(bytes(memoryview(view.rows.rows))) if view.rows else ""  # type: ignore[arg-type]
         views.append(key + rows)
-    return [step.name, step.method, list(step.weights), views]
+    return [step.name, step.method, list(step.weights), step.mllm_weight, views]
 
 
 def plan_prior(
@@ -126,13 +128,13 @@ def plan_prior(
     base_rows = base[1].vocabulary if base else {}
     steps = []
     for pair in alignment.pairs:
-        inputs = [_mllm_view(pair), _view(1, pair, alignment.vocabulary)]
+        inputs = [_mllm_view(pair), view_of(1, pair, alignment.vocabulary)]
         if base is not None:
             if pair.canonical not in base_pairs:
                 continue
-            inputs.append(_view(2, base_pairs[pair.canonical], base_rows))
+            inputs.append(view_of(2, base_pairs[pair.canonical], base_rows))
             inputs[1:] = _share_missing_rows(inputs[1:], pair.shape[0] if pair.shape else 0)
-        dtype = _output_dtype(recipe, mllm.tensors[pair.mllm].dtype)
+        dtype = output_dtype(recipe, mllm.tensors[pair.mllm].dtype)
         steps.append(
             Step(
                 pair.canonical,
@@ -140,6 +142,7 @@ def plan_prior(
                 dtype,
                 pair.shape,
                 tuple(inputs),
+                has_base=base is not None,
                 module=pair.module,
                 canonical=pair.canonical,
             )
@@ -150,58 +153,21 @@ def plan_prior(
             remedy="Compare their names with: drift-prior align BASE MLLM --json",
         )
     metadata = {"format": "pt", "kind": "drift-prior", "format_version": "1"}
-    return _plan(recipe, sources, steps, "prior", metadata)
+    return build_plan(recipe, sources, steps, "prior", metadata)
 
 
-def plan_merge(
-    recipe: Recipe,
-    mllm: Checkpoint,
-    reasoners: Sequence[tuple[Checkpoint, Alignment]],
-) -> Plan:
-    """Plan a merged checkpoint: the mllm's tensors, the matched ones of its tower combined.
-
-    Args:
-        recipe: method is the name of a merge method.
-        mllm: gives every name, shape and dtype of the output.
-        reasoners: each with its alignment with the mllm, already required to be complete enough.
-    """
-    found: dict[str, list[tuple[View, float, Pair]]] = {}
-    weighted = zip(reasoners, recipe.resolved_weights, strict=True)
-    for source, ((_, alignment), weight) in enumerate(weighted, start=1):
-        for pair in alignment.pairs:
-            view = _view(source, pair, alignment.vocabulary)
-            found.setdefault(pair.mllm, []).append((view, weight, pair))
-    steps = []
-    for info in mllm.tensors.values():
-        dtype = _output_dtype(recipe, info.dtype)
-        own = View(0, identity_parts(info.name, info.shape))
-        entries = found.get(info.name, [])
-        active = [(view, weight) for view, weight, _ in entries if weight != 0.0]
-        first = entries[0][2] if entries else None
-        method = recipe.method if active else "copy" if dtype == info.dtype else "cast"
-        steps.append(
-            Step(
-                info.name,
-                method,
-                dtype,
-                info.shape,
-                (own, *(view for view, _ in active)),
-                tuple(weight for _, weight in active),
-                first.module if first else "other",
-                first.canonical if first else "",
-            )
-        )
-    sources = (mllm, *(checkpoint for checkpoint, _ in reasoners))
-    return _plan(recipe, sources, steps, "model", {"format": "pt"})
-
-
-def _plan(
+def build_plan(
     recipe: Recipe,
     sources: tuple[Checkpoint, ...],
     steps: Sequence[Step],
     stem: str,
     metadata: Mapping[str, str],
 ) -> Plan:
+    """Lay the outputs of steps out on disk.
+
+    Raises:
+        CheckpointError: a tensor that is computed with is quantized.
+    """
     require_plain(sources, [step for step in steps if step.method != "copy"])
     layout = lay_out(
         [(step.name, step.dtype, step.shape) for step in steps],
@@ -215,7 +181,8 @@ def _plan(
     return Plan(recipe, sources, ordered, layout)
 
 
-def _output_dtype(recipe: Recipe, stored: str) -> str:
+def output_dtype(recipe: Recipe, stored: str) -> str:
+    """The dtype code of an output tensor whose mllm tensor is `stored`."""
     if recipe.dtype == SOURCE_DTYPE or stored not in FLOATS:
         return stored
     return DTYPES[recipe.dtype]
@@ -225,7 +192,8 @@ def _mllm_view(pair: Pair) -> View:
     return View(0, identity_parts(pair.mllm, pair.shape))
 
 
-def _view(source: int, pair: Pair, vocabulary: Mapping[str, RowMap]) -> View:
+def view_of(source: int, pair: Pair, vocabulary: Mapping[str, RowMap]) -> View:
+    """How source number `source` fills the tensor of a pair."""
     rows = vocabulary.get(pair.canonical)
     if rows is not None and not rows.is_identity:
         return View(source, pair.parts, rows, is_identity=False)

@@ -31,8 +31,21 @@ _MARKS = (
 )
 
 
+def refuse_quantized(sources: Sequence[Checkpoint]) -> None:
+    """Refuse checkpoints that say they are quantized, before their names are looked at.
+
+    Raises:
+        CheckpointError: naming the checkpoint, the format, and the first tensors.
+    """
+    for source in sources:
+        quantization = _quantization(source.config)
+        marked = [name for name in source.tensors if any(mark in name for mark in _MARKS)]
+        if quantization or marked:
+            raise _quantized(source, quantization, marked)
+
+
 def require_plain(sources: Sequence[Checkpoint], steps: Sequence["Step"]) -> None:
-    """Refuse quantized inputs by name.
+    """Refuse steps that would compute with codes instead of numbers.
 
     Raises:
         CheckpointError: naming the checkpoint, the format, and the first tensors.
@@ -41,22 +54,25 @@ def require_plain(sources: Sequence[Checkpoint], steps: Sequence["Step"]) -> Non
     for step in steps:
         for view in step.inputs:
             used.setdefault(view.source, []).extend(part.name for part in view.parts)
+    refuse_quantized([sources[index] for index in used])
     for index, names in used.items():
         source = sources[index]
-        quantization = _quantization(source.config)
-        codes = [n for n in names if source.tensors[n].dtype not in FLOATS]
-        marked = [n for n in source.tensors if any(mark in n for mark in _MARKS)]
-        if not (quantization or codes or marked):
-            continue
-        found = codes or marked
-        examples = ", ".join(f"{n} ({source.tensors[n].dtype})" for n in found[:3])
-        more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
-        shown = f": {examples}{more}" if found else ""
-        raise CheckpointError(
-            f"{source.source.given} is quantized ({quantization or 'by its tensors'}){shown}.",
-            remedy="Use the original checkpoint in bfloat16, float16 or float32, "
-            "and quantize the result.",
-        )
+        codes = [name for name in names if source.tensors[name].dtype not in FLOATS]
+        if codes:
+            raise _quantized(source, None, codes)
+
+
+def _quantized(
+    source: Checkpoint, quantization: str | None, found: Sequence[str]
+) -> CheckpointError:
+    examples = ", ".join(f"{name} ({source.tensors[name].dtype})" for name in found[:3])
+    more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
+    shown = f": {examples}{more}" if found else ""
+    return CheckpointError(
+        f"{source.source.given} is quantized ({quantization or 'by its tensors'}){shown}.",
+        remedy="Use the original checkpoint in bfloat16, float16 or float32, "
+        "and quantize the result.",
+    )
 
 
 def _quantization(config: Mapping[str, Any]) -> str | None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from drift_merge.engine.plan import Plan, plan_merge, plan_prior
-from drift_merge.engine.recipe import Recipe
+from drift_merge.engine.merge_plan import plan_merge
+from drift_merge.engine.plan import Plan, plan_prior
+from drift_merge.engine.preflight import refuse_quantized
+from drift_merge.engine.recipe import PRIOR, Recipe
 from drift_merge.names.align import align, require_complete
 from drift_merge.names.name_map import NameMap, read_name_map
 from drift_merge.names.tensors import Alignment, Finding, Model
@@ -40,12 +42,15 @@ class Prepared:
             AlignmentError: a selected tensor has no partner, or none has one.
             CheckpointError: a selected tensor is quantized.
         """
+        if self.recipe.computes:
+            others = [*self.reasoners, *([self.base] if self.base else [])]
+            refuse_quantized([self.mllm, *(checkpoint for checkpoint, _ in others)])
         for _, alignment in self.reasoners:
             require_complete(alignment, on_mismatch=self.recipe.on_mismatch)
         if self.base is not None:
             require_complete(self.base[1], on_mismatch=self.recipe.on_mismatch)
-        if self.recipe.method != "prior":
-            return plan_merge(self.recipe, self.mllm, self.reasoners)
+        if self.recipe.method != PRIOR:
+            return plan_merge(self.recipe, self.mllm, self.reasoners, self.base)
         reasoner, alignment = self.reasoners[0]
         return plan_prior(self.recipe, self.mllm, reasoner, alignment, self.base)
 

@@ -5,22 +5,29 @@ where they go is not. Rules live here, so that command line, YAML and Python mee
 """
 
 import difflib
-import math
 import re
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drift_merge.engine.weights import Weight, parse_weight
 from drift_merge.errors import RecipeError
+from drift_merge.maths.catalog import METHODS, Method
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 SOURCE_DTYPE = "source"  # every tensor keeps the dtype it has in the mllm
 PRIOR_MODULES = "attn,mlp"  # the published default of DRIFT
 MERGE_MODULES = "attn,mlp,norm"
-DEFAULT_WEIGHT = 0.1  # of the reasoner: the 0.9 / 0.1 of arXiv 2505.05464
+PRIOR = "prior"  # the method of `drift-prior compute`; every other is in the catalog
+KEPT_LAYERS = "0:6"  # layer-swap: layers up to k = 5 stay the mllm's (arXiv 2505.05464)
 DEFAULT_SHARD_SIZE = "5GB"
 
+LAYER_SWAP = "layer-swap"
+_SHARED = (
+    *("modules", "layers", "dtype", "max_shard_size", "on_mismatch", "map_file"),
+    "allow_nonfinite",
+)
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{u}B": 1000**i for i, u in enumerate("KMGT", start=1)}
 _UNITS |= {f"{u}IB": 1024**i for i, u in enumerate("KMGT", start=1)}
@@ -38,7 +45,13 @@ class Recipe:
     reasoners: tuple[str, ...]  # sources as written; exactly one for a prior
     mllm: str
     base: str | None = None  # common ancestor; with it, delta = reasoner - base
-    weights: tuple[float, ...] = ()  # one per reasoner; () means the default for each
+    weights: tuple[str | float, ...] = ()  # one per reasoner, see `weights`; (): the default
+    mllm_weight: str | float | None = None  # of the mllm's own task vector; None: the default
+    variant: str | None = None  # whose formula, where implementations differ; None: the paper's
+    options: Mapping[str, float | bool] = field(default_factory=dict)  # of the method: density, ...
+    keep_layers: str = KEPT_LAYERS  # layer-swap: these layers stay the mllm's
+    transition: int = 0  # layer-swap: this many layers beside the kept ones get half the weight
+    seed: int = 0  # of random masks
     modules: str = PRIOR_MODULES
     layers: str | None = None
     dtype: str = SOURCE_DTYPE  # of the output: a key of DTYPES, or "source"
@@ -57,22 +70,38 @@ class Recipe:
         _one_of("--on-mismatch", self.on_mismatch, ["error", "skip"])
         parse_size(self.max_shard_size)
         for weight in self.weights:
-            if not math.isfinite(weight):
-                raise RecipeError(
-                    f"--weight is {weight}; expected a finite number.",
-                    remedy="The published setting is --weight 0.1.",
-                )
+            parse_weight(weight)
+        if self.mllm_weight is not None:
+            parse_weight(self.mllm_weight, option="--mllm-weight")
         if self.weights and len(self.weights) not in (1, len(self.reasoners)):
             raise RecipeError(
                 f"--weight is given {len(self.weights)} times for {len(self.reasoners)} reasoners.",
                 remedy="Give it once for all, or once for each reasoner in their order.",
             )
+        if self.method != PRIOR:
+            check_method(self)
 
     @property
-    def resolved_weights(self) -> tuple[float, ...]:
+    def parsed_weights(self) -> tuple[Weight, ...]:
         """One weight per reasoner: as given, repeated if one is given, else the default."""
-        weights = self.weights or (DEFAULT_WEIGHT,)
+        given = self.weights or (float(method_options(self).get("weight", 1.0)),)
+        weights = tuple(parse_weight(weight) for weight in given)
         return weights * len(self.reasoners) if len(weights) == 1 else weights
+
+    @property
+    def parsed_mllm_weight(self) -> Weight:
+        """The weight of the mllm's own task vector."""
+        given = self.mllm_weight
+        if given is None:
+            given = float(method_options(self).get("mllm_weight", 1.0))
+        return parse_weight(given, option="--mllm-weight")
+
+    @property
+    def computes(self) -> bool:
+        """Whether anything is computed at all; a linear merge of weight 0 only copies."""
+        if self.method != "linear":
+            return True
+        return any(term.values != (0.0,) for weight in self.parsed_weights for term in weight.terms)
 
     @property
     def max_shard_bytes(self) -> int:
@@ -84,9 +113,118 @@ class Recipe:
         values = asdict(self)
         for name in ("reasoners", "mllm", "base", "method"):
             values.pop(name)
-        values["weights"] = list(self.resolved_weights) if self.method != "prior" else []
         values["map_file"] = self.map_file.name if self.map_file else None
+        if self.method == PRIOR:
+            return {key: values[key] for key in _SHARED}
+        values["weights"] = list(self.weights)
+        values["variant"] = method_variant(self)
+        values["options"] = method_options(self)
+        for name in ("weight", "mllm_weight"):
+            values["options"].pop(name, None)
+        if self.method != LAYER_SWAP:
+            for name in ("keep_layers", "transition"):
+                values.pop(name)
         return values
+
+    @classmethod
+    def from_parameters(
+        cls,
+        method: str,
+        parameters: Mapping[str, Any],
+        *,
+        reasoners: Sequence[str],
+        mllm: str,
+        base: str | None = None,
+        map_file: Path | None = None,
+    ) -> "Recipe":
+        """The recipe of a manifest, for the same or other sources: the inverse of `parameters`."""
+        values = {key: value for key, value in parameters.items() if key != "map_file"}
+        values["weights"] = tuple(values.get("weights", ()))
+        return cls(
+            method=method,
+            reasoners=tuple(reasoners),
+            mllm=mllm,
+            base=base,
+            map_file=map_file,
+            **values,
+        )
+
+
+def check_method(recipe: Recipe) -> None:
+    """Check a recipe against the catalog: method, variant, base, number of reasoners, options.
+
+    Raises:
+        RecipeError: naming what is wrong and what the method accepts.
+    """
+    method = _method(recipe)
+    variant = method_variant(recipe)
+    _one_of("--variant", variant, list(method.variants))
+    if method.base == "required" and recipe.base is None:
+        raise RecipeError(
+            f"{method.name} needs a base: {method.formula}.",
+            remedy="Name the common ancestor of reasoner and mllm: --base BASE",
+        )
+    if method.base == "none" and recipe.base is not None:
+        raise RecipeError(
+            f"{method.name} takes no base: {method.formula}.",
+            remedy="Leave --base out, or choose a method on task vectors: drift-merge methods",
+        )
+    least, most = method.reasoners
+    found = len(recipe.reasoners)
+    if found < least or (most is not None and found > most):
+        wanted = f"{least}" if most == least else f"{least} or more" if most is None else f"{most}"
+        raise RecipeError(
+            f"{method.name} takes {wanted} reasoner(s); got {found}.",
+            remedy="See what each method takes: drift-merge methods",
+        )
+    known = known_options(method, variant)
+    for name in recipe.options:
+        if name not in known:
+            raise RecipeError(
+                f"{method.name} has no option {name!r} in its variant {variant}."
+                f"{nearest(name, known)}",
+                remedy=f"Its options: {', '.join(known) or 'none'}.",
+            )
+    missing = [name for name in method.required.get(variant, ()) if not _is_given(recipe, name)]
+    if missing:
+        flag = missing[0].replace("_", "-")
+        raise RecipeError(
+            f"{method.name} in its variant {variant} needs {', '.join(missing)}.",
+            remedy=f"Give it: --{flag} NUMBER",
+        )
+
+
+def known_options(method: Method, variant: str) -> list[str]:
+    """The options that a variant of a method takes beside the weights, sorted."""
+    names = {*method.defaults[variant], *method.required.get(variant, ())}
+    return sorted(names - {"weight", "mllm_weight"})
+
+
+def _is_given(recipe: Recipe, name: str) -> bool:
+    if name == "weight":
+        return bool(recipe.weights)
+    if name == "mllm_weight":
+        return recipe.mllm_weight is not None
+    return name in recipe.options
+
+
+def method_variant(recipe: Recipe) -> str:
+    """The variant of the method: as given, else the paper's."""
+    return recipe.variant or _method(recipe).variants[0]
+
+
+def method_options(recipe: Recipe) -> dict[str, float | bool]:
+    """Every option of the method: as given, else the default of its variant."""
+    return {**_method(recipe).defaults[method_variant(recipe)], **recipe.options}
+
+
+def _method(recipe: Recipe) -> Method:
+    if recipe.method not in METHODS:
+        raise RecipeError(
+            f"there is no method {recipe.method!r}.{nearest(recipe.method, METHODS)}",
+            remedy="See them all: drift-merge methods",
+        )
+    return METHODS[recipe.method]
 
 
 def parse_size(text: str) -> int:

@@ -5,7 +5,7 @@ stream's business.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,14 +15,20 @@ from torch import Tensor
 from drift_merge.engine.finiteness import count_nonfinite, refuse_nonfinite
 from drift_merge.engine.inputs import Inputs, chunks
 from drift_merge.engine.plan import Plan, Step
+from drift_merge.engine.recipe import PRIOR, method_options, method_variant
 from drift_merge.engine.workspace import DTYPES, Workspace, chunk_elements
+from drift_merge.maths.chunks import Chunk, Settings
 from drift_merge.maths.deltas import PairSums, delta_
-from drift_merge.maths.merging import METHODS
+from drift_merge.maths.methods import METHODS
 from drift_merge.maths.rounding import change_kept
 from drift_merge.names.tensors import matrix_shape
+from drift_merge.storage import fingerprints
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.mapped import RELEASE_BYTES
+
+# A sample is runs of this many elements, one run in so many.
+_SAMPLE_RUN, _SAMPLE_EVERY = 2**12, 64
 
 Progress = Callable[[int], None]  # called with the bytes written since the last call
 
@@ -108,24 +114,18 @@ def _combine(run: Run, step: Step, workspace: Workspace) -> dict[str, Any]:
     """Read, compute, round, write: chunk by chunk, so that memory does not grow with the tensor."""
     info = run.plan.layout.tensors[step.name]
     dtype = DTYPES[step.dtype]
-    stored = [run.inputs.dtype(view) for view in step.inputs]
-    compute = torch.float64 if torch.float64 in stored else torch.float32
+    reader = _Reader(run, step, workspace)
     hashes = [Fingerprint() for _ in step.inputs]
-    written, sums = Fingerprint(), PairSums(has_base=len(step.inputs) > 2)
+    written, sums = Fingerprint(), PairSums(has_base=step.has_base)
     counts: dict[str, int] = {}
     kept: float | None = None
     pace = _Pace(run, step, info.size_bytes)
-    for begin, end in chunks(step, chunk_elements(run.device)):
-        loaded = []
-        for slot, view in enumerate(step.inputs):
-            scratch = workspace.scratch(slot)
-            raw, data = run.inputs.chunk(view, step.shape, begin, end, scratch)
-            hashes[slot].update(data)
-            loaded.append(workspace.load(slot, raw, compute))
-        _fill_missing_rows(run, step, loaded, begin, end)
+    formula = _formula(run.plan, step, reader, sums)
+    for begin, end in reader.ranges:
+        loaded = reader.load(begin, end, hashes)
         # One chunk of each tensor tells how much of the change rounding keeps.
         before = loaded[0].clone() if begin == 0 and step.weights else None
-        result = _formula(step, loaded, sums)
+        result = formula(begin, loaded)
         out, data = workspace.store(result, dtype)
         if before is not None:
             kept = change_kept(before, result, out)
@@ -139,16 +139,88 @@ def _combine(run: Run, step: Step, workspace: Workspace) -> dict[str, Any]:
     return summary | ({"change_kept": kept} if step.weights else {})
 
 
-def _formula(step: Step, loaded: list[Tensor], sums: PairSums) -> Tensor:
-    """The chunk of the output."""
-    if step.method == "prior":
-        mllm, reasoner, *base = loaded
-        sums.add_pair(reasoner, mllm)
-        result = delta_(reasoner, base[0] if base else mllm)
-        sums.add_delta(result)
-        return result
-    mllm, *reasoners = loaded
-    return mllm if step.method == "cast" else METHODS[step.method](mllm, reasoners, step.weights)
+Formula = Callable[[int, list[Tensor]], Tensor]  # first element and loaded chunks -> output chunk
+
+
+def _formula(plan: Plan, step: Step, reader: "_Reader", sums: PairSums) -> Formula:
+    """The function from the chunks of the inputs to the chunk of the output."""
+    if step.method == "cast":
+        return lambda _, loaded: loaded[0]
+    if step.method == PRIOR:
+        return lambda _, loaded: _delta(loaded, sums)
+    method = METHODS[step.method]
+    settings = _settings(plan, step)
+    state = method.measure(reader.walk, settings) if method.measure else None
+    return lambda begin, loaded: method.combine(reader.chunk(begin, loaded), state, settings)
+
+
+def _delta(loaded: list[Tensor], sums: PairSums) -> Tensor:
+    mllm, reasoner, *base = loaded
+    sums.add_pair(reasoner, mllm)
+    result = delta_(reasoner, base[0] if base else mllm)
+    sums.add_delta(result)
+    return result
+
+
+def _settings(plan: Plan, step: Step) -> Settings:
+    recipe = plan.recipe
+    options = method_options(recipe)
+    return Settings(
+        weights=step.weights,
+        mllm_weight=step.mllm_weight,
+        variant=method_variant(recipe),
+        numbers={k: float(v) for k, v in options.items() if not isinstance(v, bool)},
+        flags={k: v for k, v in options.items() if isinstance(v, bool)},
+        key=fingerprints.key_of(recipe.seed, step.method, step.canonical),
+        shape=step.shape,
+        is_weighted=bool(recipe.weights),
+    )
+
+
+class _Reader:
+    """The inputs of one step, chunk by chunk, in the compute dtype."""
+
+    def __init__(self, run: Run, step: Step, workspace: Workspace) -> None:
+        self._run, self._step, self._workspace = run, step, workspace
+        stored = [run.inputs.dtype(view) for view in step.inputs]
+        self._compute = torch.float64 if torch.float64 in stored else torch.float32
+        _, self._cols = matrix_shape(step.shape)
+        self._by_rows = step.method in METHODS and METHODS[step.method].row_wise
+        self.ranges = self._cut(chunk_elements(run.device))
+
+    def _cut(self, elements: int) -> list[tuple[int, int]]:
+        return chunks(self._step, elements, by_rows=self._by_rows)
+
+    def load(self, begin: int, end: int, hashes: list[Fingerprint] | None = None) -> list[Tensor]:
+        """Elements [begin, end) of every input; their stored bytes go to `hashes`."""
+        loaded = []
+        for slot, view in enumerate(self._step.inputs):
+            scratch = self._workspace.scratch(slot)
+            raw, data = self._run.inputs.chunk(view, self._step.shape, begin, end, scratch)
+            if hashes is not None:
+                hashes[slot].update(data)
+            loaded.append(self._workspace.load(slot, raw, self._compute))
+        _fill_missing_rows(self._run, self._step, loaded, begin, end)
+        return loaded
+
+    def chunk(self, begin: int, loaded: list[Tensor]) -> Chunk:
+        """Loaded inputs as a merge method sees them."""
+        mllm, *reasoners = loaded
+        base = reasoners.pop() if self._step.has_base else None
+        return Chunk(begin, self._cols, mllm, reasoners, base)
+
+    def walk(self, *, sample: bool = False) -> Iterator[Chunk]:
+        """All chunks in order, or a sample of short runs spread evenly; see `maths.chunks.Read`."""
+        ranges = self._cut(_SAMPLE_RUN)[::_SAMPLE_EVERY] if sample else self.ranges
+        size = self._run.plan.layout.tensors[self._step.name].numel
+        mark = 0
+        for begin, end in ranges:
+            if self._run.stop.is_set():
+                raise Stopped
+            yield self.chunk(begin, self.load(begin, end))
+            if end == size or end - mark >= RELEASE_BYTES // 4:
+                self._run.inputs.release(self._step, mark, end, size)
+                mark = end
 
 
 def _fill_missing_rows(run: Run, step: Step, loaded: list[Tensor], begin: int, end: int) -> None:
@@ -207,10 +279,10 @@ def _summary(
     step: Step, sums: PairSums, inputs: list[str], written: str, counts: dict[str, int]
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"fingerprint": written, "fingerprint_mllm": inputs[0]}
-    if step.method == "prior":
+    if step.has_base:
+        result["fingerprint_base"] = inputs.pop()
+    if step.method == PRIOR:
         result |= {"fingerprint_reasoner": inputs[1], **sums.summary()}
-        if len(inputs) > 2:
-            result["fingerprint_base"] = inputs[2]
     elif len(inputs) > 1:
         result["fingerprint_reasoners"] = inputs[1:]
     return result | ({"nonfinite": counts} if counts else {})

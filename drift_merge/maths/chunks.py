@@ -19,6 +19,9 @@ from torch import Tensor
 # chunks are, so that no result depends on how the stream was cut. A chunk size of the engine
 # that is a multiple of it costs no copy.
 BLOCK = 2**17
+# Methods with temporary tensors work on pieces of a chunk: they stay in the cache of a core, and
+# below the size from which the allocator hands memory back to the system, to be cleared again.
+PIECE = 2**15
 _ALIGNMENT = 64  # bytes; a fused dot product may round by the alignment of its operands
 
 
@@ -108,28 +111,28 @@ def in_memory(
     return read
 
 
-def blocks(read: Read) -> Iterator[Chunk]:
-    """One walk, regrouped into blocks of `BLOCK` entries at multiples of `BLOCK`.
+def blocks(read: Read, size: int = BLOCK) -> Iterator[Chunk]:
+    """One walk, regrouped into blocks of `size` entries at multiples of `size`.
 
     Sums folded over them are equal bit for bit however the reader cuts the tensor. The last
     block may be shorter. Contents are scratch until the next block is asked for.
     """
     pending: list[Chunk] = []
     for chunk in read():
-        for piece in _cut(chunk):
-            pending.append(_kept(piece))
-            if piece.end % BLOCK == 0:
+        for piece in pieces(chunk, size):
+            pending.append(_kept(piece, size))
+            if piece.end % size == 0:
                 yield _joined(pending)
                 pending = []
     if pending:
         yield _joined(pending)
 
 
-def _cut(chunk: Chunk) -> Iterator[Chunk]:
-    """The pieces of a chunk between multiples of `BLOCK`."""
+def pieces(chunk: Chunk, size: int = PIECE) -> Iterator[Chunk]:
+    """The pieces of a chunk between multiples of `size`: views of its memory."""
     begin = chunk.begin
     while begin < chunk.end:
-        end = min((begin // BLOCK + 1) * BLOCK, chunk.end)
+        end = min((begin // size + 1) * size, chunk.end)
         inside = slice(begin - chunk.begin, end - chunk.begin)
         mllm, *rest = (t[inside] for t in chunk.models())
         base = rest.pop() if chunk.base is not None else None
@@ -137,9 +140,9 @@ def _cut(chunk: Chunk) -> Iterator[Chunk]:
         begin = end
 
 
-def _kept(piece: Chunk) -> Chunk:
+def _kept(piece: Chunk, size: int) -> Chunk:
     """A piece that outlives its chunk: copied, unless it is a whole and aligned block."""
-    whole = piece.begin % BLOCK == 0 and piece.end % BLOCK == 0
+    whole = piece.begin % size == 0 and piece.end % size == 0
     if whole and all(t.data_ptr() % _ALIGNMENT == 0 for t in piece.models()):
         return piece
     base = None if piece.base is None else piece.base.clone()

@@ -49,7 +49,7 @@ def disjoint_merge(
         negated: the task vectors are given with the opposite sign, and so is the result.
 
     Returns:
-        The merged task vector, a new tensor; 0 where no model agrees.
+        The merged task vector, written over the first; 0 where no model agrees.
 
     Source: TIES-Merging, section 3 (steps "elect" and "disjoint merge").
     """
@@ -58,18 +58,30 @@ def disjoint_merge(
             if weight != 1.0:
                 tau.mul_(weight)
     elected = _elect(taus, rule, negated=negated)
-    scratch = empty_like(elected)
-    merged, divisor = elected.new_zeros(elected.shape), elected.new_zeros(elected.shape)
-    for tau, weight in zip(taus, weights, strict=True):
-        # tau * elected is |tau| where the signs agree, and cut off at 0 where they do not.
-        tau.mul_(elected).clamp_(min=0.0)
-        merged.add_(tau, alpha=1.0 if rule.elects_weighted else weight)
-        divisor.add_(sign(tau, out=scratch), alpha=weight if rule.divides_by == "weights" else 1.0)
-    if normalize:
-        merged.div_(divisor.add_(eq(divisor, 0.0, out=scratch)))
+    for tau in taus:
+        tau.mul_(elected).clamp_(min=0.0)  # |tau| where the signs agree, else 0
+    divisor = _divisor(taus, weights, rule) if normalize else None
+    shares = [1.0] * len(taus) if rule.elects_weighted else weights
+    merged = taus[0] if shares[0] == 1.0 else taus[0].mul_(shares[0])
+    for tau, share in zip(taus[1:], shares[1:], strict=True):
+        merged.add_(tau, alpha=share)
+    if divisor is not None:
+        merged.div_(divisor)
     merged.mul_(elected)
     # -0.0 where -1 was elected for nothing; + 0.0 makes it 0.0, so that a base of -0.0 stays.
     return merged.add_(0.0) if rule.zero_is_positive else merged
+
+
+def _divisor(agreeing: Sequence[Tensor], weights: Sequence[float], rule: Rule) -> Tensor:
+    """How many models agree, or the sum of their weights; 1 where that is 0."""
+    counts = [1.0] * len(weights) if rule.divides_by == "count" else weights
+    total = sign(agreeing[0])
+    if counts[0] != 1.0:
+        total.mul_(counts[0])
+    scratch = empty_like(total)
+    for tau, count in zip(agreeing[1:], counts[1:], strict=True):
+        total.add_(sign(tau, out=scratch), alpha=count)
+    return total.add_(eq(total, 0.0, out=scratch))
 
 
 def _elect(taus: Sequence[Tensor], rule: Rule, *, negated: bool) -> Tensor:

@@ -22,7 +22,7 @@ Walk = Callable[[bool], Iterator[tuple[int, Sequence[Tensor]]]]
 
 _SMALL = 2**15  # up to so many entries are simply sorted
 _SAMPLE = (2**12, 2**16)  # least and most entries in a sample; between them 1 in 256
-_MARGIN = 6.0  # standard errors of the sample on each side; more after a miss
+_MARGIN = 5.0  # standard errors of the sample on each side; more after a miss
 _FOLD = 8  # rows in which a chunk is folded to find collected entries; see `_inside`
 _PIECE = 2**17  # entries at a time when the collected entries are searched in turn
 
@@ -43,7 +43,7 @@ class Cut:
         """Slices of the chunk at `begin` with a bound each: in the set is what is above it.
 
         Args:
-            magnitudes: shape (n,); looked at only where the last kept tie may lie.
+            magnitudes: shape (n,), of either sign; looked at only where the last kept tie may lie.
             begin: position of its first entry.
         """
         numel = magnitudes.numel()
@@ -55,7 +55,7 @@ class Cut:
         first = max(0, self.ties_from - begin)
         last = first
         if self.ties_left:
-            ties = (magnitudes[first:] == self.value).nonzero()
+            ties = (magnitudes[first:].abs() == self.value).nonzero()
             taken = min(self.ties_left, len(ties))
             last = numel if len(ties) < self.ties_left else first + int(ties[taken - 1]) + 1
             self.ties_left -= taken
@@ -73,30 +73,29 @@ class Cut:
         return _step(self.value, like.dtype, up=False) if self.value > 0.0 else -1.0
 
 
-def largest(walk: Walk, counts: Sequence[Sequence[int]], numel: int) -> list[list[Cut]]:
+def largest(
+    walk: Walk, counts: Sequence[Sequence[int]], numel: int, *, shortcut: bool = True
+) -> list[list[Cut]]:
     """For each stream, the sets of its k largest entries, for each k of `counts`.
 
     Args:
         walk: calls of it walk over all streams; magnitudes are scratch.
         counts: per stream the wanted numbers of entries; clipped to [0, numel].
         numel: entries of a stream.
+        shortcut: False has the value of the smallest entry found too, where all are wanted.
 
     Returns:
         Per stream one Cut per count. Magnitudes should be finite; with others among them the
         walks end as well, but the sets may be smaller.
     """
-    searches = [[_Search(k, numel) for k in wanted] for wanted in counts]
+    searches = [[_Search(k, numel, shortcut) for k in wanted] for wanted in counts]
     pending = _open(searches)
     if numel > _SMALL and pending:
         _take_samples(walk, searches, numel)
     while pending:
         for searching in pending:
             searching.aim()
-        for begin, streams in walk(False):
-            for magnitudes, wanted in zip(streams, searches, strict=True):
-                for searching in wanted:
-                    if searching.cut is None:
-                        searching.look(begin, magnitudes)
+        _look_at_all(walk, searches)
         for searching in pending:
             searching.settle()
         pending = _open(searches)
@@ -105,6 +104,16 @@ def largest(walk: Walk, counts: Sequence[Sequence[int]], numel: int) -> list[lis
 
 def _open(searches: list[list["_Search"]]) -> list["_Search"]:
     return [s for wanted in searches for s in wanted if s.cut is None]
+
+
+def _look_at_all(walk: Walk, searches: list[list["_Search"]]) -> None:
+    """One walk over all streams, for every search that still goes on."""
+    scratch = _Scratch()
+    for begin, streams in walk(False):
+        for magnitudes, wanted in zip(streams, searches, strict=True):
+            for searching in wanted:
+                if searching.cut is None:
+                    searching.look(begin, magnitudes, scratch)
 
 
 def _take_samples(walk: Walk, searches: list[list["_Search"]], numel: int) -> None:
@@ -125,6 +134,18 @@ def _take_samples(walk: Walk, searches: list[list["_Search"]], numel: int) -> No
             searching.sample = ordered
 
 
+class _Scratch:
+    """Two buffers that a walk uses for every chunk; new ones would be cleared by the system."""
+
+    def __init__(self) -> None:
+        self._memory: list[Tensor] = []
+
+    def pair(self, like: Tensor) -> list[Tensor]:
+        if not self._memory or self._memory[0].numel() < like.numel():
+            self._memory = [torch.empty_like(like) for _ in range(2)]
+        return [memory[: like.numel()] for memory in self._memory]
+
+
 @dataclass(slots=True)
 class _Look:
     """What one chunk held inside the bracket."""
@@ -140,6 +161,7 @@ class _Search:
 
     count: int
     numel: int
+    shortcut: bool
     cut: Cut | None = None
     sample: Tensor | None = None  # sorted
     low: float = 0.0  # the k-th largest is at least this
@@ -156,7 +178,7 @@ class _Search:
         self.num_from_low = self.numel
         if self.count <= 0:
             self.cut = Cut(inf)
-        elif self.count >= self.numel:
+        elif self.count >= self.numel and self.shortcut:
             self.cut = Cut(-1.0)
 
     def aim(self) -> None:
@@ -191,14 +213,15 @@ class _Search:
         middle = float(known[center])
         return middle, _step(middle, known.dtype, up=True)
 
-    def look(self, begin: int, magnitudes: Tensor) -> None:
+    def look(self, begin: int, magnitudes: Tensor, scratch: "_Scratch") -> None:
         """Count and collect one chunk."""
         low, high = self.bracket
         if not self.looks:
             self.is_single = high == _step(low, magnitudes.dtype, up=True)
-        high_mask = torch.ge(magnitudes, high, out=torch.empty_like(magnitudes))
+        high_mask, mask = scratch.pair(magnitudes)
+        torch.ge(magnitudes, high, out=high_mask)
         self.above += int(high_mask.sum())
-        mask = torch.ge(magnitudes, low, out=torch.empty_like(magnitudes)).sub_(high_mask)
+        torch.ge(magnitudes, low, out=mask).sub_(high_mask)
         if self.is_single:
             self.looks.append(_Look(begin, None, int(mask.sum())))
             return
@@ -253,8 +276,8 @@ def kth_largest(values: Tensor, rank: int) -> tuple[float, int]:
         for begin in range(0, len(values), _PIECE):
             yield begin, [values[begin : begin + _PIECE]]
 
-    [[cut]] = largest(walk, [[rank]], len(values))
-    value = cut.value if cut.value >= 0.0 else float(values.min())
+    [[cut]] = largest(walk, [[rank]], len(values), shortcut=False)
+    value = cut.value
     return value, rank - int((values > value).sum())
 
 

@@ -7,7 +7,7 @@ from drift_merge.engine.cards import lineage_section, where
 
 def merge_card(manifest: dict[str, Any]) -> bytes:
     """`README.md` of a merge, from its manifest alone."""
-    sources = manifest["sources"]
+    sources, parameters = manifest["sources"], manifest["parameters"]
     mllm, reasoners = sources["mllm"], sources["reasoners"]
     hub_ids = [s["repo_id"] for s in (mllm, *reasoners) if s["repo_id"]]
     front = ["---", "library_name: transformers", "pipeline_tag: image-text-to-text"]
@@ -15,12 +15,12 @@ def merge_card(manifest: dict[str, Any]) -> bytes:
         front += ["base_model:", *(f"- {name}" for name in hub_ids)]
         front += ["base_model_relation: merge"]
     front += [f"tags: [merge, {manifest['method']}, drift-merge]", "---"]
-    weights = manifest["parameters"]["weights"]
     names = " + ".join(s["label"] for s in reasoners)
-    rows = [f"| mllm | {where(mllm)} | {_rest(weights):g} | `{mllm['layout']}` |"]
-    rows += [
-        f"| reasoner | {where(s)} | {w:g} | `{s['layout']}` |"
-        for s, w in zip(reasoners, weights, strict=True)
+    listed = [("mllm", mllm), *(("reasoner", source) for source in reasoners)]
+    listed += [("base", sources["base"])] if "base" in sources else []
+    rows = [
+        f"| {role} | {where(source)} | {show_weight(source.get('weight'))} | `{source['layout']}` |"
+        for role, source in listed
     ]
     counts = ", ".join(f"{n:,} {method}" for method, n in manifest["counts"].items())
     coverage = "; ".join(
@@ -40,7 +40,8 @@ byte for byte.
 |---|---|---|---|
 {chr(10).join(rows)}
 
-- Method: `{manifest["method"]}`, modules `{manifest["parameters"]["modules"]}`
+- Method: `{manifest["method"]}` ({parameters["variant"]}){_options(parameters)}
+- Modules: `{parameters["modules"]}`
 - Coverage: {coverage}
 - Tensors: {counts}; {manifest["size_bytes"]:,} bytes
 {lineage_section(manifest)}
@@ -50,5 +51,11 @@ with `drift-merge verify DIR`. Made with {manifest["tool"]["name"]} {manifest["t
     return ("\n".join(front) + "\n" + body).encode()
 
 
-def _rest(weights: list[float]) -> float:
-    return round(1.0 - sum(weights), 12)
+def show_weight(weight: float | str | None) -> str:
+    """A weight of a manifest for a table."""
+    return f"{weight:g}" if isinstance(weight, float | int) else weight or ""
+
+
+def _options(parameters: dict[str, Any]) -> str:
+    options = parameters["options"]
+    return "".join(f", {name} {value}" for name, value in options.items())

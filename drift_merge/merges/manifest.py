@@ -9,17 +9,18 @@ from drift_merge.engine.manifests import (
     describe_findings,
     describe_source,
     describe_tool,
+    read_fingerprints,
     read_manifest,
 )
 from drift_merge.engine.plan import Plan
 from drift_merge.engine.prepare import Prepared
 from drift_merge.engine.seals import describe_index, seal
 from drift_merge.errors import SourceError
+from drift_merge.maths.catalog import METHODS
 from drift_merge.storage.journal import Results
 
 MANIFEST = "drift_merge.json"
 FORMAT_VERSION = 1
-FORMULAS = {"linear": "theta = (1 - sum(w)) * theta_mllm + sum(w_i * theta_reasoner_i)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +49,24 @@ def build_manifest(
         sidecars: fingerprint of every file beside the weights, by name.
     """
     reasoners = []
-    for index, (checkpoint, _) in enumerate(prepared.reasoners, start=1):
-        reasoners.append(describe_source(checkpoint, _reasoner_data(plan, results, index)))
-    mllm = {name: result["fingerprint_mllm"] for name, result in results.items()}
+    weighted = zip(prepared.reasoners, prepared.recipe.parsed_weights, strict=True)
+    for index, ((checkpoint, _), weight) in enumerate(weighted, start=1):
+        source = describe_source(checkpoint, _reasoner_data(plan, results, index))
+        reasoners.append({**source, "weight": weight.plain})
+    mllm = read_fingerprints(results, "fingerprint_mllm")
+    sources: dict[str, Any] = {"reasoners": reasoners}
+    sources["mllm"] = {**describe_source(prepared.mllm, mllm), "weight": _mllm_weight(prepared)}
+    if prepared.base is not None:
+        read = read_fingerprints(results, "fingerprint_base")
+        sources["base"] = describe_source(prepared.base[0], read)
     manifest = {
         "format_version": FORMAT_VERSION,
         "kind": "drift-merge",
         "method": prepared.recipe.method,
-        "formula": FORMULAS[prepared.recipe.method],
+        "formula": f"theta = {METHODS[prepared.recipe.method].formula}",
         "tool": describe_tool(),
         "parameters": prepared.recipe.parameters(),
-        "sources": {"reasoners": reasoners, "mllm": describe_source(prepared.mllm, mllm)},
+        "sources": sources,
         "coverage": [describe_coverage(alignment) for _, alignment in prepared.reasoners],
         "findings": describe_findings(prepared.findings),
         "counts": plan.counts(),
@@ -72,11 +80,22 @@ def build_manifest(
     return seal(manifest)
 
 
+def _mllm_weight(prepared: Prepared) -> float | str | None:
+    """What is left for the mllm, where that is one number; its task vector's weight on a base."""
+    recipe = prepared.recipe
+    if recipe.base is not None:
+        return recipe.parsed_mllm_weight.plain
+    weights = [weight.plain for weight in recipe.parsed_weights]
+    if recipe.method != "linear" or not all(isinstance(w, float) for w in weights):
+        return None
+    return round(1.0 - sum(float(w) for w in weights), 12)
+
+
 def _reasoner_data(plan: Plan, results: Results, source: int) -> dict[str, str]:
     found = {}
     for step in plan.steps:
         read = results[step.name].get("fingerprint_reasoners", [])
-        for view, fingerprint in zip(step.inputs[1:], read, strict=True):
+        for view, fingerprint in zip(step.inputs[1 : 1 + len(read)], read, strict=True):
             if view.source == source:
                 found[step.name] = fingerprint
     return found
@@ -101,8 +120,10 @@ def _tensors(plan: Plan, results: Results) -> dict[str, dict[str, Any]]:
         if step.canonical:
             entry |= {"canonical": step.canonical, "module": step.module}
         if step.weights:
-            parts = (view.parts for view in step.inputs[1:])
+            parts = (view.parts for view in step.inputs[1 : 1 + len(step.weights)])
             entry["weights"] = list(step.weights)
+            if step.has_base:
+                entry["mllm_weight"] = step.mllm_weight
             entry["reasoners"] = [sorted({part.name for part in some}) for some in parts]
         tensors[step.name] = entry | results[step.name]
     return tensors

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from drift_merge.engine.check import Report, check_files, check_sample
 from drift_merge.engine.prepare import prepare
@@ -18,6 +17,7 @@ def verify_merge(
     *,
     reasoners: Sequence[str] = (),
     mllm: str | None = None,
+    base: str | None = None,
     map_file: Path | None = None,
     sample: int = 8,
     seed: int = 0,
@@ -30,6 +30,7 @@ def verify_merge(
         merge: opened.
         reasoners: sources in their order; with `mllm`, a sample is computed again.
         mllm: source.
+        base: source, for a merge that was made with one.
         map_file: the `--map` that was used, if one was.
         sample: number of tensors to compute again.
         seed: of the sample.
@@ -52,26 +53,23 @@ def verify_merge(
     report = check_files(
         merge.path, merge.manifest, "fingerprint", threads=threads, progress=progress
     )
-    if not reasoners and mllm is None:
+    if not reasoners and mllm is None and base is None:
         return report
     expected = len(merge.manifest["sources"]["reasoners"])
-    if mllm is None or len(reasoners) != expected:
+    needs_base = "base" in merge.manifest["sources"]
+    if mllm is None or len(reasoners) != expected or needs_base != (base is not None):
+        wanted = f"--mllm and {expected} --reasoner" + (" and --base" if needs_base else "")
         raise RecipeError(
-            f"To compute tensors of this merge again, --mllm and {expected} --reasoner are needed.",
+            f"To compute tensors of this merge again, {wanted} are needed.",
             remedy="Give them all, or none to check the files alone.",
         )
-    parameters: dict[str, Any] = merge.manifest["parameters"]
-    recipe = Recipe(
-        method=merge.manifest["method"],
-        reasoners=tuple(reasoners),
+    recipe = Recipe.from_parameters(
+        merge.manifest["method"],
+        merge.manifest["parameters"],
+        reasoners=reasoners,
         mllm=mllm,
-        weights=tuple(parameters["weights"]),
-        modules=parameters["modules"],
-        layers=parameters["layers"],
-        dtype=parameters["dtype"],
-        on_mismatch=parameters["on_mismatch"],
+        base=base,
         map_file=map_file,
-        allow_nonfinite=parameters["allow_nonfinite"],
     )
     plan = prepare(recipe, quiet=True).plan()
     names = check_sample(plan, merge.tensors, "fingerprint", sample=sample, seed=seed)

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from drift_merge.engine.check import Report, check_files, check_sample
 from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe import Recipe
+from drift_merge.engine.recipe import PRIOR, Recipe
 from drift_merge.engine.seals import check_beside, check_seal
 from drift_merge.errors import RecipeError
 from drift_merge.priors.manifest import MANIFEST, Prior
@@ -58,18 +57,13 @@ def verify_prior(
             f"To compute tensors of this prior again, {wanted} are needed together.",
             remedy="Give them all, or none to check the files alone.",
         )
-    parameters: dict[str, Any] = prior.manifest["parameters"]
-    recipe = Recipe(
-        method="prior",
-        reasoners=(reasoner,),
+    recipe = Recipe.from_parameters(
+        PRIOR,
+        prior.manifest["parameters"],
+        reasoners=[reasoner],
         mllm=mllm,
         base=base,
-        modules=parameters["modules"],
-        layers=parameters["layers"],
-        dtype=parameters["dtype"],
-        on_mismatch=parameters["on_mismatch"],
         map_file=map_file,
-        allow_nonfinite=parameters["allow_nonfinite"],
     )
     plan = prepare(recipe, quiet=True).plan()
     names = check_sample(plan, prior.tensors, "fingerprint_delta", sample=sample, seed=seed)

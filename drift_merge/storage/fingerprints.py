@@ -71,3 +71,8 @@ def of_files(checkpoint: Checkpoint) -> str:
 def combine(fingerprints: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
     """One fingerprint for named fingerprints, independent of their order."""
     return of_json(dict(fingerprints))
+
+
+def key_of(*parts: object) -> int:
+    """A 64-bit key of some values in their order, for counter-based random masks."""
+    return xxhash.xxh3_64_intdigest("\0".join(map(str, parts)).encode())

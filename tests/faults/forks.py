@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,15 +81,19 @@ class Forks:
         """Run several at the same time."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(list(requests), default=str) + "\n")
-        self._server.stdin.flush()
-        return [Run(**run) for run in json.loads(self._server.stdout.readline())]
+        with suppress(BrokenPipeError):
+            self._server.stdin.write(json.dumps(list(requests), default=str) + "\n")
+            self._server.stdin.flush()
+        answer = self._server.stdout.readline()
+        assert answer, "the server has ended; its traceback is on stderr"
+        return [Run(**run) for run in json.loads(answer)]
 
     def close(self) -> None:
         """End the server."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.close()
+        with suppress(BrokenPipeError):
+            self._server.stdin.close()
         self._server.wait(timeout=TIMEOUT_SECONDS)
         self._server.stdout.close()
 

@@ -103,4 +103,6 @@ def test_deepseek_distill_against_another_size_is_refused_in_the_house_form():
     assert "77 more; see them with: drift-prior align deepseek-ai/DeepSeek-R1" in text
     assert "hidden size 3584 and 2048" in text
     assert "--on-mismatch skip" in caught.value.remedy
-    require_complete(result, on_mismatch="skip")
+    # With skip the list of names alone, without shapes, still pairs attention of other heads.
+    with pytest.raises(AlignmentError, match="has other heads"):
+        require_complete(result, on_mismatch="skip")

@@ -5,12 +5,13 @@ tau_m = theta_m - theta_b, and the result is theta_b + scale * merge(tau_m, tau_
 Without one, two-model methods go from the mllm to the reasoner.
 """
 
-from drift_merge.maths.methods import elementwise
+from drift_merge.maths.methods import elementwise, importance, rows, spherical
 from drift_merge.maths.methods.table import Combine, Measure, Method, State
+from drift_merge.maths.methods.task_vectors import TASK_VECTORS
 
-_SUM = {"weight": 1.0, "mllm_weight": 1.0, "scale": 1.0}
+_MERGEKIT_WEIGHTS = {"mergekit": ("weight",)}  # options that have no default there
 
-_TABLE = (
+_INTERPOLATIONS = (
     Method(
         name="linear",
         formula="(1 - sum w) mllm + sum w_i reasoner_i",
@@ -18,21 +19,9 @@ _TABLE = (
         base="none",
         reasoners=(1, None),
         defaults={"paper": {"weight": 0.1}, "mergekit": {"mllm_weight": 1.0, "normalize": True}},
-        notes={"mergekit": "every weight is given, the mllm's too, and divided by their sum"},
+        required=_MERGEKIT_WEIGHTS,
+        notes={"mergekit": "the mllm has a weight too; all are divided by their sum"},
         combine=elementwise.linear,
-    ),
-    Method(
-        name="task-arithmetic",
-        formula="base + scale (w_m tau_m + sum w_i tau_i)",
-        paper="arXiv 2212.04089, section 2",
-        base="required",
-        reasoners=(1, None),
-        defaults={
-            "paper": {**_SUM, "normalize": False},
-            "mergekit": {"mllm_weight": 1.0, "scale": 1.0, "normalize": False},
-        },
-        notes={"mergekit": "weights must be given; normalize divides by their sum"},
-        combine=elementwise.task_arithmetic,
     ),
     Method(
         name="inject",
@@ -44,17 +33,8 @@ _TABLE = (
         combine=elementwise.inject,
     ),
     Method(
-        name="chat-vector",
-        formula="mllm + scale sum w_i (reasoner_i - base)",
-        paper="arXiv 2310.04799, section 3",
-        base="required",
-        reasoners=(1, None),
-        defaults={"paper": {"weight": 1.0, "scale": 1.0}},
-        combine=elementwise.chat_vector,
-    ),
-    Method(
         name="layer-swap",
-        formula="linear, with a weight per layer: 0 in kept layers, w elsewhere",
+        formula="linear with a weight per layer: 0 in kept layers, w elsewhere",
         paper="arXiv 2410.01335, section 3; w = 0.1 after layer 5: arXiv 2505.05464",
         base="none",
         reasoners=(1, None),
@@ -77,19 +57,99 @@ _TABLE = (
         base="none",
         reasoners=(1, 1),
         defaults={"paper": {"t": 1e-4}, "mergekit": {}},
-        notes={"mergekit": "t must be given; differs below t = 1e-6 only"},
+        required={"mergekit": ("t",)},
+        notes={"mergekit": "differs below t = 1e-6 only"},
         combine=elementwise.nearswap,
     ),
     Method(
-        name="consensus-ta",
-        formula="base + scale m sum w_i tau_i, m: important to at least `agreement` models",
-        paper="arXiv 2405.07813, sections 4 and 5",
-        base="required",
-        reasoners=(1, None),
-        defaults={"paper": {**_SUM, "mask_lambda": 0.6, "agreement": 2.0}},
-        combine=elementwise.consensus_ta,
+        name="arcee-fusion",
+        formula="mllm + [I >= median + 1.5 IQR] (reasoner - mllm), I = |difference| KL(row)",
+        paper="none: arcee.ai, mergekit",
+        base="none",
+        reasoners=(1, 1),
+        defaults={"paper": {}},
+        measure=importance.measure_fusion,
+        combine=importance.arcee_fusion,
+        row_wise=True,
     ),
 )
+
+_SPHERICAL = (
+    Method(
+        name="slerp",
+        formula="sin((1-t) Omega)/sin(Omega) mllm + sin(t Omega)/sin(Omega) reasoner",
+        paper="Shoemake 1985, section 3.3; no paper for weights",
+        base="none",
+        reasoners=(1, 1),
+        defaults={
+            "paper": {"t": 0.5, "dot_threshold": 1.0},
+            "mergekit": {"dot_threshold": 0.9995},
+        },
+        required={"mergekit": ("t",)},
+        notes={"mergekit": "a line where |cos| > dot_threshold"},
+        measure=spherical.solved(spherical.slerp),
+        combine=spherical.combine,
+    ),
+    Method(
+        name="nuslerp",
+        formula="slerp at t = w / (w_m + w); with a base on the task vectors",
+        paper="none: mergekit",
+        base="optional",
+        reasoners=(1, 1),
+        defaults={
+            "paper": {"weight": 1.0, "mllm_weight": 1.0, "flatten": True, "column_wise": False},
+            "mergekit": {"mllm_weight": 1.0, "flatten": True, "column_wise": False},
+        },
+        required=_MERGEKIT_WEIGHTS,
+        notes={"mergekit": "where a tensor is 0 the angle is pi / 2, not a line"},
+        measure=rows.measure_nuslerp,
+        combine=rows.nuslerp,
+        row_wise=True,
+    ),
+    Method(
+        name="multislerp",
+        formula="A m/|m|, m = sum w_i v_i/|v_i|, A = sum w_i |v_i|; v = theta or tau",
+        paper="none: goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+        base="optional",
+        reasoners=(1, None),
+        defaults={
+            "paper": {"weight": 1.0, "mllm_weight": 1.0, "normalize": True, "eps": 1e-8},
+            "mergekit": {"mllm_weight": 1.0, "normalize": True, "eps": 1e-8},
+        },
+        required=_MERGEKIT_WEIGHTS,
+        measure=spherical.solved(spherical.multislerp),
+        combine=spherical.combine,
+    ),
+    Method(
+        name="karcher",
+        formula="A mu, mu = Karcher mean of v_i/|v_i|, A = sum a_i |v_i|; v = theta or tau",
+        paper="Karcher 1977, section 1; no paper for weights",
+        base="optional",
+        reasoners=(1, None),
+        defaults={
+            "paper": {
+                **{"weight": 1.0, "mllm_weight": 1.0, "normalize": True},
+                **{"max_iter": 10.0, "tol": 1e-5},
+            },
+        },
+        measure=spherical.solved(spherical.karcher),
+        combine=spherical.combine,
+    ),
+    Method(
+        name="model-stock",
+        formula="base + t mean(tau), t = N cos / (1 + (N-1) cos)",
+        paper="arXiv 2403.19522, section 4",
+        base="required",
+        reasoners=(1, None),
+        defaults={"paper": {"filter_wise": False}, "mergekit": {"filter_wise": False}},
+        notes={"paper": "t is clamped to [0, 1]", "mergekit": "t is not clamped"},
+        measure=rows.measure_model_stock,
+        combine=rows.model_stock,
+        row_wise=True,
+    ),
+)
+
+_TABLE = (*_INTERPOLATIONS, *_SPHERICAL, *TASK_VECTORS)
 
 METHODS: dict[str, Method] = {method.name: method for method in _TABLE}
 

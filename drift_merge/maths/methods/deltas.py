@@ -6,9 +6,12 @@ the base nu is +0.0, and subtracting that leaves the base as it is, a base of -0
 Shapes: n = entries of a chunk, N = merged models: the mllm first, then the reasoners.
 """
 
+from functools import wraps
+
 from torch import Tensor, sub
 
-from drift_merge.maths.chunks import Chunk, Settings
+from drift_merge.maths.chunks import Chunk, Settings, pieces
+from drift_merge.maths.methods.table import Combine, State
 
 
 def negated_deltas(chunk: Chunk) -> list[Tensor]:
@@ -42,3 +45,16 @@ def weighted_sum(taus: list[Tensor], settings: Settings, *, normalize: bool) -> 
     for tau, weight in zip(taus[1:], weights[1:], strict=True):
         merged.add_(tau, alpha=weight / total)
     return merged
+
+
+def piecewise(combine: Combine) -> Combine:
+    """A `combine` that works through a chunk in pieces; the one given writes over the base."""
+
+    @wraps(combine)
+    def over_pieces(chunk: Chunk, state: State, settings: Settings) -> Tensor:
+        for piece in pieces(chunk):
+            combine(piece, state, settings)
+        assert chunk.base is not None
+        return chunk.base
+
+    return over_pieces

@@ -6,10 +6,12 @@ Shapes: every chunk is one-dimensional, all of equal length.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, sub
 
 from drift_merge.maths.chunks import Chunk, Settings
 from drift_merge.maths.merging import linear as interpolate
+from drift_merge.maths.methods.deltas import all_weights, negated_deltas, piecewise, restored
 from drift_merge.maths.methods.table import State
 
 
@@ -149,6 +151,7 @@ def nearswap(chunk: Chunk, state: State, settings: Settings) -> Tensor:
     return chunk.mllm.sub_(step.clamp_(-t, t))
 
 
+@piecewise
 def consensus_ta(chunk: Chunk, state: State, settings: Settings) -> Tensor:
     """theta = theta_b + scale * m * tau, tau = sum(w_i tau_i) over all models, m in {0, 1}.
 
@@ -157,20 +160,17 @@ def consensus_ta(chunk: Chunk, state: State, settings: Settings) -> Tensor:
 
     TALL masks and Consensus TA, arXiv 2405.07813, section 4 (masks) and section 5 (consensus).
     """
-    assert chunk.base is not None
-    # Negative task vectors throughout, so that entries where all agree leave the base as it is.
-    taus = [sub(chunk.base, t, out=t) for t in (chunk.mllm, *chunk.reasoners)]
-    for tau, weight in zip(taus, (settings.mllm_weight, *settings.weights), strict=True):
+    taus = negated_deltas(chunk)
+    for tau, weight in zip(taus, all_weights(settings), strict=True):
         _scaled(tau, weight)
     total = taus[0].clone()
     for tau in taus[1:]:
         total.add_(tau)
-    votes = total.new_zeros(total.shape)
+    votes, rest = torch.zeros_like(total), torch.empty_like(total)
     for tau in taus:
-        rest = sub(total, tau).abs_().mul_(settings.numbers["mask_lambda"])
-        votes.add_(tau.abs_().ge_(rest))
-    total.mul_(votes.ge_(settings.numbers["agreement"]))
-    return chunk.base.add_(total, alpha=-settings.numbers["scale"])
+        torch.sub(total, tau, out=rest).abs_().mul_(settings.numbers["mask_lambda"])
+        votes.add_(torch.ge(tau.abs_(), rest, out=rest))
+    return restored(chunk, total.mul_(votes.ge_(settings.numbers["agreement"])), settings)
 
 
 def _scaled(tensor: Tensor, factor: float) -> Tensor:

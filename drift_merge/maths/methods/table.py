@@ -23,10 +23,12 @@ class Method:
     paper: str  # arXiv id and equation or section, or where it comes from
     base: str  # "none", "required" or "optional"
     reasoners: tuple[int, int | None]  # least and most number; None: any
-    defaults: Defaults  # per variant: option -> default; a missing "weight" must be given
+    defaults: Defaults  # per variant: option -> default
     combine: Combine  # the chunk of the output; chunks come in order, once each
     measure: Measure | None = None  # None: the chunks need no look at the whole tensor
     row_wise: bool = False  # chunks must be whole rows of shape[-1]; a 1-D tensor is one row
+    required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # per variant: options without a default, which the user must give
     notes: Mapping[str, str] = field(default_factory=dict)  # per variant: what differs
 
     @property
