@@ -5,8 +5,7 @@ tau_m = theta_m - theta_b, and the result is theta_b + scale * merge(tau_m, tau_
 Without one, two-model methods go from the mllm to the reasoner.
 """
 
-from drift_merge.maths.methods import elementwise, importance, rows, spherical
-from drift_merge.maths.methods.table import Combine, Measure, Method, State
+from drift_merge.maths.methods.table import Method
 from drift_merge.maths.methods.task_vectors import TASK_VECTORS
 
 _MERGEKIT_WEIGHTS = {"mergekit": ("weight",)}  # options that have no default there
@@ -21,7 +20,7 @@ _INTERPOLATIONS = (
         defaults={"paper": {"weight": 0.1}, "mergekit": {"mllm_weight": 1.0, "normalize": True}},
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": "the mllm has a weight too; all are divided by their sum"},
-        combine=elementwise.linear,
+        combine_at="elementwise.linear",
     ),
     Method(
         name="inject",
@@ -30,7 +29,7 @@ _INTERPOLATIONS = (
         base="optional",
         reasoners=(1, None),
         defaults={"paper": {"weight": 1.0, "scale": 0.1, "is_delta": False}},
-        combine=elementwise.inject,
+        combine_at="elementwise.inject",
     ),
     Method(
         name="layer-swap",
@@ -39,7 +38,7 @@ _INTERPOLATIONS = (
         base="none",
         reasoners=(1, None),
         defaults={"paper": {"weight": 0.1}},
-        combine=elementwise.linear,
+        combine_at="elementwise.linear",
     ),
     Method(
         name="passthrough",
@@ -48,7 +47,7 @@ _INTERPOLATIONS = (
         base="none",
         reasoners=(1, 1),
         defaults={"paper": {"scale": 1.0}},
-        combine=elementwise.passthrough,
+        combine_at="elementwise.passthrough",
     ),
     Method(
         name="nearswap",
@@ -59,7 +58,7 @@ _INTERPOLATIONS = (
         defaults={"paper": {"t": 1e-4}, "mergekit": {}},
         required={"mergekit": ("t",)},
         notes={"mergekit": "differs below t = 1e-6 only"},
-        combine=elementwise.nearswap,
+        combine_at="elementwise.nearswap",
     ),
     Method(
         name="arcee-fusion",
@@ -68,8 +67,8 @@ _INTERPOLATIONS = (
         base="none",
         reasoners=(1, 1),
         defaults={"paper": {}},
-        measure=importance.measure_fusion,
-        combine=importance.arcee_fusion,
+        measure_at="importance.measure_fusion",
+        combine_at="importance.arcee_fusion",
         row_wise=True,
     ),
 )
@@ -87,8 +86,8 @@ _SPHERICAL = (
         },
         required={"mergekit": ("t",)},
         notes={"mergekit": "a line where |cos| > dot_threshold"},
-        measure=spherical.solved(spherical.slerp),
-        combine=spherical.combine,
+        measure_at="spherical.measure_slerp",
+        combine_at="spherical.combine",
     ),
     Method(
         name="nuslerp",
@@ -102,8 +101,8 @@ _SPHERICAL = (
         },
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": "where a tensor is 0 the angle is pi / 2, not a line"},
-        measure=rows.measure_nuslerp,
-        combine=rows.nuslerp,
+        measure_at="rows.measure_nuslerp",
+        combine_at="rows.nuslerp",
         row_wise=True,
     ),
     Method(
@@ -117,8 +116,8 @@ _SPHERICAL = (
             "mergekit": {"mllm_weight": 1.0, "normalize": True, "eps": 1e-8},
         },
         required=_MERGEKIT_WEIGHTS,
-        measure=spherical.solved(spherical.multislerp),
-        combine=spherical.combine,
+        measure_at="spherical.measure_multislerp",
+        combine_at="spherical.combine",
     ),
     Method(
         name="karcher",
@@ -132,8 +131,8 @@ _SPHERICAL = (
                 **{"max_iter": 10.0, "tol": 1e-5},
             },
         },
-        measure=spherical.solved(spherical.karcher),
-        combine=spherical.combine,
+        measure_at="spherical.measure_karcher",
+        combine_at="spherical.combine",
     ),
     Method(
         name="model-stock",
@@ -143,8 +142,8 @@ _SPHERICAL = (
         reasoners=(1, None),
         defaults={"paper": {"filter_wise": False}, "mergekit": {"filter_wise": False}},
         notes={"paper": "t is clamped to [0, 1]", "mergekit": "t is not clamped"},
-        measure=rows.measure_model_stock,
-        combine=rows.model_stock,
+        measure_at="rows.measure_model_stock",
+        combine_at="rows.model_stock",
         row_wise=True,
     ),
 )
@@ -153,4 +152,4 @@ _TABLE = (*_INTERPOLATIONS, *_SPHERICAL, *TASK_VECTORS)
 
 METHODS: dict[str, Method] = {method.name: method for method in _TABLE}
 
-__all__ = ["METHODS", "Combine", "Measure", "Method", "State"]
+__all__ = ["METHODS", "Method"]

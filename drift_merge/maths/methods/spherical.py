@@ -199,3 +199,8 @@ def _normalized(settings: Settings) -> list[float]:
     weights = all_weights(settings)
     total = fsum(weights) if settings.flags["normalize"] else 1.0
     return [w / total for w in weights]
+
+
+measure_slerp = solved(slerp)
+measure_multislerp = solved(multislerp)
+measure_karcher = solved(karcher)

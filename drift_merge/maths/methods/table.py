@@ -1,16 +1,22 @@
-"""What the table of methods holds of each: its formula, its needs, its defaults, its two phases."""
+"""What the table of methods holds of each: its formula, its needs, its defaults, its two phases.
+
+Without torch: the functions are named, and imported when a tensor is merged, so that help and
+dry runs answer at once.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from drift_merge.maths.chunks import Chunk, Read, Settings
+    from drift_merge.maths.chunks import Chunk, Read, Settings
 
 State = Any  # what a method's `measure` found and its `combine` takes; private to the method
-Measure = Callable[[Read, Settings], State]
-Combine = Callable[[Chunk, State, Settings], Tensor]
+Measure = Callable[["Read", "Settings"], State]
+Combine = Callable[["Chunk", State, "Settings"], "Tensor"]
 Defaults = Mapping[str, Mapping[str, float | bool]]
 
 
@@ -24,8 +30,8 @@ class Method:
     base: str  # "none", "required" or "optional"
     reasoners: tuple[int, int | None]  # least and most number; None: any
     defaults: Defaults  # per variant: option -> default
-    combine: Combine  # the chunk of the output; chunks come in order, once each
-    measure: Measure | None = None  # None: the chunks need no look at the whole tensor
+    combine_at: str  # module.function beside this file: see `combine`
+    measure_at: str | None = None  # see `measure`
     row_wise: bool = False  # chunks must be whole rows of shape[-1]; a 1-D tensor is one row
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # per variant: options without a default, which the user must give
@@ -35,3 +41,19 @@ class Method:
     def variants(self) -> tuple[str, ...]:
         """The variants that it has; the first is the default."""
         return tuple(self.defaults)
+
+    @property
+    def combine(self) -> Combine:
+        """The chunk of the output; chunks come in order, once each."""
+        function: Combine = _function(self.combine_at)
+        return function
+
+    @property
+    def measure(self) -> Measure | None:
+        """The look at the whole tensor before, or None for methods that need none."""
+        return None if self.measure_at is None else _function(self.measure_at)
+
+
+def _function(place: str) -> Any:
+    module, _, name = place.partition(".")
+    return getattr(import_module(f"drift_merge.maths.methods.{module}"), name)

@@ -3,7 +3,6 @@
 What they are and what they need; the functions are in the modules beside this one.
 """
 
-from drift_merge.maths.methods import dropping, elementwise, importance, trimming
 from drift_merge.maths.methods.table import Method
 
 _SUM = {"weight": 1.0, "mllm_weight": 1.0, "scale": 1.0}
@@ -25,7 +24,7 @@ TASK_VECTORS = (
             "mergekit": {**_GIVEN, "normalize": False},
         },
         required=_MERGEKIT_WEIGHTS,
-        combine=elementwise.task_arithmetic,
+        combine_at="elementwise.task_arithmetic",
     ),
     Method(
         name="chat-vector",
@@ -34,7 +33,7 @@ TASK_VECTORS = (
         base="required",
         reasoners=(1, None),
         defaults={"paper": {"weight": 1.0, "scale": 1.0}},
-        combine=elementwise.chat_vector,
+        combine_at="elementwise.chat_vector",
     ),
     Method(
         name="consensus-ta",
@@ -43,7 +42,7 @@ TASK_VECTORS = (
         base="required",
         reasoners=(1, None),
         defaults={"paper": {**_SUM, "mask_lambda": 0.6, "agreement": 2.0}},
-        combine=elementwise.consensus_ta,
+        combine_at="elementwise.consensus_ta",
     ),
     Method(
         name="ties",
@@ -62,8 +61,8 @@ TASK_VECTORS = (
             "mergekit": _MERGEKIT_SIGNS,
             "peft": _PEFT_SIGNS,
         },
-        measure=trimming.measure_ties,
-        combine=trimming.ties,
+        measure_at="trimming.measure_ties",
+        combine_at="trimming.ties",
     ),
     Method(
         name="breadcrumbs",
@@ -77,8 +76,8 @@ TASK_VECTORS = (
         },
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": "rounds counts down; density 1 keeps the outliers too"},
-        measure=trimming.measure_breadcrumbs,
-        combine=trimming.breadcrumbs,
+        measure_at="trimming.measure_breadcrumbs",
+        combine_at="trimming.breadcrumbs",
     ),
     Method(
         name="breadcrumbs-ties",
@@ -92,8 +91,8 @@ TASK_VECTORS = (
         },
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": f"{_MERGEKIT_SIGNS}; rounds counts down"},
-        measure=trimming.measure_breadcrumbs,
-        combine=trimming.breadcrumbs_ties,
+        measure_at="trimming.measure_breadcrumbs",
+        combine_at="trimming.breadcrumbs_ties",
     ),
     Method(
         name="dare-linear",
@@ -108,8 +107,8 @@ TASK_VECTORS = (
         },
         required={"mergekit": _WEIGHT, "peft": ("weight", "density")},
         notes={"mergekit": "rescales to the L1 norm of tau_i, not by 1 / density"},
-        measure=dropping.measure_dare,
-        combine=dropping.dare_linear,
+        measure_at="dropping.measure_dare",
+        combine_at="dropping.dare_linear",
     ),
     Method(
         name="dare-ties",
@@ -124,8 +123,8 @@ TASK_VECTORS = (
         },
         required={"mergekit": _WEIGHT, "peft": ("weight", "density")},
         notes={"mergekit": f"{_MERGEKIT_SIGNS}; rescales to the L1 norm", "peft": _PEFT_SIGNS},
-        measure=dropping.measure_dare,
-        combine=dropping.dare_ties,
+        measure_at="dropping.measure_dare",
+        combine_at="dropping.dare_ties",
     ),
     Method(
         name="della",
@@ -142,8 +141,8 @@ TASK_VECTORS = (
         },
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": f"{_MERGEKIT_SIGNS}; rescales to the L1 norm, not by 1 / p"},
-        measure=dropping.measure_della,
-        combine=dropping.della,
+        measure_at="dropping.measure_della",
+        combine_at="dropping.della",
         row_wise=True,
     ),
     Method(
@@ -161,8 +160,8 @@ TASK_VECTORS = (
         },
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": "rescales to the L1 norm of tau_i, not by 1 / p"},
-        measure=dropping.measure_della,
-        combine=dropping.della_linear,
+        measure_at="dropping.measure_della",
+        combine_at="dropping.della_linear",
         row_wise=True,
     ),
     Method(
@@ -176,7 +175,7 @@ TASK_VECTORS = (
             "mergekit": {"scale": 1.0, "density": 1.0},
         },
         notes={"mergekit": "divides by the sum of the agreeing eta_i"},
-        measure=importance.measure_sce,
-        combine=importance.sce,
+        measure_at="importance.measure_sce",
+        combine_at="importance.sce",
     ),
 )
