@@ -140,7 +140,7 @@ def slerp(one: Vector, other: Vector, t: float) -> list[float]:
     if not norm(one) or not norm(other):
         return weighted([one, other], [1 - t, t])
     omega = acos(max(-1.0, min(1.0, dot(one, other) / norm(one) / norm(other))))
-    if omega < 1e-9 or omega > pi - 1e-9:
+    if omega < 1e-9 or omega > pi - 0.004:
         return weighted([one, other], [1 - t, t])
     return weighted([one, other], [sin((1 - t) * omega) / sin(omega), sin(t * omega) / sin(omega)])
 

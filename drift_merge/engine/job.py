@@ -1,6 +1,7 @@
 """From a plan to a published output: check, stream, finish, re-read, rename."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def check_plan(plan: Plan, out: Path, *, overwrite: bool) -> None:
     check_output(out, inputs, overwrite=overwrite)
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One output to be made."""
+
+    plan: Plan  # its sources are local
+    out: Path  # the directory that will exist, whole, at the end
+    finish: Finish
+
+
 def execute(plan: Plan, out: Path, options: RunOptions, finish: Finish) -> Outcome:
     """Execute a plan and publish its output, resuming an interrupted run of the same plan.
 
@@ -54,27 +64,56 @@ def execute(plan: Plan, out: Path, options: RunOptions, finish: Finish) -> Outco
     Raises:
         OutputError, CheckpointError: see `stream`; `out` is then as it was before.
     """
+    return execute_all([Job(plan, out, finish)], options)[0]
+
+
+def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
+    """Execute plans on the same sources in one pass over them; publish every output.
+
+    Raises:
+        OutputError, CheckpointError: see `stream`; outputs not published yet can be resumed.
+    """
     from drift_merge.engine.stream import stream  # imports torch: only when there is work
 
-    check_plan(plan, out, overwrite=options.overwrite)
-    with OutputDirectory(out, plan=plan.fingerprint(), overwrite=options.overwrite) as output:
-        if output.is_published:
-            output.tidy()
-            return Outcome({}, 0, was_published=True)
-        resumed = dict(output.finished)
-        results = stream(
-            plan,
-            output,
-            threads=options.threads,
-            device=options.device,
-            progress=options.progress,
-        )
-        if plan.layout.index is not None:
-            output.write_file(*plan.layout.index)
-        finish(output, results)
-        _read_back(plan, output, resumed, options)
-        output.publish()
-    return Outcome(results, len(resumed), was_published=False)
+    for job in jobs:
+        check_plan(job.plan, job.out, overwrite=options.overwrite)
+    with ExitStack() as stack:
+        outputs = [
+            stack.enter_context(
+                OutputDirectory(job.out, plan=job.plan.fingerprint(), overwrite=options.overwrite)
+            )
+            for job in jobs
+        ]
+        todo = [n for n, output in enumerate(outputs) if not output.is_published]
+        resumed = {number: dict(outputs[number].finished) for number in todo}
+        results = []
+        if todo:
+            results = stream(
+                [(jobs[number].plan, outputs[number]) for number in todo],
+                threads=options.threads,
+                device=options.device,
+                progress=options.progress,
+            )
+        made = dict(zip(todo, results, strict=True))
+        outcomes = []
+        for number, (job, output) in enumerate(zip(jobs, outputs, strict=True)):
+            if number in made:
+                _publish(job, output, made[number], resumed[number], options)
+                outcomes.append(Outcome(made[number], len(resumed[number]), was_published=False))
+            else:
+                output.tidy()
+                outcomes.append(Outcome({}, 0, was_published=True))
+    return outcomes
+
+
+def _publish(
+    job: Job, output: OutputDirectory, results: Results, resumed: Results, options: RunOptions
+) -> None:
+    if job.plan.layout.index is not None:
+        output.write_file(*job.plan.layout.index)
+    job.finish(output, results)
+    _read_back(job.plan, output, resumed, options)
+    output.publish()
 
 
 def _read_back(plan: Plan, output: OutputDirectory, resumed: Results, options: RunOptions) -> None:

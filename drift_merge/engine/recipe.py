@@ -116,7 +116,9 @@ class Recipe:
         values["map_file"] = self.map_file.name if self.map_file else None
         if self.method == PRIOR:
             return {key: values[key] for key in _SHARED}
-        values["weights"] = list(self.weights)
+        values["weights"] = [parse_weight(weight).plain for weight in self.weights]
+        if self.mllm_weight is not None:
+            values["mllm_weight"] = self.parsed_mllm_weight.plain
         values["variant"] = method_variant(self)
         values["options"] = method_options(self)
         for name in ("weight", "mllm_weight"):

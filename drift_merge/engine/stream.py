@@ -1,11 +1,11 @@
-"""The executor: every step of a plan, on a small pool of threads, journaled on the way.
+"""The executor: every step of one or several plans, on a small pool of threads, journaled.
 
 Knows steps, not formulas. Every result depends on the plan and the inputs alone: not on
 threads, their order or an interruption.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -15,13 +15,14 @@ import torch
 from drift_merge.engine.extents import Extents
 from drift_merge.engine.inputs import Inputs
 from drift_merge.engine.plan import Plan, Step
-from drift_merge.engine.steps import Progress, Run, Stopped, run_step
+from drift_merge.engine.reader import Progress, Run, Stopped
+from drift_merge.engine.steps import Bundle, Made, Target, run_bundle
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.journal import Results
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.shards import ShardWriter
 
-_Message = tuple[str, dict[str, Any]] | BaseException | None  # of a worker; None: it has ended
+_Message = list[Made] | BaseException | None  # of a worker; None: it has ended
 
 
 class _Discard:
@@ -32,50 +33,85 @@ class _Discard:
 
 
 def stream(
-    plan: Plan,
-    output: OutputDirectory,
+    jobs: Sequence[tuple[Plan, OutputDirectory]],
     *,
     threads: int,
     device: str = "cpu",
     progress: Progress = lambda _: None,
-) -> Results:
-    """Execute a plan into the payload of an output, resuming where its journal ends.
+) -> list[Results]:
+    """Execute plans into the payloads of their outputs, resuming where their journals end.
+
+    Plans on the same sources whose steps share a tensor's inputs read them once.
 
     Args:
-        plan: what to do.
-        output: entered; its `finished` tensors are not done again.
+        jobs: plans with equal sources, each with its output, entered; the `finished` tensors of
+            an output are not done again.
         threads: workers, at least 1.
         device: "cpu", "cuda" or "cuda:n"; where the arithmetic happens.
         progress: called from the workers with bytes written.
 
     Returns:
-        For each output tensor what was measured of it, in the order of the plan. All data is
-        on the disk.
+        Per job, for each output tensor what was measured of it, in the order of its plan. All
+        data is on the disk.
 
     Raises:
         CheckpointError: an input changed, or holds NaN or Inf (unless the recipe allows it).
         OutputError: the disk is full or fails. What was finished stays journaled.
     """
-    results: Results = {name: dict(done) for name, done in output.finished.items()}
-    todo = [step for step in plan.steps if step.name not in results]
-    with (
-        Inputs(plan.sources) as inputs,
-        ShardWriter(plan.layout, output.payload) as writer,
-        _one_torch_thread(),
-    ):
-        for name in results:
-            progress(plan.layout.tensors[name].size_bytes)
-        run = Run(plan, inputs, writer, torch.device(device), progress)
-        for name, result in _finished(run, todo, writer, output, threads):
-            results[name] = result
-    return {step.name: results[step.name] for step in plan.steps}
+    results = [{name: dict(done) for name, done in output.finished.items()} for _, output in jobs]
+    with ExitStack() as stack:
+        inputs = stack.enter_context(Inputs(jobs[0][0].sources))
+        writers = [
+            stack.enter_context(ShardWriter(plan.layout, output.payload)) for plan, output in jobs
+        ]
+        stack.enter_context(_one_torch_thread())
+        extents = [
+            stack.enter_context(Extents(writer, output, plan))
+            for writer, (plan, output) in zip(writers, jobs, strict=True)
+        ]
+        for (plan, _), done in zip(jobs, results, strict=True):
+            progress(sum(plan.layout.tensors[name].size_bytes for name in done))
+        run = Run(inputs, torch.device(device), progress)
+        bundles = _bundles([plan for plan, _ in jobs], writers, results)
+        for number, name, result in _finished(run, bundles, extents, threads):
+            results[number][name] = result
+    return [
+        {step.name: done[step.name] for step in plan.steps}
+        for (plan, _), done in zip(jobs, results, strict=True)
+    ]
+
+
+def _bundles(
+    plans: Sequence[Plan], writers: Sequence[ShardWriter], finished: Sequence[Results]
+) -> Iterator[Bundle]:
+    """The unfinished steps of all plans; those that share their inputs together."""
+    others = [{step.name: step for step in plan.steps} for plan in plans]
+    for name in dict.fromkeys(step.name for plan in plans for step in plan.steps):
+        groups: list[list[Target]] = []
+        for number, (plan, writer) in enumerate(zip(plans, writers, strict=True)):
+            step = others[number].get(name)
+            if step is None or name in finished[number]:
+                continue
+            target = Target(number, plan, step, writer)
+            group = next((g for g in groups if _share_inputs(g[0].step, step)), None)
+            if group is None:
+                groups.append([target])
+            else:
+                group.append(target)
+        yield from groups
+
+
+def _share_inputs(one: Step, other: Step) -> bool:
+    same = one.method == other.method and one.dtype == other.dtype
+    return same and one.inputs == other.inputs
 
 
 def recompute(plan: Plan, steps: list[Step], *, device: str = "cpu") -> Results:
     """Compute some steps of a plan again, writing nothing; the results hold the fingerprints."""
     with Inputs(plan.sources) as inputs, _one_torch_thread():
-        run = Run(plan, inputs, _Discard(), torch.device(device), lambda _: None)
-        return dict(run_step(run, step) for step in steps)
+        run = Run(inputs, torch.device(device), lambda _: None)
+        made = [run_bundle(run, [Target(0, plan, step, _Discard())])[0] for step in steps]
+    return {name: result for _, name, result in made}
 
 
 @contextmanager
@@ -89,42 +125,45 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _finished(
-    run: Run, todo: list[Step], writer: ShardWriter, output: OutputDirectory, threads: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Run the steps on a pool of threads; yield each result; journal extents on the way."""
+    run: Run, bundles: Iterator[Bundle], extents: Sequence[Extents], threads: int
+) -> Iterator[Made]:
+    """Run the bundles on a pool of threads; yield each result; journal extents on the way."""
     queue: SimpleQueue[_Message] = SimpleQueue()
-    steps = iter(todo)
-    workers = [Thread(target=_work, args=(run, steps, queue)) for _ in range(threads)]
-    with Extents(writer, output, run.plan) as extents:
-        try:
-            for worker in workers:
-                worker.start()
-            for _ in workers:
-                while (message := queue.get()) is not None:
-                    if isinstance(message, BaseException):
-                        raise message
-                    extents.add(*message)
-                    yield message
-        finally:
-            # After Ctrl-C or a failure too: what is finished is flushed and journaled.
-            run.stop.set()
-            for worker in workers:
-                worker.join()
-            while not queue.empty():
-                message = queue.get()
-                if isinstance(message, tuple):
-                    extents.add(*message)
+    workers = [Thread(target=_work, args=(run, bundles, queue)) for _ in range(threads)]
+    try:
+        for worker in workers:
+            worker.start()
+        for _ in workers:
+            while (message := queue.get()) is not None:
+                if isinstance(message, BaseException):
+                    raise message
+                yield from _record(message, extents)
+    finally:
+        # After Ctrl-C or a failure too: what is finished is flushed and journaled.
+        run.stop.set()
+        for worker in workers:
+            worker.join()
+        while not queue.empty():
+            message = queue.get()
+            if isinstance(message, list):
+                list(_record(message, extents))
 
 
-def _work(run: Run, steps: Iterator[Step], queue: "SimpleQueue[_Message]") -> None:
-    """One worker: take the next step until there is none; None says goodbye."""
+def _record(made: list[Made], extents: Sequence[Extents]) -> Iterator[Made]:
+    for number, name, result in made:
+        extents[number].add(name, result)
+        yield number, name, result
+
+
+def _work(run: Run, bundles: Iterator[Bundle], queue: "SimpleQueue[_Message]") -> None:
+    """One worker: take the next bundle until there is none; None says goodbye."""
     try:
         while not run.stop.is_set():
             with run.lock:
-                step = next(steps, None)
-            if step is None:
+                bundle = next(bundles, None)
+            if bundle is None:
                 break
-            queue.put(run_step(run, step))
+            queue.put(run_bundle(run, bundle))
     except Stopped:
         pass
     except BaseException as error:

@@ -1,9 +1,9 @@
 """Random masks that depend on a key and a position alone: not on chunks, threads or device.
 
-A counter-based generator: the position is hashed with 64 bits of key by 32-bit multiplications
-and shifts (the finalizer "lowbias32" of C. Wellons' hash prospector, with half of the key added
-between its rounds). Wrapping 32-bit arithmetic gives the same bits everywhere, at a seventh of
-the cost of 64-bit arithmetic on a CPU without AVX-512.
+A counter-based generator: half of a 64-bit key is the start and half the stride of a walk over the
+32-bit numbers, and the place reached is hashed by multiplications and shifts ("lowbias32" of C.
+Wellons' hash prospector, without its last shift, which changes low bits only). Wrapping 32-bit
+arithmetic gives the same bits everywhere, at a seventh of the cost of 64-bit arithmetic.
 
 Shapes: n = entries of a chunk.
 """
@@ -11,7 +11,6 @@ Shapes: n = entries of a chunk.
 import torch
 from torch import Tensor
 
-_WEYL = 0x9E3779B9  # odd: position * _WEYL + key visits every 32-bit number once
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 _SHIFTS = (16, 15)
 
@@ -27,17 +26,17 @@ def mixed_key(key: int, stream: int) -> int:
 def hashes(key: int, begin: int, numel: int, device: torch.device | str = "cpu") -> Tensor:
     """Hashes of positions begin, ..., begin + numel - 1: shape (numel,), int32, uniform.
 
-    The low 16 bits are the worse half; compare, do not take remainders. Positions wrap at 2**32.
+    The key should be well mixed: take one from `mixed_key`. The low 16 bits are the worse half;
+    compare, do not take remainders. Positions wrap at 2**32.
     """
-    start = _signed(begin * _WEYL + key)
-    word = torch.arange(numel, dtype=torch.int32, device=device).mul_(_signed(_WEYL)).add_(start)
+    stride = (key >> 32) | 1  # odd, so that 2**32 steps visit every number once
+    word = torch.arange(numel, dtype=torch.int32, device=device)
+    word.mul_(_signed(stride)).add_(_signed(begin * stride + key))
     other = torch.empty_like(word)
     for shift, factor in zip(_SHIFTS, _MULTIPLIERS, strict=True):
         # The shift of a signed number repeats its sign; the mask makes it a plain one.
         torch.bitwise_right_shift(word, shift, out=other)
         word.bitwise_xor_(other.bitwise_and_(2 ** (32 - shift) - 1)).mul_(_signed(factor))
-        if shift == _SHIFTS[0]:
-            word.add_(_signed(key >> 32))
     return word
 
 
@@ -45,7 +44,7 @@ def keep_mask(key: int, begin: int, density: float, like: Tensor) -> Tensor:
     """1.0 with probability `density`, else 0.0, for the entries of `like`.
 
     Args:
-        key: 64 bits.
+        key: 64 bits, from `mixed_key`.
         begin: position of the first entry in its tensor.
         density: in [0, 1]; rounded to a multiple of 2**-32.
         like: shape (n,); gives length, dtype and device.

@@ -201,6 +201,8 @@ class _Search:
         center = min(int(share * size), size - 1)
         left, right = max(center - margin, 0), min(center + margin, size - 1)
         smallest, largest = float(known[left]), float(known[right])
+        if smallest == largest:
+            return smallest, _step(smallest, known.dtype, up=True)
         low = smallest if left > 0 else self.low
         high = _step(largest, known.dtype, up=True) if right < size - 1 else self.high
         # A value shared by many is kept out of the collection, so that it stays small.
@@ -249,7 +251,10 @@ class _Search:
         ties = [look.num_inside for look in self.looks]
         if any(look.values is not None for look in self.looks):
             parts = [look.values for look in self.looks if look.values is not None]
-            value, rank = kth_largest(torch.cat(parts), rank)
+            collected = torch.cat(parts)
+            # A bracket that kept most of the stream would keep most of it again.
+            search = kth_largest if len(collected) <= self.numel // 2 else _kth_by_selection
+            value, rank = search(collected, rank)
             ties = [int((part == value).sum()) for part in parts]
         for look, num_ties in zip(self.looks, ties, strict=True):
             if rank <= num_ties:
@@ -269,15 +274,19 @@ def kth_largest(values: Tensor, rank: int) -> tuple[float, int]:
         The value, and the rank among the entries equal to it, counted from 1.
     """
     if len(values) <= _SMALL:
-        value = float(values.kthvalue(len(values) - rank + 1).values)
-        return value, rank - int((values > value).sum())
+        return _kth_by_selection(values, rank)
 
     def walk(sample: bool) -> Iterator[tuple[int, Sequence[Tensor]]]:
         for begin in range(0, len(values), _PIECE):
             yield begin, [values[begin : begin + _PIECE]]
 
     [[cut]] = largest(walk, [[rank]], len(values), shortcut=False)
-    value = cut.value
+    return cut.value, rank - int((values > cut.value).sum())
+
+
+def _kth_by_selection(values: Tensor, rank: int) -> tuple[float, int]:
+    """`kth_largest` by torch alone: 40 ns an entry."""
+    value = float(values.kthvalue(len(values) - rank + 1).values)
     return value, rank - int((values > value).sum())
 
 

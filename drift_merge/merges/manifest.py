@@ -14,6 +14,7 @@ from drift_merge.engine.manifests import (
 )
 from drift_merge.engine.plan import Plan
 from drift_merge.engine.prepare import Prepared
+from drift_merge.engine.recipe import Recipe, method_variant
 from drift_merge.engine.seals import describe_index, seal
 from drift_merge.errors import SourceError
 from drift_merge.maths.catalog import METHODS
@@ -75,20 +76,24 @@ def build_manifest(
         "shards": [shard.file for shard in plan.layout.shards],
         "index": describe_index(plan),
         "sidecars": sidecars,
-        "tensors": _tensors(plan, results),
+        "tensors": _tensors(plan, results, has_mllm_weight=_has_mllm_weight(prepared.recipe)),
     }
     return seal(manifest)
 
 
 def _mllm_weight(prepared: Prepared) -> float | str | None:
-    """What is left for the mllm, where that is one number; its task vector's weight on a base."""
+    """The mllm's own weight where the method has one; else what is left, if that is one number."""
     recipe = prepared.recipe
-    if recipe.base is not None:
+    if _has_mllm_weight(recipe):
         return recipe.parsed_mllm_weight.plain
     weights = [weight.plain for weight in recipe.parsed_weights]
     if recipe.method != "linear" or not all(isinstance(w, float) for w in weights):
         return None
     return round(1.0 - sum(float(w) for w in weights), 12)
+
+
+def _has_mllm_weight(recipe: Recipe) -> bool:
+    return "mllm_weight" in METHODS[recipe.method].defaults[method_variant(recipe)]
 
 
 def _reasoner_data(plan: Plan, results: Results, source: int) -> dict[str, str]:
@@ -112,7 +117,7 @@ def _change_kept(plan: Plan, results: Results) -> float | None:
     return sum(numel * kept for numel, kept in found) / total if total else None
 
 
-def _tensors(plan: Plan, results: Results) -> dict[str, dict[str, Any]]:
+def _tensors(plan: Plan, results: Results, *, has_mllm_weight: bool) -> dict[str, dict[str, Any]]:
     tensors = {}
     for step in plan.steps:
         entry: dict[str, Any] = {"method": step.method, "dtype": step.dtype}
@@ -122,7 +127,7 @@ def _tensors(plan: Plan, results: Results) -> dict[str, dict[str, Any]]:
         if step.weights:
             parts = (view.parts for view in step.inputs[1 : 1 + len(step.weights)])
             entry["weights"] = list(step.weights)
-            if step.has_base:
+            if has_mllm_weight:
                 entry["mllm_weight"] = step.mllm_weight
             entry["reasoners"] = [sorted({part.name for part in some}) for some in parts]
         tensors[step.name] = entry | results[step.name]

@@ -30,11 +30,14 @@ def combination(
     total = mllm_weight + sum(w for _, w in used)
     if abs(total - 1.0) <= 1e-12:
         return interpolate(mllm, [t for t, _ in used], [w for _, w in used])
-    # The differences first: what the models share is scaled once, what differs is small.
-    differences = [other.sub_(mllm) for other, _ in used]
+    # The differences first: what the models share is scaled once, what differs is small. Their
+    # order is that of `interpolate`.
+    differences = [
+        sub(mllm, other, out=other) if weight > 0 else other.sub_(mllm) for other, weight in used
+    ]
     mllm = _scaled(mllm, total)
     for difference, (_, weight) in zip(differences, used, strict=True):
-        mllm.add_(difference, alpha=weight)
+        mllm.add_(difference, alpha=-abs(weight))
     return mllm
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drift_merge.maths.chunks import BLOCK, Chunk, Read, Settings, blocks
 from drift_merge.maths.methods.spherical import (
+    OPPOSITE,
     Gram,
     angle,
     arc,
@@ -88,7 +89,7 @@ def _arcs(t: float, products: Sequence[Tensor], settings: Settings) -> tuple[Ten
     if settings.variant == "mergekit":
         theta = torch.where(one * other == 0.0, pi / 2.0, theta)
     # NaN, the angle with a zero vector, is a line too.
-    curved = (theta > 0.0) & (theta < pi - 1e-7)
+    curved = (theta > 0.0) & (theta < OPPOSITE)
     safe = torch.where(curved, theta, 1.0)
     first, second = ((1.0 - t) * safe).sin() / safe.sin(), (t * safe).sin() / safe.sin()
     return torch.where(curved, first, 1.0 - t), torch.where(curved, second, t)

@@ -18,6 +18,8 @@ from drift_merge.maths.methods.deltas import all_weights
 from drift_merge.maths.methods.elementwise import add_deltas, combination
 
 Gram = list[list[float]]  # N x N
+# Float32 products do not tell an angle this close to pi from pi, and 1 / sin would make much of it.
+OPPOSITE = pi - 0.004
 
 
 def gram(read: Read) -> Gram:
@@ -74,9 +76,9 @@ def arc(t: float, theta: float | None, *, straight_above: float) -> tuple[float,
     """sin((1-t) theta) / sin(theta) and sin(t theta) / sin(theta); 1-t and t on a straight line.
 
     The line is taken where |cos theta| is above `straight_above`, and where no arc is defined:
-    at angles 0 and pi, and for a zero vector (theta is None).
+    at angles 0 and (within 0.004) pi, and for a zero vector (theta is None).
     """
-    if theta is None or theta == 0.0 or abs(cos(theta)) > straight_above or pi - theta < 1e-7:
+    if theta is None or theta == 0.0 or abs(cos(theta)) > straight_above or theta > OPPOSITE:
         return 1.0 - t, t
     return sin((1.0 - t) * theta) / sin(theta), sin(t * theta) / sin(theta)
 
@@ -199,6 +201,11 @@ def _normalized(settings: Settings) -> list[float]:
     weights = all_weights(settings)
     total = fsum(weights) if settings.flags["normalize"] else 1.0
     return [w / total for w in weights]
+
+
+measure_slerp = solved(slerp)
+measure_multislerp = solved(multislerp)
+measure_karcher = solved(karcher)
 
 
 measure_slerp = solved(slerp)

@@ -1,13 +1,14 @@
 """What the table of methods holds of each: its formula, its needs, its defaults, its two phases.
 
-Without torch: the functions are named, and imported when a tensor is merged, so that help and
-dry runs answer at once.
+Plain data: torch is imported when a function of a method is asked for, so that `--help` and
+`--dry-run` answer at once.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,22 +21,22 @@ Combine = Callable[["Chunk", State, "Settings"], "Tensor"]
 Defaults = Mapping[str, Mapping[str, float | bool]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """One merge method: pure functions and what a user must know of them."""
+    """One merge method: what a user must know of it, and where its pure functions are."""
 
     name: str
     formula: str  # one line, in ASCII
     paper: str  # arXiv id and equation or section, or where it comes from
     base: str  # "none", "required" or "optional"
     reasoners: tuple[int, int | None]  # least and most number; None: any
-    defaults: Defaults  # per variant: option -> default
-    combine_at: str  # module.function beside this file: see `combine`
-    measure_at: str | None = None  # see `measure`
-    row_wise: bool = False  # chunks must be whole rows of shape[-1]; a 1-D tensor is one row
+    defaults: Defaults  # per variant: option -> default; the first variant is the default
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # per variant: options without a default, which the user must give
     notes: Mapping[str, str] = field(default_factory=dict)  # per variant: what differs
+    row_wise: bool = False  # chunks must be whole rows of shape[-1]; a 1-D tensor is one row
+    combined_by: str  # "module.function" in this package
+    measured_by: str = ""  # likewise; "": the chunks need no look at the whole tensor
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -44,16 +45,17 @@ class Method:
 
     @property
     def combine(self) -> Combine:
-        """The chunk of the output; chunks come in order, once each."""
-        function: Combine = _function(self.combine_at)
-        return function
+        """From the chunks of the inputs to the chunk of the output; in order, once each."""
+        return cast(Combine, _function(self.combined_by))
 
     @property
     def measure(self) -> Measure | None:
-        """The look at the whole tensor before, or None for methods that need none."""
-        return None if self.measure_at is None else _function(self.measure_at)
+        """From walks over the tensor to the state that `combine` takes; None if none is needed."""
+        return cast(Measure, _function(self.measured_by)) if self.measured_by else None
 
 
-def _function(place: str) -> Any:
-    module, _, name = place.partition(".")
-    return getattr(import_module(f"drift_merge.maths.methods.{module}"), name)
+@cache
+def _function(path: str) -> Callable[..., Any]:
+    module, name = path.split(".")
+    function: Callable[..., Any] = getattr(import_module(f"{__package__}.{module}"), name)
+    return function

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift_merge.maths.methods import METHODS
 from tests.maths.methods.driver import merge
-from tests.strategies import few, tensors
+from tests.strategies import tensors
 
+few = settings(max_examples=5, deadline=None, database=None)
 GIVEN = {"t": 0.3, "density": 0.4}  # for variants without a default
 EVERY = [(name, variant) for name in METHODS for variant in METHODS[name].variants]
 WITH_BASE = [pair for pair in EVERY if METHODS[pair[0]].base == "required"]
@@ -179,21 +180,22 @@ def test_finite_inputs_give_finite_outputs(name, variant, data):
 @every
 @pytest.mark.parametrize("kind", ["normal", "tied"])
 def test_the_result_is_the_same_bit_for_bit_for_every_size_of_chunks(name, variant, kind):
-    shape, width = (300, 500), 500
-    base, mllm, *reasoners = draws(7, shape, 3)
+    method = METHODS[name]
+    if kind == "tied" and method.measure is None:
+        return
+    rows, width = 270, 500  # more than one block, so that sums are folded
+    base, mllm, *reasoners = draws(7, (rows, width), 3)
     if kind == "tied":  # few values, many equal; the first rows differ from the last
+        growth = torch.arange(rows).div(100).ceil()[:, None]
         mllm, *reasoners = (
-            base + ((t - base) * 6).round() * 0.1 * torch.arange(300).div(100).ceil()[:, None]
-            for t in (mllm, *reasoners)
+            base + ((t - base) * 6).round() * 0.1 * growth for t in (mllm, *reasoners)
         )
         base = base.bfloat16().float()
-    method = METHODS[name]
     count = 2 if method.reasoners[1] is None else 1
     base = base if method.base == "required" else None
     options = options_for(name, variant, reasoners=count)
     whole = merge(name, mllm, reasoners[:count], base, **options)
-    for rows in (1, 7, 64, 150, 299):
-        size = rows * width if method.row_wise or rows > 1 else 997
+    for size in (7 * width, 150 * width, 40 * width if method.row_wise else 9973):
         found = merge(name, mllm, reasoners[:count], base, chunk_elements=size, **options)
         assert same_bits(found, whole), size
 

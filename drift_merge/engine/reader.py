@@ -1,0 +1,118 @@
+"""What the workers of a run share, and how one of them walks over the inputs of a step."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from drift_merge.engine.inputs import Inputs, chunks
+from drift_merge.engine.plan import Step
+from drift_merge.engine.workspace import Workspace, chunk_elements
+from drift_merge.maths.catalog import METHODS
+from drift_merge.maths.chunks import Chunk
+from drift_merge.names.tensors import matrix_shape
+from drift_merge.storage.fingerprints import Fingerprint
+from drift_merge.storage.mapped import RELEASE_BYTES
+
+# A sample is runs of this many elements, one run in so many.
+_SAMPLE_RUN, _SAMPLE_EVERY = 2**12, 64
+
+Progress = Callable[[int], None]  # called with the bytes written since the last call
+
+
+class Stopped(Exception):
+    """Another worker failed or the user interrupted; this one gives up its tensor."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What the workers of one run share."""
+
+    inputs: Inputs
+    device: torch.device
+    progress: Progress
+    stop: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    local: threading.local = field(default_factory=threading.local)
+
+    def workspace(self) -> Workspace:
+        """This thread's buffers; made on its first tensor."""
+        if not hasattr(self.local, "workspace"):
+            torch.set_num_threads(1)  # intra-op threads on small chunks cost 4 to 6 times the CPU
+            self.local.workspace = Workspace(self.device)
+        workspace: Workspace = self.local.workspace
+        return workspace
+
+    def check(self) -> None:
+        """Give up if another worker has failed.
+
+        Raises:
+            Stopped: it has.
+        """
+        if self.stop.is_set():
+            raise Stopped
+
+
+Raw = list[tuple[Tensor, memoryview]]  # of every input, in the stored dtype; and its bytes
+
+
+class Reader:
+    """The inputs of one step, chunk by chunk, in the compute dtype."""
+
+    def __init__(self, run: Run, step: Step) -> None:
+        self._run, self._step, self._workspace = run, step, run.workspace()
+        stored = [run.inputs.dtype(view) for view in step.inputs]
+        self._compute = torch.float64 if torch.float64 in stored else torch.float32
+        rows, self._cols = matrix_shape(step.shape)
+        self._numel = rows * self._cols
+        self._by_rows = step.method in METHODS and METHODS[step.method].row_wise
+        self.ranges = self._cut(chunk_elements(run.device))
+
+    def _cut(self, elements: int) -> list[tuple[int, int]]:
+        return chunks(self._step, elements, by_rows=self._by_rows)
+
+    def raw(self, begin: int, end: int, hashes: list[Fingerprint] | None = None) -> Raw:
+        """Elements [begin, end) of every input as stored; their bytes go to `hashes`."""
+        found: Raw = []
+        for slot, view in enumerate(self._step.inputs):
+            scratch = self._workspace.scratch(slot)
+            found.append(self._run.inputs.chunk(view, self._step.shape, begin, end, scratch))
+        for fingerprint, (_, data) in zip(hashes or [], found, strict=False):
+            fingerprint.update(data)
+        return found
+
+    def load(self, raw: Raw, begin: int, end: int) -> list[Tensor]:
+        """Those elements in the compute dtype on the device, in scratch memory."""
+        loaded = [
+            self._workspace.load(slot, tensor, self._compute)
+            for slot, (tensor, _) in enumerate(raw)
+        ]
+        self._fill_missing_rows(loaded, begin, end)
+        return loaded
+
+    def _fill_missing_rows(self, loaded: list[Tensor], begin: int, end: int) -> None:
+        """A row without a partner takes the mllm's values, so that nothing is added to it."""
+        for view, chunk in zip(self._step.inputs[1:], loaded[1:], strict=True):
+            if view.rows is None:
+                continue
+            rows = self._run.inputs.missing_rows(view, begin // self._cols, end // self._cols)
+            chunk.view(-1, self._cols)[rows] = loaded[0].view(-1, self._cols)[rows]
+
+    def chunk(self, begin: int, loaded: list[Tensor]) -> Chunk:
+        """Loaded inputs as a merge method sees them."""
+        mllm, *reasoners = loaded
+        base = reasoners.pop() if self._step.has_base else None
+        return Chunk(begin, self._cols, mllm, reasoners, base)
+
+    def walk(self, *, sample: bool = False) -> Iterator[Chunk]:
+        """All chunks in order, or a sample of short runs spread evenly; see `maths.chunks.Read`."""
+        ranges = self._cut(_SAMPLE_RUN)[::_SAMPLE_EVERY] if sample else self.ranges
+        mark = 0
+        for begin, end in ranges:
+            self._run.check()
+            yield self.chunk(begin, self.load(self.raw(begin, end), begin, end))
+            if end == self._numel or end - mark >= RELEASE_BYTES // 4:
+                self._run.inputs.release(self._step, mark, end, self._numel)
+                mark = end

@@ -1,0 +1,284 @@
+"""Every merge method through real files: what is written is what the method gives in memory."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drift_merge.engine import extents, workspace
+from drift_merge.maths.methods import METHODS
+from drift_merge.merges.manifest import open_merge
+from drift_merge.merges.verify import verify_merge
+from drift_merge.storage.fingerprints import key_of
+from tests import checkpoints as c
+from tests.engine.test_views import VISION, logical, stored, write
+from tests.merges.suite import (
+    CASES,
+    MERGED,
+    RANDOM,
+    Sources,
+    in_memory,
+    is_kept,
+    merged_tensor,
+    name_of,
+    run_merge,
+    write_sources,
+)
+from tests.names import families
+
+every = pytest.mark.parametrize("case", CASES, ids=name_of)
+RANDOM_CASES = [case for case in CASES if case.name in RANDOM]
+random = pytest.mark.parametrize("case", RANDOM_CASES, ids=name_of)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    return write_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """The same values in other files and in another order."""
+    return write_sources(tmp_path_factory.mktemp("sharded"), num_shards=(3, 1, 4, 2), order=-1)
+
+
+@every
+def test_the_stream_writes_what_the_method_gives_in_memory_bit_for_bit(
+    case, sources, sharded, tmp_path, monkeypatch
+):
+    expected = in_memory(case, sources)
+    assert expected != c.read_tensors(sources.mllm)
+    runs = [(sources, 7, 1, "5GB"), (sharded, 64, 3, "3KB"), (sources, 2**18, 2, "20KB")]
+    for number, (some, chunk, threads, shard) in enumerate(runs):
+        monkeypatch.setattr(workspace, "CPU_CHUNK", chunk)
+        out = tmp_path / str(number)
+        run_merge(case, some, out, threads=threads, max_shard_size=shard)
+        found = c.read_tensors(out)
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert found[name] == tensor, (name, chunk, threads)
+
+
+BIG = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory):
+    """A tensor of more than one block (2**17 entries) of the measured sums."""
+    changes = {BIG: (8500, c.HIDDEN)}
+    return write_sources(tmp_path_factory.mktemp("big"), layers=1, changes=changes)
+
+
+@every
+def test_tensors_of_several_blocks_and_chunks_are_the_same_however_they_are_cut(
+    case, big, tmp_path, monkeypatch
+):
+    if case.name == "layer-swap":
+        return  # one layer cannot be both kept and merged; linear is the same function
+    expected = in_memory(case, big, selected=re.compile(re.escape(BIG)))
+    for chunk, threads in ((5003, 2), (2**17, 1)):
+        monkeypatch.setattr(workspace, "CPU_CHUNK", chunk)
+        out = tmp_path / str(chunk)
+        run_merge(case, big, out, threads=threads, modules="re:up_proj")
+        assert c.read_tensors(out) == expected, chunk
+
+
+SIZES = (*range(1, 14), 31, 32, 33, 49, 50, 51, 99, 100)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Tensors of 1 to 100 entries, flat and as one row, as one column; one source in float64."""
+    shapes = {}
+    for layer, size in enumerate(SIZES):
+        shape = [(size,), (1, size), (size, 1)][layer % 3]
+        shapes[f"model.layers.{layer}.mlp.up_proj.weight"] = shape
+        shapes[f"model.layers.{layer}.mlp.down_proj.weight"] = (size, 1)
+    dtypes = ("BF16", "F32", "BF16", "F64")
+    directory = tmp_path_factory.mktemp("small")
+    return write_sources(directory, layers=len(SIZES), changes=shapes, dtypes=dtypes)
+
+
+@every
+def test_tensors_of_1_to_100_entries_are_merged_as_in_memory(case, small, tmp_path):
+    selected = re.compile(r"model\.layers\..*\.mlp\.(up|down)_proj")
+    made = run_merge(case, small, tmp_path / "out", modules="re:(up|down)_proj")
+    found = c.read_tensors(tmp_path / "out")
+    assert found == in_memory(case, small, selected=selected)
+    assert all(np.isfinite(tensor.values).all() for tensor in found.values())
+    assert sum(made.merge.manifest["counts"].values()) == len(found)
+
+
+@every
+def test_a_model_merged_with_itself_is_itself_byte_for_byte(case, sources, tmp_path):
+    itself = Sources((sources.mllm, sources.mllm), sources.mllm, sources.mllm)
+    changes = {"weights": (0.5, 0.25)[: case.num_reasoners]}
+    run_merge(case, itself, tmp_path / "out", **changes if case.weights else {})
+    assert c.read_tensors(tmp_path / "out") == c.read_tensors(sources.mllm)
+    for name, data in c.SIDECARS.items():
+        assert (tmp_path / "out" / name).read_bytes() == data
+
+
+@every
+def test_the_manifest_says_what_was_merged_and_verify_computes_it_again(case, sources, tmp_path):
+    made = run_merge(case, sources, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out/drift_merge.json").read_text())
+    method = METHODS[case.name]
+    assert manifest == made.merge.manifest
+    assert manifest["method"] == case.name
+    assert manifest["formula"] == f"theta = {method.formula}"
+    parameters = manifest["parameters"]
+    assert parameters["variant"] == case.variant
+    defaults = dict(method.defaults[case.variant])
+    default = defaults.pop("weight", 1.0)
+    mllm_weight = defaults.pop("mllm_weight", None)
+    assert parameters["options"] == defaults | case.options
+    assert parameters["seed"] == 0
+    assert tuple(parameters["weights"]) == case.weights
+    described = manifest["sources"]
+    assert ("base" in described) == case.has_base
+    assert [s["label"] for s in described["reasoners"]] == ["one", "two"][: case.num_reasoners]
+    weights = list(case.weights) or [default] * case.num_reasoners
+    assert [s["weight"] for s in described["reasoners"]] == weights
+    merged = {name for name in c.read_tensors(sources.mllm) if MERGED.match(name)}
+    expected = {name for name in merged if not is_kept(case, name)}
+    entries = manifest["tensors"]
+    assert {name for name, entry in entries.items() if entry["method"] == case.name} == expected
+    for name in expected:
+        entry = entries[name]
+        assert entry["canonical"] == name.removeprefix("model.")
+        assert entry["weights"] == weights
+        assert entry.get("mllm_weight") == mllm_weight
+        assert len(entry["fingerprint_reasoners"]) == case.num_reasoners
+        assert ("fingerprint_base" in entry) == case.has_base
+    report = verify_merge(
+        open_merge(tmp_path / "out"),
+        reasoners=[str(path) for path in sources.reasoners[: case.num_reasoners]],
+        mllm=str(sources.mllm),
+        base=str(sources.base) if case.has_base else None,
+        sample=len(entries),
+    )
+    assert set(report.recomputed) == set(entries)
+
+
+class Cut(Exception):
+    """The power fails."""
+
+
+@every
+def test_a_resumed_run_writes_what_an_undisturbed_one_writes(case, sources, tmp_path, monkeypatch):
+    run_merge(case, sources, tmp_path / "whole")
+    monkeypatch.setattr(extents, "EXTENT_BYTES", 600)
+    written = []
+
+    def fails_in_the_middle(size):
+        written.append(size)
+        if len(written) == 12:
+            raise Cut
+
+    with pytest.raises(Cut):
+        run_merge(case, sources, tmp_path / "out", progress=fails_in_the_middle)
+    made = run_merge(case, sources, tmp_path / "out", threads=2)
+    assert made.outcome.num_resumed == 11
+    assert c.read_files(tmp_path / "out") == c.read_files(tmp_path / "whole")
+
+
+@random
+def test_masks_depend_on_the_seed(case, sources, tmp_path):
+    options = {"density": 0.5}
+    for seed in (0, 1):
+        run_merge(case, sources, tmp_path / str(seed), seed=seed, options=options)
+        expected = in_memory(case, sources, seed=seed, **options)
+        assert c.read_tensors(tmp_path / str(seed)) == expected
+    zero, one = (c.read_tensors(tmp_path / name) for name in "01")
+    same = [name for name in zero if MERGED.match(name) and zero[name] == one[name]]
+    assert same == []
+
+
+SQUARES = [
+    f"model.layers.{layer}.self_attn.{name}.weight"
+    for layer in range(2)
+    for name in ("q_proj", "o_proj")
+]
+
+
+@random
+def test_every_tensor_and_every_reasoner_has_a_mask_of_its_own(case, tmp_path):
+    # A base and an mllm of 0: an entry that is not 0 was kept.
+    sources = write_sources(tmp_path, dtypes=("F32", "F32", "F32", "F32"))
+    ones = {name: c.store(np.ones((c.HIDDEN, c.HIDDEN)), "F32") for name in SQUARES}
+    zeros = {name: c.store(tensor.values * 0, "F32") for name, tensor in ones.items()}
+    changes = dict.fromkeys(sources.reasoners, ones) | {sources.mllm: zeros, sources.base: zeros}
+    for path, values in changes.items():
+        c.write_shard(path / "model.safetensors", c.read_tensors(path) | values)
+    masks = {}
+    for number in (0, 1):
+        weights = (1.0, 0.0) if number == 0 else (0.0, 1.0)
+        out = tmp_path / str(number)
+        run_merge(case, sources, out, weights=weights, options={"density": 0.5})
+        found = c.read_tensors(out)
+        for name in SQUARES:
+            masks[name, number] = found[name].values != 0
+    for mask in masks.values():
+        assert 0.3 < mask.mean() < 0.7
+    for one, mask in masks.items():
+        for other, another in masks.items():
+            assert one == other or 0.3 < (mask == another).mean() < 0.7, (one, other)
+
+
+def test_no_byte_depends_on_the_hash_seed(sources, tmp_path):
+    for case in CASES:
+        run_merge(case, sources, tmp_path / "here" / name_of(case))
+    script = (
+        "import sys; from pathlib import Path; import tests.merges.suite as s\n"
+        "one, two, mllm, base, out = map(Path, sys.argv[1:])\n"
+        "for case in s.CASES:\n"
+        "    s.run_merge(case, s.Sources((one, two), mllm, base), out / s.name_of(case))\n"
+    )
+    paths = [*sources.reasoners, sources.mllm, sources.base, tmp_path / "there"]
+    subprocess.run(
+        [sys.executable, "-c", script, *map(str, paths)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"PYTHONHASHSEED": "1"},
+        check=True,
+        timeout=120,
+    )
+    assert c.read_files(tmp_path / "there") == c.read_files(tmp_path / "here")
+
+
+VIEWED = ("slerp", "nuslerp", "ties", "dare-ties", "della", "arcee-fusion", "breadcrumbs", "sce")
+VIEW_CASES = [c for c in CASES if c.name in VIEWED and c.variant == "paper"]
+LAYOUTS = [("split", "fused"), ("fused", "split"), ("experts", "experts_transposed")]
+
+
+@pytest.mark.parametrize("case", VIEW_CASES, ids=name_of)
+@pytest.mark.parametrize(("ours", "theirs"), LAYOUTS)
+def test_fused_split_and_transposed_views_are_merged_in_the_layout_of_the_mllm(
+    case, ours, theirs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(workspace, "CPU_CHUNK", 50)
+    tails = families.experts() if "experts" in ours else families.layer(bias=False)
+    models = {name: logical(seed, tails) for seed, name in enumerate(("one", "two", "base"))}
+    own, vision = logical(5, tails), c.random_tensors(VISION, 4)
+    paths = {name: write(tmp_path, name, stored(model, ours)) for name, model in models.items()}
+    mllm = write(tmp_path, "mllm", stored(own, theirs) | vision)
+    sources = Sources((paths["one"], paths["two"]), mllm, paths["base"])
+    made = run_merge(case, sources, tmp_path / "out", modules="attn,mlp")
+    seen = {name: stored(model, theirs) for name, model in models.items()}
+    found, num_merged = c.read_tensors(tmp_path / "out"), 0
+    for name, tensor in (stored(own, theirs) | vision).items():
+        entry = made.merge.tensors[name]
+        expected = tensor
+        if entry["method"] == case.name:
+            num_merged += 1
+            inputs = [seen[role][name] for role in ("one", "two")[: case.num_reasoners]]
+            base = seen["base"][name] if case.has_base else None
+            key = key_of(0, case.name, entry["canonical"])
+            expected = merged_tensor(case, [tensor, *inputs, base], key)
+        assert found[name] == expected, name
+    assert num_merged == sum(".layers." in name and "norm" not in name for name in found)
