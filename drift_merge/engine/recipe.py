@@ -69,10 +69,11 @@ class Recipe:
         _one_of("--dtype", self.dtype, [*DTYPES, SOURCE_DTYPE])
         _one_of("--on-mismatch", self.on_mismatch, ["error", "skip"])
         parse_size(self.max_shard_size)
-        for weight in self.weights:
-            parse_weight(weight)
+        # One form for one meaning: "0.10" on the command line is 0.1 in a file.
+        object.__setattr__(self, "weights", tuple(parse_weight(w).plain for w in self.weights))
         if self.mllm_weight is not None:
-            parse_weight(self.mllm_weight, option="--mllm-weight")
+            own = parse_weight(self.mllm_weight, option="--mllm-weight").plain
+            object.__setattr__(self, "mllm_weight", own)
         if self.weights and len(self.weights) not in (1, len(self.reasoners)):
             raise RecipeError(
                 f"--weight is given {len(self.weights)} times for {len(self.reasoners)} reasoners.",

@@ -6,7 +6,7 @@ only true, false and null are understood here.
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +79,13 @@ def _loader() -> Any:
         """Safe, with lines, and without a guess at numbers and dates."""
 
     def mapping(loader: Loader, node: yaml.MappingNode) -> Entries:
+        _refuse_repeated([key for key, _ in node.value])
         loader.flatten_mapping(node)
         entries = Entries()
         for key_node, value_node in node.value:
-            key, line = str(loader.construct_object(key_node)), key_node.start_mark.line + 1
-            if key in entries:
-                raise RecipeError(
-                    f"line {line}: {key!r} is there already, in line {entries.lines[key]}.",
-                    remedy="Keep one of them.",
-                )
+            key = str(loader.construct_object(key_node, deep=True))
             entries[key] = loader.construct_object(value_node, deep=True)
-            entries.lines[key] = line
+            entries.lines[key] = key_node.start_mark.line + 1
         return entries
 
     Loader.yaml_implicit_resolvers = {
@@ -98,3 +94,16 @@ def _loader() -> Any:
     }
     Loader.add_constructor("tag:yaml.org,2002:map", mapping)
     return Loader
+
+
+def _refuse_repeated(keys: Sequence[Any]) -> None:
+    """Refuse a mapping that has a key twice; YAML would take the last one."""
+    first: dict[str, int] = {}
+    for node in keys:
+        line = node.start_mark.line + 1
+        if str(node.value) in first:
+            raise RecipeError(
+                f"line {line}: {node.value!r} is there already, in line {first[node.value]}.",
+                remedy="Keep one of them.",
+            )
+        first[str(node.value)] = line

@@ -42,6 +42,10 @@ class Case(NamedTuple):
         """Two where the method takes several."""
         return 2 if METHODS[self.name].reasoners[1] is None else 1
 
+    def reasoners(self, sources: "Sources") -> tuple[Path, ...]:
+        """As many as there are, and no more than the method takes."""
+        return sources.reasoners[: self.num_reasoners]
+
     @property
     def options(self) -> dict[str, float]:
         """What its variant has no default for."""

@@ -20,7 +20,7 @@ _INTERPOLATIONS = (
         defaults={"paper": {"weight": 0.1}, "mergekit": {"mllm_weight": 1.0, "normalize": True}},
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": "the mllm has a weight too; all are divided by their sum"},
-        combine_at="elementwise.linear",
+        combined_by="elementwise.linear",
     ),
     Method(
         name="inject",
@@ -29,7 +29,7 @@ _INTERPOLATIONS = (
         base="optional",
         reasoners=(1, None),
         defaults={"paper": {"weight": 1.0, "scale": 0.1, "is_delta": False}},
-        combine_at="elementwise.inject",
+        combined_by="elementwise.inject",
     ),
     Method(
         name="layer-swap",
@@ -38,7 +38,7 @@ _INTERPOLATIONS = (
         base="none",
         reasoners=(1, None),
         defaults={"paper": {"weight": 0.1}},
-        combine_at="elementwise.linear",
+        combined_by="elementwise.linear",
     ),
     Method(
         name="passthrough",
@@ -47,7 +47,7 @@ _INTERPOLATIONS = (
         base="none",
         reasoners=(1, 1),
         defaults={"paper": {"scale": 1.0}},
-        combine_at="elementwise.passthrough",
+        combined_by="elementwise.passthrough",
     ),
     Method(
         name="nearswap",
@@ -58,7 +58,7 @@ _INTERPOLATIONS = (
         defaults={"paper": {"t": 1e-4}, "mergekit": {}},
         required={"mergekit": ("t",)},
         notes={"mergekit": "differs below t = 1e-6 only"},
-        combine_at="elementwise.nearswap",
+        combined_by="elementwise.nearswap",
     ),
     Method(
         name="arcee-fusion",
@@ -67,8 +67,8 @@ _INTERPOLATIONS = (
         base="none",
         reasoners=(1, 1),
         defaults={"paper": {}},
-        measure_at="importance.measure_fusion",
-        combine_at="importance.arcee_fusion",
+        measured_by="importance.measure_fusion",
+        combined_by="importance.arcee_fusion",
         row_wise=True,
     ),
 )
@@ -86,8 +86,8 @@ _SPHERICAL = (
         },
         required={"mergekit": ("t",)},
         notes={"mergekit": "a line where |cos| > dot_threshold"},
-        measure_at="spherical.measure_slerp",
-        combine_at="spherical.combine",
+        measured_by="spherical.measure_slerp",
+        combined_by="spherical.combine",
     ),
     Method(
         name="nuslerp",
@@ -101,8 +101,8 @@ _SPHERICAL = (
         },
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": "where a tensor is 0 the angle is pi / 2, not a line"},
-        measure_at="rows.measure_nuslerp",
-        combine_at="rows.nuslerp",
+        measured_by="rows.measure_nuslerp",
+        combined_by="rows.nuslerp",
         row_wise=True,
     ),
     Method(
@@ -116,8 +116,8 @@ _SPHERICAL = (
             "mergekit": {"mllm_weight": 1.0, "normalize": True, "eps": 1e-8},
         },
         required=_MERGEKIT_WEIGHTS,
-        measure_at="spherical.measure_multislerp",
-        combine_at="spherical.combine",
+        measured_by="spherical.measure_multislerp",
+        combined_by="spherical.combine",
     ),
     Method(
         name="karcher",
@@ -131,8 +131,8 @@ _SPHERICAL = (
                 **{"max_iter": 10.0, "tol": 1e-5},
             },
         },
-        measure_at="spherical.measure_karcher",
-        combine_at="spherical.combine",
+        measured_by="spherical.measure_karcher",
+        combined_by="spherical.combine",
     ),
     Method(
         name="model-stock",
@@ -142,8 +142,8 @@ _SPHERICAL = (
         reasoners=(1, None),
         defaults={"paper": {"filter_wise": False}, "mergekit": {"filter_wise": False}},
         notes={"paper": "t is clamped to [0, 1]", "mergekit": "t is not clamped"},
-        measure_at="rows.measure_model_stock",
-        combine_at="rows.model_stock",
+        measured_by="rows.measure_model_stock",
+        combined_by="rows.model_stock",
         row_wise=True,
     ),
 )

@@ -206,8 +206,3 @@ def _normalized(settings: Settings) -> list[float]:
 measure_slerp = solved(slerp)
 measure_multislerp = solved(multislerp)
 measure_karcher = solved(karcher)
-
-
-measure_slerp = solved(slerp)
-measure_multislerp = solved(multislerp)
-measure_karcher = solved(karcher)

@@ -24,7 +24,7 @@ TASK_VECTORS = (
             "mergekit": {**_GIVEN, "normalize": False},
         },
         required=_MERGEKIT_WEIGHTS,
-        combine_at="elementwise.task_arithmetic",
+        combined_by="elementwise.task_arithmetic",
     ),
     Method(
         name="chat-vector",
@@ -33,7 +33,7 @@ TASK_VECTORS = (
         base="required",
         reasoners=(1, None),
         defaults={"paper": {"weight": 1.0, "scale": 1.0}},
-        combine_at="elementwise.chat_vector",
+        combined_by="elementwise.chat_vector",
     ),
     Method(
         name="consensus-ta",
@@ -42,7 +42,7 @@ TASK_VECTORS = (
         base="required",
         reasoners=(1, None),
         defaults={"paper": {**_SUM, "mask_lambda": 0.6, "agreement": 2.0}},
-        combine_at="elementwise.consensus_ta",
+        combined_by="elementwise.consensus_ta",
     ),
     Method(
         name="ties",
@@ -61,8 +61,8 @@ TASK_VECTORS = (
             "mergekit": _MERGEKIT_SIGNS,
             "peft": _PEFT_SIGNS,
         },
-        measure_at="trimming.measure_ties",
-        combine_at="trimming.ties",
+        measured_by="trimming.measure_ties",
+        combined_by="trimming.ties",
     ),
     Method(
         name="breadcrumbs",
@@ -76,8 +76,8 @@ TASK_VECTORS = (
         },
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": "rounds counts down; density 1 keeps the outliers too"},
-        measure_at="trimming.measure_breadcrumbs",
-        combine_at="trimming.breadcrumbs",
+        measured_by="trimming.measure_breadcrumbs",
+        combined_by="trimming.breadcrumbs",
     ),
     Method(
         name="breadcrumbs-ties",
@@ -91,8 +91,8 @@ TASK_VECTORS = (
         },
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": f"{_MERGEKIT_SIGNS}; rounds counts down"},
-        measure_at="trimming.measure_breadcrumbs",
-        combine_at="trimming.breadcrumbs_ties",
+        measured_by="trimming.measure_breadcrumbs",
+        combined_by="trimming.breadcrumbs_ties",
     ),
     Method(
         name="dare-linear",
@@ -107,8 +107,8 @@ TASK_VECTORS = (
         },
         required={"mergekit": _WEIGHT, "peft": ("weight", "density")},
         notes={"mergekit": "rescales to the L1 norm of tau_i, not by 1 / density"},
-        measure_at="dropping.measure_dare",
-        combine_at="dropping.dare_linear",
+        measured_by="dropping.measure_dare",
+        combined_by="dropping.dare_linear",
     ),
     Method(
         name="dare-ties",
@@ -123,8 +123,8 @@ TASK_VECTORS = (
         },
         required={"mergekit": _WEIGHT, "peft": ("weight", "density")},
         notes={"mergekit": f"{_MERGEKIT_SIGNS}; rescales to the L1 norm", "peft": _PEFT_SIGNS},
-        measure_at="dropping.measure_dare",
-        combine_at="dropping.dare_ties",
+        measured_by="dropping.measure_dare",
+        combined_by="dropping.dare_ties",
     ),
     Method(
         name="della",
@@ -141,8 +141,8 @@ TASK_VECTORS = (
         },
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": f"{_MERGEKIT_SIGNS}; rescales to the L1 norm, not by 1 / p"},
-        measure_at="dropping.measure_della",
-        combine_at="dropping.della",
+        measured_by="dropping.measure_della",
+        combined_by="dropping.della",
         row_wise=True,
     ),
     Method(
@@ -160,8 +160,8 @@ TASK_VECTORS = (
         },
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": "rescales to the L1 norm of tau_i, not by 1 / p"},
-        measure_at="dropping.measure_della",
-        combine_at="dropping.della_linear",
+        measured_by="dropping.measure_della",
+        combined_by="dropping.della_linear",
         row_wise=True,
     ),
     Method(
@@ -175,7 +175,7 @@ TASK_VECTORS = (
             "mergekit": {"scale": 1.0, "density": 1.0},
         },
         notes={"mergekit": "divides by the sum of the agreeing eta_i"},
-        measure_at="importance.measure_sce",
-        combine_at="importance.sce",
+        measured_by="importance.measure_sce",
+        combined_by="importance.sce",
     ),
 )

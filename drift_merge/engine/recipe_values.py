@@ -1,0 +1,193 @@
+"""A recipe as options by their long names, and back: what YAML files and manifests hold.
+
+Knows nothing of files. `build_recipe(to_values(recipe))` asks for the same bytes as `recipe`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drift_merge.engine.recipe import (
+    LAYER_SWAP,
+    MERGE_MODULES,
+    PRIOR,
+    PRIOR_MODULES,
+    SOURCE_DTYPE,
+    Recipe,
+    known_options,
+    nearest,
+)
+from drift_merge.errors import RecipeError
+from drift_merge.maths.catalog import METHODS
+
+PRIOR_DTYPE = "bfloat16"  # the default output dtype of a prior
+RUNNING = (  # how it runs and reports; no byte of the output depends on it
+    *("output", "device", "threads", "overwrite"),
+    *("dry-run", "json", "quiet", "verbose"),
+)
+_ANY = (
+    *("method", "reasoner", "mllm", "base", "modules", "layers", "map", "on-mismatch"),
+    *("dtype", "max-shard-size", "allow-nonfinite"),
+)
+_SWAP = ("keep-layers", "transition")
+_WHOLE = ("seed", "transition")  # whole numbers
+_LISTS = ("modules", "layers")  # may be lists; joined by commas
+_FIELDS = {"reasoner": "reasoners", "weight": "weights", "map": "map_file"}
+
+
+def known_keys() -> list[str]:
+    """Every key that a file of ours may have."""
+    names = {name.replace("_", "-") for method in METHODS for name in option_kinds(method)}
+    return [*_ANY, "weight", "mllm-weight", "variant", "seed", *_SWAP, *sorted(names), *RUNNING]
+
+
+def option_kinds(method: str) -> dict[str, type]:
+    """The method's own options over all its variants: name -> float or bool."""
+    found: dict[str, type] = {}
+    entry = METHODS[method]
+    for variant in entry.variants:
+        for name in known_options(entry, variant):
+            default = entry.defaults[variant].get(name, 0.0)
+            found[name] = bool if isinstance(default, bool) else float
+    return dict(sorted(found.items()))
+
+
+def method_keys(method: str) -> list[str]:
+    """The keys that a recipe of this method may have."""
+    if method == PRIOR:
+        return list(_ANY)
+    entry = METHODS[method]
+    taken = {name for variant in entry.variants for name in entry.defaults[variant]}
+    taken |= {name for names in entry.required.values() for name in names}
+    own = [name.replace("_", "-") for name in option_kinds(method)]
+    weights = [key for key in ("weight", "mllm-weight") if key.replace("-", "_") in taken]
+    swap = _SWAP if method == LAYER_SWAP else ()
+    return [*_ANY, *weights, "variant", "seed", *swap, *own]
+
+
+def build_recipe(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of options by their long names.
+
+    Args:
+        values: `method`, `reasoner` (one or a list), `mllm`, and any other option; numbers may be
+            numbers or text.
+
+    Raises:
+        RecipeError: an option is missing, unknown to the method, or of the wrong kind.
+    """
+    missing = [key for key in ("method", "reasoner", "mllm") if not values.get(key)]
+    if missing:
+        raise RecipeError(
+            f"{missing[0]} is missing.",
+            remedy=f"Add it: {missing[0]}: {'linear' if missing[0] == 'method' else 'org/name'}",
+        )
+    method = str(values["method"])
+    if method != PRIOR and method not in METHODS:
+        raise RecipeError(
+            f"method: there is no method {method!r}.{nearest(method, [*METHODS, PRIOR])}",
+            remedy="See them all: drift-merge methods",
+        )
+    known = method_keys(method)
+    for key in values:
+        if key not in known:
+            raise RecipeError(
+                f"{method} has no option {key}.{nearest(key, known)}",
+                remedy=f"Its options: {', '.join(known)}.",
+            )
+    fields: dict[str, Any] = {
+        "modules": PRIOR_MODULES if method == PRIOR else MERGE_MODULES,
+        "dtype": PRIOR_DTYPE if method == PRIOR else SOURCE_DTYPE,
+    }
+    kinds = {} if method == PRIOR else option_kinds(method)
+    options = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name in kinds:
+            options[name] = _flag(key, value) if kinds[name] is bool else _number(key, value)
+        else:
+            fields[_FIELDS.get(key, name)] = _field(key, value)
+    return Recipe(**fields, **({"options": options} if options else {}))
+
+
+def _field(key: str, value: Any) -> Any:
+    """A value in the form in which `Recipe` holds it."""
+    if key in ("reasoner", "weight"):
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_text(key, item) for item in items)
+    if key in _LISTS and isinstance(value, list | tuple):
+        return ",".join(_text(key, item) for item in value)
+    if key == "allow-nonfinite":
+        return _flag(key, value)
+    if key in _WHOLE:
+        return int(_number(key, value, whole=True))
+    text = _text(key, value)
+    return Path(text) if key == "map" else text
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, bool | Mapping | list | tuple) or value is None:
+        raise RecipeError(
+            f"{key} is {value!r}; expected a word or a number.", remedy=f"Write {key}: VALUE"
+        )
+    return str(value)
+
+
+def _number(key: str, value: Any, *, whole: bool = False) -> float:
+    try:
+        return int(_text(key, value)) if whole else float(_text(key, value))
+    except ValueError as error:
+        raise RecipeError(
+            f"{key} is {value!r}; expected a {'whole ' if whole else ''}number.",
+            remedy=f"Write {key}: {1 if whole else 0.5}",
+        ) from error
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RecipeError(
+            f"{key} is {value!r}; expected true or false.", remedy=f"Write {key}: true"
+        )
+    return value
+
+
+def to_values(recipe: Recipe) -> dict[str, Any]:
+    """The options of a recipe by their long names, as plain data: the inverse of `build_recipe`.
+
+    Only what differs from the defaults, after method and sources.
+    """
+    reasoners = list(recipe.reasoners)
+    values: dict[str, Any] = {"method": recipe.method}
+    values["reasoner"] = reasoners[0] if len(reasoners) == 1 else reasoners
+    values["mllm"] = recipe.mllm
+    weights = list(recipe.weights)
+    defaults = Recipe(method=PRIOR, reasoners=("",), mllm="")
+    is_prior = recipe.method == PRIOR
+    rest: dict[str, Any] = {
+        "base": recipe.base,
+        "weight": (weights[0] if len(weights) == 1 else weights) or None,
+        "mllm-weight": recipe.mllm_weight,
+        "variant": recipe.variant,
+        "keep-layers": _unless(recipe.keep_layers, defaults.keep_layers),
+        "transition": _unless(recipe.transition, defaults.transition),
+        "seed": _unless(recipe.seed, defaults.seed),
+        "modules": _unless(recipe.modules, PRIOR_MODULES if is_prior else MERGE_MODULES),
+        "layers": recipe.layers,
+        "dtype": _unless(recipe.dtype, PRIOR_DTYPE if is_prior else SOURCE_DTYPE),
+        "max-shard-size": _unless(recipe.max_shard_size, defaults.max_shard_size),
+        "on-mismatch": _unless(recipe.on_mismatch, defaults.on_mismatch),
+        "map": str(recipe.map_file) if recipe.map_file else None,
+        "allow-nonfinite": recipe.allow_nonfinite or None,
+    }
+    if not is_prior:
+        entry = METHODS[recipe.method]
+        rest["variant"] = _unless(recipe.variant, entry.variants[0])
+        standard = entry.defaults[recipe.variant or entry.variants[0]]
+        rest |= {
+            name.replace("_", "-"): _unless(value, standard.get(name))
+            for name, value in recipe.options.items()
+        }
+    return values | {key: value for key, value in rest.items() if value is not None}
+
+
+def _unless(value: Any, default: Any) -> Any:
+    return None if value == default and type(value) is type(default) else value
