@@ -2,8 +2,7 @@
 
 import secrets
 import shlex
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from drift_merge.engine.plan import Plan
 from drift_merge.engine.prepare import Prepared, prepare
 from drift_merge.engine.recipe import Recipe
 from drift_merge.errors import AlignmentError, RecipeError
+from drift_merge.merges.make import MadeMerge
 from drift_merge.names.align import require_complete
 from drift_merge.names.tensors import Alignment, Finding
 
@@ -81,12 +81,11 @@ def compute_action(reasoners: tuple[str, ...], mllm: str, values: dict[str, Any]
     _one_reasoner(reasoners)
     out: Path = values.pop("output")
     recipe = Recipe(method="prior", reasoners=reasoners, mllm=mllm, **values)
-    started = time.monotonic()
-    prepared, plan = _plan(recipe, out, run)
+    prepared, plan = plan_run(recipe, out, run)
     if run.dry_run:
         return
     with progress("Streaming", plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
-        made = compute_prior(prepared, plan, out, _run_options(run, advance))
+        made = compute_prior(prepared, plan, out, run_options(run, advance))
     manifest = made.prior.manifest
     if run.as_json:
         print_json({"schema": 1, "output": str(out), **_without_tensors(manifest)})
@@ -97,7 +96,7 @@ def compute_action(reasoners: tuple[str, ...], mllm: str, values: dict[str, Any]
     _print_formula(manifest)
     sentence = render.prior_table(made.prior.tensors)
     print(sentence)
-    _say_done(out, plan, made.outcome, time.monotonic() - started)
+    _say_done(out, plan, made.outcome)
     arguments = f"--reasoner {shlex.quote(reasoners[0])} --mllm {shlex.quote(mllm)}"
     base = f" --base {shlex.quote(recipe.base)}" if recipe.base else ""
     render.note(f"Next: drift-prior verify {shlex.quote(str(out))} {arguments}{base}")
@@ -111,12 +110,16 @@ def merge_action(
 
     out: Path = values.pop("output")
     recipe = Recipe(method=method, reasoners=reasoners, mllm=mllm, **values)
-    started = time.monotonic()
-    prepared, plan = _plan(recipe, out, run)
+    prepared, plan = plan_run(recipe, out, run)
     if run.dry_run:
         return
     with progress("Streaming", plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
-        made = make_merge(prepared, plan, out, _run_options(run, advance))
+        made = make_merge(prepared, plan, out, run_options(run, advance))
+    describe_merge(made, plan, out, run)
+
+
+def describe_merge(made: MadeMerge, plan: Plan, out: Path, run: Run) -> None:
+    """Say what a merge is and what was done."""
     manifest = made.merge.manifest
     if run.as_json:
         print_json({"schema": 1, "output": str(out), **_without_tensors(manifest)})
@@ -126,11 +129,11 @@ def merge_action(
         return
     _print_merge(manifest)
     _say_rounding(manifest)
-    _say_done(out, plan, made.outcome, time.monotonic() - started)
+    _say_done(out, plan, made.outcome)
     render.note(f"Next: drift-merge verify {shlex.quote(str(out))}")
 
 
-def _plan(recipe: Recipe, out: Path, run: Run) -> tuple[Prepared, Plan]:
+def plan_run(recipe: Recipe, out: Path, run: Run) -> tuple[Prepared, Plan]:
     """Prepare and plan; report findings; with --dry-run, print the plan."""
     prepared = prepare(
         recipe, headers_only=run.dry_run, quiet=run.quiet or run.as_json or run.dry_run
@@ -164,21 +167,22 @@ def _findings(found: tuple[Finding, ...]) -> dict[str, Any]:
     return {"findings": describe_findings(found)}
 
 
-def _run_options(run: Run, advance: Any) -> RunOptions:
+def run_options(run: Run, advance: Callable[[int], None]) -> RunOptions:
+    """The options of the engine for the options of a command."""
     require_device(run.device)
     return RunOptions(
         threads=run.threads, device=run.device, overwrite=run.overwrite, progress=advance
     )
 
 
-def _say_done(out: Path, plan: Plan, outcome: Outcome, seconds: float) -> None:
+def _say_done(out: Path, plan: Plan, outcome: Outcome) -> None:
     if outcome.was_published:
         render.note("It had been finished by an earlier run of the same command.")
     elif outcome.num_resumed:
         render.note(f"Resumed: {outcome.num_resumed:,} tensors were done by an earlier run.")
     render.note(
         f"Wrote and verified {len(plan.steps):,} tensors, {render.size(plan.write_bytes)}, "
-        f"in {seconds:.1f} s."
+        f"in {outcome.seconds:.1f} s."
     )
     print(out)
 

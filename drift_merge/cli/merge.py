@@ -39,6 +39,34 @@ def methods(as_json: bool) -> None:
 
 
 @group.command()
+@click.argument("recipe", type=options.PATH)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    required=True,
+    metavar="NAME=VALUES",
+    help="weight=0.05:0.5:0.05 (from, to, step) or density=0.1,0.2; several are combined.",
+)
+@click.option("-o", "--output", type=options.PATH, required=True, help="Directory of the outputs.")
+@click.option("--budget", is_flag=True, help="Show the disk needed, and stop.")
+@options.running
+def sweep(
+    recipe: Path, settings: tuple[str, ...], output: Path, budget: bool, **values: Any
+) -> None:
+    """Make many merges of one recipe in a single pass over its inputs.
+
+    \b
+    Example:
+        drift-merge sweep recipe.yaml --set weight=0.05:0.5:0.05 -o sweep/
+    """
+    from drift_merge.cli.sweep import sweep_action
+
+    run = options.take_run(values)
+    sweep_action(recipe, settings, {}, output, run, budget=budget)
+
+
+@group.command()
 @click.argument("merge", type=options.PATH, metavar="OUT")
 @options.json_option
 def inspect(merge: Path, as_json: bool) -> None:

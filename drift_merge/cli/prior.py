@@ -99,6 +99,32 @@ def verify(prior: Path, **values: Any) -> None:
 
 
 @group.command()
+@click.argument("prior", type=options.PATH)
+@click.argument("mllm")
+@click.option(
+    "--scale",
+    type=float,
+    default=0.1,
+    show_default=True,
+    metavar="X",
+    help="Factor of delta; 1 gives the reasoner's weights.",
+)
+@options.writing("source")
+@options.running
+def apply(prior: Path, mllm: str, scale: float, **values: Any) -> None:
+    """Write mllm + scale * delta as a complete MLLM checkpoint.
+
+    \b
+    Example:
+        drift-prior apply prior/ MLLM --scale 0.1 -o merged/
+    """
+    from drift_merge.cli.sweep import apply_action
+
+    run = options.take_run(values)
+    apply_action(prior, mllm, scale, values, run)
+
+
+@group.command()
 @click.option("-o", "--output", type=options.PATH, help="Keep the results here; must not exist.")
 @options.quiet_option
 def demo(output: Path | None, quiet: bool) -> None:

@@ -1,5 +1,6 @@
 """From a plan to a published output: check, stream, finish, re-read, rename."""
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Outcome:
     results: Results  # per output tensor, in the order of the plan
     num_resumed: int  # tensors taken over from an interrupted run
     was_published: bool  # the very same plan was complete already
+    seconds: float = 0.0  # from the first read to the published output
 
 
 def check_plan(plan: Plan, out: Path, *, overwrite: bool) -> None:
@@ -75,6 +77,7 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
     """
     from drift_merge.engine.stream import stream  # imports torch: only when there is work
 
+    started = time.monotonic()
     for job in jobs:
         check_plan(job.plan, job.out, overwrite=options.overwrite)
     with ExitStack() as stack:
@@ -99,10 +102,12 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
         for number, (job, output) in enumerate(zip(jobs, outputs, strict=True)):
             if number in made:
                 _publish(job, output, made[number], resumed[number], options)
-                outcomes.append(Outcome(made[number], len(resumed[number]), was_published=False))
+                seconds = time.monotonic() - started
+                found = len(resumed[number])
+                outcomes.append(Outcome(made[number], found, False, seconds))
             else:
                 output.tidy()
-                outcomes.append(Outcome({}, 0, was_published=True))
+                outcomes.append(Outcome({}, 0, True))
     return outcomes
 
 

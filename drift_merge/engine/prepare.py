@@ -11,10 +11,10 @@ from drift_merge.engine.plan import Plan, plan_prior
 from drift_merge.engine.preflight import refuse_quantized
 from drift_merge.engine.recipe import PRIOR, Recipe
 from drift_merge.names.align import align, require_complete
-from drift_merge.names.name_map import NameMap, read_name_map
+from drift_merge.names.name_map import NameMap, SideMap, read_name_map
 from drift_merge.names.tensors import Alignment, Finding, Model
 from drift_merge.names.vocabulary import read_vocabulary
-from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
+from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint, open_deltas
 
 TOKENIZER = "tokenizer.json"
 
@@ -71,7 +71,8 @@ def prepare(recipe: Recipe, *, headers_only: bool = False, quiet: bool = False) 
     def open_one(text: str) -> Checkpoint:
         return open_checkpoint(text, headers_only=headers_only, quiet=quiet)
 
-    reasoners = [open_one(text) for text in recipe.reasoners]
+    is_delta = bool(recipe.options.get("is_delta"))
+    reasoners = [open_deltas(t) if is_delta else open_one(t) for t in recipe.reasoners]
     mllm = open_one(recipe.mllm)
     base = open_one(recipe.base) if recipe.base else None
     aligned = [(other, pair(other, mllm, recipe, name_map)) for other in reasoners]
@@ -83,6 +84,8 @@ def pair(
     reasoner: Checkpoint, mllm: Checkpoint, recipe: Recipe, name_map: NameMap | None = None
 ) -> Alignment:
     """Align one checkpoint with the mllm, reading both vocabularies if rows are selected."""
+    if recipe.options.get("is_delta"):
+        return _pair_deltas(reasoner, mllm, recipe)
     return align(
         as_model(reasoner),
         as_model(mllm),
@@ -90,6 +93,19 @@ def pair(
         layers=recipe.layers,
         name_map=name_map,
         vocabularies=_vocabularies(reasoner, mllm, recipe.modules),
+    )
+
+
+def _pair_deltas(deltas: Checkpoint, mllm: Checkpoint, recipe: Recipe) -> Alignment:
+    """Pair the deltas of a prior, by canonical name, with the mllm."""
+    return align(
+        as_model(deltas),
+        as_model(mllm),
+        modules=recipe.modules,
+        layers=recipe.layers,
+        name_map=NameMap(reasoner=SideMap(tower="")),
+        # Rows of a prior are already those of the mllm: equal vocabularies pair them by number.
+        vocabularies=({}, {}),
     )
 
 

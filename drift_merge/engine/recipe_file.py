@@ -9,12 +9,15 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drift_merge.engine.recipe import Recipe, nearest
 from drift_merge.engine.recipe_values import RUNNING, build_recipe, known_keys
 from drift_merge.engine.recipe_yaml import Entries, read_json, read_mapping
 from drift_merge.errors import RecipeError
+
+if TYPE_CHECKING:
+    from drift_merge.engine.recipe_manifest import Remade
 
 PATHS = ("output", "map", "reasoner", "mllm", "base")  # relative to the file, where they exist
 MANIFESTS = ("drift_merge.json", "prior.json")
@@ -22,12 +25,12 @@ MANIFESTS = ("drift_merge.json", "prior.json")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a file asks for: options by long name, and what is known of its sources."""
+    """What a file asks for: options by long name, and where each comes from."""
 
     file: Path
     values: dict[str, Any]  # `method`, `reasoner`, ..., and the keys of RUNNING
     lines: Mapping[str, int] = field(default_factory=dict)  # of the keys, where known
-    layouts: Mapping[str, str] = field(default_factory=dict)  # fingerprint by "mllm", ...
+    remade: "Remade | None" = None  # what a manifest says beside its options
     notes: tuple[str, ...] = ()  # what a user should know of how the file was understood
 
     def recipe(self, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -35,9 +38,14 @@ class Request:
 
         Raises:
             RecipeError: naming the file, and the line where one key is at fault.
+            SourceError: a local source of a manifest is not there.
         """
         given = dict(overrides or {})
         values = {k: v for k, v in (self.values | given).items() if k not in RUNNING}
+        if self.remade is not None:
+            from drift_merge.engine.recipe_manifest import require_sources
+
+            require_sources(self.remade, values, self.file)
         try:
             return build_recipe(values)
         except RecipeError as error:
@@ -50,7 +58,7 @@ class Request:
             (match.start(), self.lines[key])
             for key in keys
             if key in self.lines
-            and (match := re.search(rf"(?<![\w-]){re.escape(key)}(?![\w-])", message))
+            and (match := re.search(rf"(?<![\w-])(?:--)?{re.escape(key)}(?![\w-])", message))
         ]
         return f"{self.file}, line {min(found)[1]}" if found else str(self.file)
 
@@ -61,25 +69,29 @@ def read_request(file: Path) -> Request:
     Raises:
         RecipeError: unreadable, an unknown key, or something of mergekit's that is not supported.
         CheckpointError: a manifest that is broken, or of a newer format.
-        SourceError: a local source of a manifest is not there.
     """
     manifest = _manifest_file(file)
     content = read_json(manifest) if manifest else None
     if manifest is not None and content is not None and "kind" in content:
-        from drift_merge.engine.recipe_manifest import read_manifest_request
+        from drift_merge.engine.recipe_manifest import read_remade
 
-        return read_manifest_request(manifest, content)
+        remade = read_remade(manifest, content["kind"])
+        return Request(manifest, remade.values, remade=remade)
     entries = read_mapping(file)
     if "merge_method" in entries:
         from drift_merge.engine.mergekit_recipe import translate
 
-        values, notes = translate(entries, file)
-        return Request(file, _resolved(file, values), {}, notes=notes)
+        values, notes = translate(_with_paths(file, entries), file)
+        return Request(file, values, notes=notes)
+    return _read_own(file, entries)
+
+
+def _read_own(file: Path, entries: Entries) -> Request:
     values = {key.replace("_", "-"): value for key, value in entries.items()}
     lines = {key.replace("_", "-"): line for key, line in entries.lines.items()}
     refuse_unknown(values, known_keys(), file, lines)
     given = {key: value for key, value in values.items() if value is not None}
-    return Request(file, _resolved(file, given), lines)
+    return Request(file, {key: _resolve(file, key, v) for key, v in given.items()}, lines)
 
 
 def _manifest_file(file: Path) -> Path | None:
@@ -87,10 +99,6 @@ def _manifest_file(file: Path) -> Path | None:
     if not file.is_dir():
         return file
     return next((file / name for name in MANIFESTS if (file / name).is_file()), None)
-
-
-def _resolved(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _resolve(file, key, value) for key, value in values.items()}
 
 
 def _resolve(file: Path, key: str, value: Any) -> Any:

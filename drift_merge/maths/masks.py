@@ -8,6 +8,8 @@ arithmetic gives the same bits everywhere, at a seventh of the cost of 64-bit ar
 Shapes: n = entries of a chunk.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -30,8 +32,8 @@ def hashes(key: int, begin: int, numel: int, device: torch.device | str = "cpu")
     compare, do not take remainders. Positions wrap at 2**32.
     """
     stride = (key >> 32) | 1  # odd, so that 2**32 steps visit every number once
-    word = torch.arange(numel, dtype=torch.int32, device=device)
-    word.mul_(_signed(stride)).add_(_signed(begin * stride + key))
+    word = torch.mul(_ramp(numel, torch.device(device)), _signed(stride))
+    word.add_(_signed(begin * stride + key))
     other = torch.empty_like(word)
     for shift, factor in zip(_SHIFTS, _MULTIPLIERS, strict=True):
         # The shift of a signed number repeats its sign; the mask makes it a plain one.
@@ -59,6 +61,13 @@ def uniform(key: int, begin: int, like: Tensor) -> Tensor:
     """Numbers in [0, 1), multiples of 2**-24, one per entry of `like`; its dtype and device."""
     words = hashes(key, begin, like.numel(), like.device)
     return words.bitwise_right_shift_(8).add_(2**23).to(like.dtype).mul_(2.0**-24)
+
+
+@lru_cache(maxsize=4)
+def _ramp(numel: int, device: torch.device) -> Tensor:
+    """0, 1, ..., numel - 1; never written to."""
+    with torch.inference_mode(False):
+        return torch.arange(numel, dtype=torch.int32, device=device)
 
 
 def _threshold(density: float) -> int:

@@ -1,9 +1,10 @@
 """Make a merged checkpoint: stream the weights, copy the sidecars, describe, publish."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drift_merge.engine.job import Outcome, RunOptions, execute
+from drift_merge.engine.job import Finish, Job, Outcome, RunOptions, execute_all
 from drift_merge.engine.manifests import to_json
 from drift_merge.engine.plan import Plan
 from drift_merge.engine.prepare import Prepared
@@ -29,6 +30,24 @@ def make_merge(prepared: Prepared, plan: Plan, out: Path, options: RunOptions) -
         OutputError: `out` exists, clashes with an input, or cannot be written.
         CheckpointError: an input is damaged or holds NaN or Inf.
     """
+    return make_merges([(prepared, plan, out)], options)[0]
+
+
+def make_merges(
+    jobs: Sequence[tuple[Prepared, Plan, Path]], options: RunOptions
+) -> list[MadeMerge]:
+    """Write several merges of the same sources in one pass over them; see `make_merge`."""
+    outcomes = execute_all(
+        [Job(plan, out, finish_merge(prepared, plan)) for prepared, plan, out in jobs], options
+    )
+    return [
+        MadeMerge(open_merge(out), outcome)
+        for (_, _, out), outcome in zip(jobs, outcomes, strict=True)
+    ]
+
+
+def finish_merge(prepared: Prepared, plan: Plan) -> Finish:
+    """What writes everything beside the weights of a merge."""
 
     def finish(output: OutputDirectory, results: Results) -> None:
         sidecars = copy_sidecars(prepared.mllm, prepared.recipe, output)
@@ -36,5 +55,4 @@ def make_merge(prepared: Prepared, plan: Plan, out: Path, options: RunOptions) -
         output.write_file(CARD, merge_card(manifest))
         output.write_file(MANIFEST, to_json(manifest))
 
-    outcome = execute(plan, out, options, finish)
-    return MadeMerge(open_merge(out), outcome)
+    return finish

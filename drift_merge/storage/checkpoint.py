@@ -182,3 +182,22 @@ def assemble(
         shards=dict(sorted(by_name.items())),
         sidecars=tuple(sidecars),
     )
+
+
+def open_deltas(text: str) -> Checkpoint:
+    """Open the shards of a prior as tensors by canonical name; it has no config of a model.
+
+    Raises:
+        SourceError: no such directory.
+        CheckpointError: it is not a prior, or a shard is broken.
+    """
+    source = parse_source(text)
+    directory = source.path
+    names = sorted(p.name for p in directory.glob("prior-*.safetensors")) if directory else []
+    if directory is None or not names:
+        raise CheckpointError(
+            f"{text} is not a prior: it holds no prior-*.safetensors.",
+            remedy="Make one with: drift-prior compute REASONER MLLM -o PRIOR",
+        )
+    shards = [read_header(directory / name, name) for name in names]
+    return assemble(source, directory, {}, shards, ())

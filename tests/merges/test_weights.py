@@ -136,7 +136,8 @@ def test_the_weights_of_the_paper_ties_count_only_when_they_are_given(sources, t
     assert default == in_memory(TIES, sources)
     assert default == ones
     assert default != given
-    assert all(default[name] != given[name] for name in merged_names(sources))
+    matrices = [name for name in merged_names(sources) if len(default[name].shape) == 2]
+    assert all(default[name] != given[name] for name in matrices)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_weight_for_a_method_that_has_none_is_refused(sources, tmp_path):
 
 @pytest.mark.parametrize("case", [LINEAR, Case("chat-vector", "paper", True), SWAP])
 def test_an_mllm_weight_for_a_method_that_has_none_is_refused(case, sources, tmp_path):
-    with pytest.raises(RecipeError, match="mllm.weight"):
+    with pytest.raises(RecipeError, match=r"mllm[-_]weight"):
         run_merge(case, one(sources), tmp_path / "out", mllm_weight=0.5)
 
 

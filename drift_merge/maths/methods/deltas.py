@@ -6,6 +6,7 @@ the base nu is +0.0, and subtracting that leaves the base as it is, a base of -0
 Shapes: n = entries of a chunk, N = merged models: the mllm first, then the reasoners.
 """
 
+from collections.abc import Sequence
 from functools import wraps
 
 from torch import Tensor, sub
@@ -36,14 +37,21 @@ def all_weights(settings: Settings) -> tuple[float, ...]:
     return (settings.mllm_weight, *settings.weights)
 
 
-def weighted_sum(taus: list[Tensor], settings: Settings, *, normalize: bool) -> Tensor:
-    """sum(w_i tau_i), divided by sum(w_i) if told so and that is not below 1e-8."""
+def weighted_sum(
+    taus: list[Tensor],
+    settings: Settings,
+    *,
+    normalize: bool,
+    factors: Sequence[float] | None = None,
+) -> Tensor:
+    """sum(w_i f_i tau_i), divided by sum(w_i) if told so and that is not below 1e-8; f_i = 1."""
     weights = all_weights(settings)
     total = sum(weights) if normalize else 1.0
     total = total if abs(total) >= 1e-8 else 1.0
-    merged = taus[0].mul_(weights[0] / total) if weights[0] / total != 1.0 else taus[0]
-    for tau, weight in zip(taus[1:], weights[1:], strict=True):
-        merged.add_(tau, alpha=weight / total)
+    shares = [w * f / total for w, f in zip(weights, factors or [1.0] * len(taus), strict=True)]
+    merged = taus[0] if shares[0] == 1.0 else taus[0].mul_(shares[0])
+    for tau, share in zip(taus[1:], shares[1:], strict=True):
+        merged.add_(tau, alpha=share)
     return merged
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from drift_merge.maths.chunks import PIECE, Chunk, Read, Settings, blocks
+from drift_merge.maths.chunks import Chunk, Read, Settings, blocks, pieces
 from drift_merge.maths.masks import keep_mask, mixed_key, uniform
 from drift_merge.maths.methods.deltas import (
     negated_deltas,
@@ -81,9 +81,8 @@ def measure_dare(read: Read, settings: Settings) -> list[float]:
     for block in blocks(read):
         taus = negated_deltas(block)
         before = _added(before, taus)
-        for first in range(0, taus[0].numel(), PIECE):
-            parts = [tau[first : first + PIECE] for tau in taus]
-            drop_at_random(parts, block.begin + first, settings)
+        for piece in pieces(block):  # the task vectors lie in the memory of the models
+            drop_at_random([piece.mllm, *piece.reasoners], piece.begin, settings)
         after = _added(after, taus)
     return [_ratio(*pair) for pair in zip(before, after, strict=True)]
 
@@ -115,9 +114,7 @@ def dare_linear(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
     all); with `normalize` divides by the sum of the weights. peft: as the paper, in releases
     from 2026-04 on; from 2024-02 until then it did not rescale.
     """
-    taus = _dropped(chunk, state, settings, drop_at_random)
-    merged = weighted_sum(taus, settings, normalize=settings.flags["normalize"])
-    return restored(chunk, merged, settings)
+    return restored(chunk, _dropped_sum(chunk, state, settings, drop_at_random), settings)
 
 
 @piecewise
@@ -147,9 +144,7 @@ def della(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
 
 def della_linear(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
     """DELLA's masks and rescaling, then the sum of task arithmetic (as mergekit has it)."""
-    taus = _dropped(chunk, state, settings, drop_by_rank)
-    merged = weighted_sum(taus, settings, normalize=settings.flags["normalize"])
-    return restored(chunk, merged, settings)
+    return restored(chunk, _dropped_sum(chunk, state, settings, drop_by_rank), settings)
 
 
 def _dropped(chunk: Chunk, factors: list[float], settings: Settings, drop: Drop) -> list[Tensor]:
@@ -159,6 +154,13 @@ def _dropped(chunk: Chunk, factors: list[float], settings: Settings, drop: Drop)
         if factor != 1.0:
             tau.mul_(factor)
     return taus
+
+
+def _dropped_sum(chunk: Chunk, factors: list[float], settings: Settings, drop: Drop) -> Tensor:
+    """The weighted sum of what is kept; the factors cost nothing, being part of the weights."""
+    taus = negated_deltas(chunk)
+    drop(taus, chunk.begin, settings)
+    return weighted_sum(taus, settings, normalize=settings.flags["normalize"], factors=factors)
 
 
 def _added(sums: list[float], taus: list[Tensor]) -> list[float]:
