@@ -41,4 +41,4 @@ def option_names() -> set[str]:
     names = {
         name.replace("_", "-") for method in METHODS.values() for name in method_options_of(method)
     }
-    return names | {"mllm-weight", "variant", "seed", "keep-layers", "transition"}
+    return names | {"mllm-weight", "variant", "seed", "keep-layers", "transition", "trim"}

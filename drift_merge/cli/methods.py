@@ -7,7 +7,7 @@ import click
 
 from drift_merge.cli import config_file, options
 from drift_merge.cli.method_options import INTERNAL, OPTION_HELP, RANDOM, method_options_of
-from drift_merge.engine.recipe import KEPT_LAYERS, LAYER_SWAP
+from drift_merge.engine.recipe import KEPT_LAYERS, LAYER_SWAP, TIES
 from drift_merge.maths.catalog import METHODS, Method
 
 
@@ -94,6 +94,16 @@ def _own_options(method: Method) -> list[Callable[[Any], Any]]:
         found.append(
             click.option(
                 "--seed", type=int, default=0, show_default=True, metavar="N", help="Of the masks."
+            )
+        )
+    if method.name == TIES:
+        found.append(
+            click.option(
+                "--trim",
+                type=click.Choice(["tensor", "global"]),
+                default="tensor",
+                show_default=True,
+                help="One threshold per tensor, or one per task vector as in the paper.",
             )
         )
     if method.name == LAYER_SWAP:

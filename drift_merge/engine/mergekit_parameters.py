@@ -118,7 +118,7 @@ class Parameters:
     def _terms(self, name: str, case: Case, points: list[float]) -> list[tuple[str, str]]:
         """A case as terms of a weight of ours: (key, value); the key is "" for all others."""
         pattern = self._pattern(name, case)
-        shown = [f"{point:.17g}" for point in points]
+        shown = [repr(point) for point in points]
         if len(points) == 1:
             return [(f"re:{pattern}" if pattern else "", shown[0])]
         terms = [

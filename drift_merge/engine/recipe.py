@@ -24,6 +24,7 @@ KEPT_LAYERS = "0:6"  # layer-swap: layers up to k = 5 stay the mllm's (arXiv 250
 DEFAULT_SHARD_SIZE = "5GB"
 
 LAYER_SWAP = "layer-swap"
+TIES = "ties"
 _SHARED = (
     *("modules", "layers", "dtype", "max_shard_size", "on_mismatch", "map_file"),
     "allow_nonfinite",
@@ -49,6 +50,7 @@ class Recipe:
     mllm_weight: str | float | None = None  # of the mllm's own task vector; None: the default
     variant: str | None = None  # whose formula, where implementations differ; None: the paper's
     options: Mapping[str, float | bool] = field(default_factory=dict)  # of the method: density, ...
+    trim: str = "tensor"  # ties: one threshold per tensor, or "global": one per task vector
     keep_layers: str = KEPT_LAYERS  # layer-swap: these layers stay the mllm's
     transition: int = 0  # layer-swap: this many layers beside the kept ones get half the weight
     seed: int = 0  # of random masks
@@ -124,6 +126,8 @@ class Recipe:
         values["options"] = method_options(self)
         for name in ("weight", "mllm_weight"):
             values["options"].pop(name, None)
+        if self.method != TIES:
+            values.pop("trim")
         if self.method != LAYER_SWAP:
             for name in ("keep_layers", "transition"):
                 values.pop(name)
@@ -188,6 +192,11 @@ def check_method(recipe: Recipe) -> None:
                 f"{nearest(name, known)}",
                 remedy=f"Its options: {', '.join(known) or 'none'}.",
             )
+    _one_of("--trim", recipe.trim, ["tensor", "global"])
+    if recipe.trim == "global" and recipe.method != TIES:
+        raise RecipeError(
+            f"{method.name} trims per tensor only.", remedy="Leave --trim out, or choose ties."
+        )
     missing = [name for name in method.required.get(variant, ()) if not _is_given(recipe, name)]
     if missing:
         flag = missing[0].replace("_", "-")

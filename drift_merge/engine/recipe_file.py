@@ -81,7 +81,7 @@ def read_request(file: Path) -> Request:
     if "merge_method" in entries:
         from drift_merge.engine.mergekit_recipe import translate
 
-        values, notes = translate(_with_paths(file, entries), file)
+        values, notes = translate(entries, file, lambda text: str(_resolve(file, "mllm", text)))
         return Request(file, values, notes=notes)
     return _read_own(file, entries)
 

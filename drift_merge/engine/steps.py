@@ -45,6 +45,7 @@ class Target:
     plan: Plan
     step: Step
     writer: Sink
+    state: Any = None  # of the method, where it was found over the whole model
 
     @property
     def info(self) -> TensorInfo:
@@ -163,8 +164,10 @@ def _formula(target: Target, reader: Reader, sums: PairSums) -> Formula:
     if step.method == PRIOR:
         return lambda _, loaded: _delta(loaded, sums)
     method = METHODS[step.method]
-    settings = _settings(target.plan, step)
-    state = method.measure(reader.walk, settings) if method.measure else None
+    settings = settings_of(target.plan, step)
+    state = target.state
+    if state is None and method.measure is not None:
+        state = method.measure(reader.walk, settings)
     combine = method.combine
     return lambda begin, loaded: combine(reader.chunk(begin, loaded), state, settings)
 
@@ -177,7 +180,8 @@ def _delta(loaded: list[Tensor], sums: PairSums) -> Tensor:
     return result
 
 
-def _settings(plan: Plan, step: Step) -> Settings:
+def settings_of(plan: Plan, step: Step) -> Settings:
+    """What a merge method reads of a step."""
     recipe = plan.recipe
     options = method_options(recipe)
     return Settings(

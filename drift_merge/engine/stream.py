@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from drift_merge.engine.extents import Extents
+from drift_merge.engine.global_trim import global_trims
 from drift_merge.engine.inputs import Inputs
 from drift_merge.engine.plan import Plan, Step
 from drift_merge.engine.reader import Progress, Run, Stopped
-from drift_merge.engine.steps import Bundle, Made, Target, run_bundle
+from drift_merge.engine.recipe import PRIOR
+from drift_merge.engine.steps import Bundle, Made, Target, run_bundle, settings_of
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.journal import Results
 from drift_merge.storage.output import OutputDirectory
@@ -72,7 +74,8 @@ def stream(
         for (plan, _), done in zip(jobs, results, strict=True):
             progress(sum(plan.layout.tensors[name].size_bytes for name in done))
         run = Run(inputs, torch.device(device), progress)
-        bundles = _bundles([plan for plan, _ in jobs], writers, results)
+        states = [_whole_model(run, plan, threads) for plan, _ in jobs]
+        bundles = _bundles([plan for plan, _ in jobs], writers, results, states)
         for number, name, result in _finished(run, bundles, extents, threads):
             results[number][name] = result
     return [
@@ -81,8 +84,18 @@ def stream(
     ]
 
 
+def _whole_model(run: Run, plan: Plan, threads: int) -> Any:
+    """The state of a method that looks at the whole model before any tensor."""
+    if plan.recipe.method == PRIOR or plan.recipe.trim != "global":
+        return None
+    return global_trims(run, plan, settings_of, threads=threads)
+
+
 def _bundles(
-    plans: Sequence[Plan], writers: Sequence[ShardWriter], finished: Sequence[Results]
+    plans: Sequence[Plan],
+    writers: Sequence[ShardWriter],
+    finished: Sequence[Results],
+    states: Sequence[Any],
 ) -> Iterator[Bundle]:
     """The unfinished steps of all plans; those that share their inputs together."""
     others = [{step.name: step for step in plan.steps} for plan in plans]
@@ -92,7 +105,7 @@ def _bundles(
             step = others[number].get(name)
             if step is None or name in finished[number]:
                 continue
-            target = Target(number, plan, step, writer)
+            target = Target(number, plan, step, writer, states[number])
             group = next((g for g in groups if _share_inputs(g[0].step, step)), None)
             if group is None:
                 groups.append([target])
@@ -110,7 +123,9 @@ def recompute(plan: Plan, steps: list[Step], *, device: str = "cpu") -> Results:
     """Compute some steps of a plan again, writing nothing; the results hold the fingerprints."""
     with Inputs(plan.sources) as inputs, _one_torch_thread():
         run = Run(inputs, torch.device(device), lambda _: None)
-        made = [run_bundle(run, [Target(0, plan, step, _Discard())])[0] for step in steps]
+        state = _whole_model(run, plan, 1)
+        targets = [Target(0, plan, step, _Discard(), state) for step in steps]
+        made = [run_bundle(run, [target])[0] for target in targets]
     return {name: result for _, name, result in made}
 
 

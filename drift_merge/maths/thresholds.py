@@ -17,6 +17,8 @@ from math import inf, isfinite, sqrt
 import torch
 from torch import Tensor
 
+from drift_merge.maths.cuts import Cut, next_number
+
 # (position of the first entry, one chunk per stream). True: a sample will do, as of Read.
 Walk = Callable[[bool], Iterator[tuple[int, Sequence[Tensor]]]]
 
@@ -25,52 +27,6 @@ _SAMPLE = (2**12, 2**16)  # least and most entries in a sample; between them 1 i
 _MARGIN = 5.0  # standard errors of the sample on each side; more after a miss
 _FOLD = 8  # rows in which a chunk is folded to find collected entries; see `_inside`
 _PIECE = 2**17  # entries at a time when the collected entries are searched in turn
-
-
-@dataclass(slots=True)
-class Cut:
-    """The k largest of a stream: entries above `value`, and the first few equal to it.
-
-    Entries equal to `value` belong to the set before position `ties_from`; from there on only
-    `ties_left` of them. Asked for chunk by chunk in order, it counts `ties_left` down.
-    """
-
-    value: float  # -1.0: every entry; inf: none
-    ties_from: int = 0
-    ties_left: int = 0
-
-    def segments(self, magnitudes: Tensor, begin: int) -> list[tuple[slice, float]]:
-        """Slices of the chunk at `begin` with a bound each: in the set is what is above it.
-
-        Args:
-            magnitudes: shape (n,), of either sign; looked at only where the last kept tie may lie.
-            begin: position of its first entry.
-        """
-        numel = magnitudes.numel()
-        every, equal_too = slice(0, numel), self._below(magnitudes)
-        if self.value < 0.0 or begin + numel <= self.ties_from:
-            return [(every, equal_too)]
-        if not self.ties_left and begin >= self.ties_from:
-            return [(every, self.value)]
-        first = max(0, self.ties_from - begin)
-        last = first
-        if self.ties_left:
-            ties = (magnitudes[first:].abs() == self.value).nonzero()
-            taken = min(self.ties_left, len(ties))
-            last = numel if len(ties) < self.ties_left else first + int(ties[taken - 1]) + 1
-            self.ties_left -= taken
-        return [(slice(0, last), equal_too), (slice(last, numel), self.value)]
-
-    def mask(self, magnitudes: Tensor, begin: int) -> Tensor:
-        """1.0 in the set, 0.0 outside; shape and dtype of `magnitudes`, a new tensor."""
-        kept = torch.empty_like(magnitudes)
-        for part, bound in self.segments(magnitudes, begin):
-            torch.gt(magnitudes[part], bound, out=kept[part])
-        return kept
-
-    def _below(self, like: Tensor) -> float:
-        """The bound that lets entries equal to `value` through."""
-        return _step(self.value, like.dtype, up=False) if self.value > 0.0 else -1.0
 
 
 def largest(
@@ -202,24 +158,24 @@ class _Search:
         left, right = max(center - margin, 0), min(center + margin, size - 1)
         smallest, largest = float(known[left]), float(known[right])
         if smallest == largest:
-            return smallest, _step(smallest, known.dtype, up=True)
+            return smallest, next_number(smallest, known.dtype, up=True)
         low = smallest if left > 0 else self.low
-        high = _step(largest, known.dtype, up=True) if right < size - 1 else self.high
+        high = next_number(largest, known.dtype, up=True) if right < size - 1 else self.high
         # A value shared by many is kept out of the collection, so that it stays small.
         if _num_equal(known, smallest) > 2 * margin:
-            low = _step(smallest, known.dtype, up=True)
+            low = next_number(smallest, known.dtype, up=True)
         if _num_equal(known, largest) > 2 * margin:
             high = largest
         if low < high:
             return low, high
         middle = float(known[center])
-        return middle, _step(middle, known.dtype, up=True)
+        return middle, next_number(middle, known.dtype, up=True)
 
     def look(self, begin: int, magnitudes: Tensor, scratch: "_Scratch") -> None:
         """Count and collect one chunk."""
         low, high = self.bracket
         if not self.looks:
-            self.is_single = high == _step(low, magnitudes.dtype, up=True)
+            self.is_single = high == next_number(low, magnitudes.dtype, up=True)
         high_mask, mask = scratch.pair(magnitudes)
         torch.ge(magnitudes, high, out=high_mask)
         self.above += int(high_mask.sum())
@@ -311,9 +267,3 @@ def _num_equal(ordered: Tensor, value: float) -> int:
     wanted = torch.tensor(value, dtype=ordered.dtype, device=ordered.device)
     last = torch.searchsorted(ordered, wanted, right=True)
     return int(last - torch.searchsorted(ordered, wanted))
-
-
-def _step(value: float, dtype: torch.dtype, *, up: bool) -> float:
-    """The next number of a dtype above or below."""
-    toward = torch.tensor(inf if up else -inf, dtype=dtype)
-    return float(torch.nextafter(torch.tensor(value, dtype=dtype), toward))

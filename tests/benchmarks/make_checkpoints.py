@@ -5,8 +5,9 @@
 writes DIR/reasoner and DIR/mllm, two text checkpoints with the tensor names and
 shapes of Qwen2.5-1.5B (3.09 GB in bfloat16) or a multiple of its layers, so that
 tools that know only text models can be measured on the same files; with `--vision`
-the second one is a Qwen2.5-VL with a small vision tower. Values are normal noise around a
-shared ancestor, written in blocks: memory stays small.
+the second one is a Qwen2.5-VL with a small vision tower, and with `--base` DIR/base is
+their ancestor. Values are normal noise around a shared ancestor, written in blocks: memory
+stays small. `--layers` and `--vocab` make smaller ones, to try a script.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def tensor_shapes(num_layers: int, vocab: int = VOCAB) -> dict[str, tuple[int, .
     return shapes
 
 
-def text_config(num_layers: int) -> dict[str, object]:
+def text_config(num_layers: int, vocab: int = VOCAB) -> dict[str, object]:
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -46,7 +47,7 @@ def text_config(num_layers: int) -> dict[str, object]:
         "num_hidden_layers": num_layers,
         "num_attention_heads": 12,
         "num_key_value_heads": 2,
-        "vocab_size": VOCAB,
+        "vocab_size": vocab,
         "rope_theta": 1000000.0,
         "rms_norm_eps": 1e-06,
         "hidden_act": "silu",
@@ -59,7 +60,7 @@ def text_config(num_layers: int) -> dict[str, object]:
 
 
 def write_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]], config: dict, seed: int):
-    """One safetensors file, values written block by block (about 64 MB at a time)."""
+    """One safetensors file, values written block by block (about 64 MB at a time); seed 0: no noise."""
     path.mkdir(parents=True, exist_ok=True)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -77,23 +78,49 @@ def write_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]], config: dic
             n = int(np.prod(shape))
             for start in range(0, n, 1 << 24):
                 count = min(1 << 24, n - start)
-                values = 0.02 * np.resize(shared, count) + 0.004 * np.resize(own, count)
+                values = 0.02 * np.resize(shared, count)
+                if seed:
+                    values += 0.004 * np.resize(own, count)
                 file.write((values.view(np.uint32) >> 16).astype(np.uint16).tobytes())
     (path / "config.json").write_text(json.dumps(config, indent=2))
     (path / "generation_config.json").write_text("{}")
 
 
-def make(out: Path, size: int, *, vision: bool = False) -> tuple[Path, Path]:
-    layers = LAYERS[size]
-    shapes, config = tensor_shapes(layers), text_config(layers)
+def write_tokenizer(path: Path, vocab: int) -> None:
+    """A `tokenizer.json` of whole words, so that rows of embeddings can be matched."""
+    words = {f"word{i}": i for i in range(vocab)}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "word0"}
+    empty = ("truncation", "padding", "normalizer", "post_processor", "decoder")
+    value = {"version": "1.0", **dict.fromkeys(empty), "added_tokens": [], "model": model}
+    value["pre_tokenizer"] = {"type": "Whitespace"}
+    (path / "tokenizer.json").write_text(json.dumps(value))
+
+
+def make(
+    out: Path,
+    size: int,
+    *,
+    vision: bool = False,
+    base: bool = False,
+    layers: int | None = None,
+    vocab: int = VOCAB,
+) -> list[Path]:
+    """Write the checkpoints; with a base, all with a tokenizer."""
+    layers = layers or LAYERS[size]
+    shapes, config = tensor_shapes(layers, vocab), text_config(layers, vocab)
     write_checkpoint(out / "reasoner", shapes, config, seed=1)
+    if base:
+        write_checkpoint(out / "base", shapes, config, seed=0)
     if vision:
         for i in range(8):
             shapes[f"visual.blocks.{i}.mlp.fc1.weight"] = (5120, 1280)
         config = {**config, "architectures": ["Qwen2_5_VLForConditionalGeneration"]}
         config |= {"model_type": "qwen2_5_vl", "vision_config": {"depth": 8, "hidden_size": 1280}}
     write_checkpoint(out / "mllm", shapes, config, seed=2)
-    return out / "reasoner", out / "mllm"
+    made = [out / name for name in ("reasoner", "mllm", *(["base"] if base else []))]
+    for path in made if base else []:
+        write_tokenizer(path, vocab)
+    return made
 
 
 if __name__ == "__main__":
@@ -101,5 +128,9 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, choices=sorted(LAYERS), default=3, help="GB, about")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vision", action="store_true", help="give the mllm a vision tower")
-    arguments = parser.parse_args()
-    print(*make(arguments.out, arguments.size, vision=arguments.vision))
+    parser.add_argument("--base", action="store_true", help="also their ancestor, and tokenizers")
+    parser.add_argument("--layers", type=int, help="instead of those of the size")
+    parser.add_argument("--vocab", type=int, default=VOCAB)
+    given = parser.parse_args()
+    options = {"vision": given.vision, "base": given.base}
+    print(*make(given.out, given.size, layers=given.layers, vocab=given.vocab, **options))

@@ -90,7 +90,8 @@ def measure_dare(read: Read, settings: Settings) -> list[float]:
 def measure_della(read: Read, settings: Settings) -> list[float]:
     """The factor of what is kept, per model: 1, or in `mergekit` what restores the L1 norm."""
     count = 1 + len(settings.weights)
-    if settings.variant != "mergekit" or not settings.flags["rescale"]:
+    rescales = settings.variant == "mergekit" and settings.flags["rescale"]
+    if not rescales or settings.numbers["density"] >= 1.0:
         return [1.0] * count
     sums: list[list[Tensor]] = [[] for _ in range(2 * count)]
     for chunk in read():

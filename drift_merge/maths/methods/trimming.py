@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from drift_merge.maths.chunks import Chunk, Read, Settings
+from drift_merge.maths.cuts import Cut
 from drift_merge.maths.methods.deltas import (
     all_weights,
     magnitudes,
@@ -19,7 +20,7 @@ from drift_merge.maths.methods.deltas import (
     weighted_sum,
 )
 from drift_merge.maths.signs import RULES, disjoint_merge
-from drift_merge.maths.thresholds import Cut, largest
+from drift_merge.maths.thresholds import largest
 
 
 @dataclass(slots=True)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from drift_merge.maths.chunks import Read, Settings
+from drift_merge.maths.cuts import Cut
 from drift_merge.maths.methods.deltas import magnitudes
 from drift_merge.maths.methods.trimming import Trims, kept_count
-from drift_merge.maths.thresholds import Cut
 
 _UPPER, _LOWER = 2**15, 2**16  # bins: the sign is 0, so 31 bits of pattern are 15 + 16
 

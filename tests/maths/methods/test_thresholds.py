@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drift_merge.maths import thresholds
+from drift_merge.maths.cuts import Cut
 from drift_merge.maths.methods.trimming import kept_count, kept_ranks
-from drift_merge.maths.thresholds import Cut, kth_largest, largest
+from drift_merge.maths.thresholds import kth_largest, largest
 from tests import reference_methods as reference
 from tests.maths.methods.driver import merge, settings_for
 from tests.strategies import few
