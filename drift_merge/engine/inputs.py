@@ -83,6 +83,14 @@ class Inputs:
         rows = view.rows.rows[begin_row:end_row]
         return [i for i, row in enumerate(rows) if row < 0]
 
+    def factors(self, view: View) -> tuple[list[tuple[Tensor, memoryview]], float]:
+        """A (rank, cols) and B (rows, rank) of a view's LoRA adapter, their bytes, the scale."""
+        assert view.adapter is not None
+        mapped = self._maps[view.source]
+        infos = [self._info(view.source, name) for name in (view.adapter.a, view.adapter.b)]
+        found = [(self._flat(view.source, i.name).view(i.shape), mapped.view(i)) for i in infos]
+        return found, view.adapter.scale
+
     def mapped(self, source: int) -> MappedCheckpoint:
         """The map of one source."""
         return self._maps[source]

@@ -41,7 +41,7 @@ def check_plan(plan: Plan, out: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: naming the clash.
     """
-    inputs = [source.path for source in plan.sources if source.path is not None]
+    inputs = [folder for source in plan.sources for folder in source.directories]
     check_output(out, inputs, overwrite=overwrite)
 
 

@@ -50,7 +50,7 @@ def plan_merge(
     bases = {}
     if base is not None:
         number = len(reasoners) + 1
-        bases = {p.mllm: view_of(number, p, base[1].vocabulary) for p in base[1].pairs}
+        bases = {p.mllm: view_of(number, p, base[1].vocabulary, base[0]) for p in base[1].pairs}
     num_layers = reasoners[0][1].mllm.num_layers
     steps = [
         _step(recipe, info, found.get(info.name, []), bases.get(info.name), num_layers)
@@ -65,12 +65,12 @@ def _find_entries(recipe: Recipe, reasoners: Sequence[Aligned]) -> dict[str, lis
     """What the reasoners have for each tensor of the mllm, by its stored name."""
     found: dict[str, list[_Entry]] = {}
     weighted = zip(reasoners, recipe.parsed_weights, strict=True)
-    for source, ((_, alignment), weight) in enumerate(weighted, start=1):
+    for source, ((checkpoint, alignment), weight) in enumerate(weighted, start=1):
         swapped = _layer_factors(recipe, alignment.mllm.num_layers)
         for pair in alignment.pairs:
             value = _resolve(weight, pair, alignment.mllm.num_layers)
             value *= 1.0 if pair.layer is None else swapped.get(pair.layer, 1.0)
-            view = view_of(source, pair, alignment.vocabulary)
+            view = view_of(source, pair, alignment.vocabulary, checkpoint)
             found.setdefault(pair.mllm, []).append(_Entry(view, value, pair))
     return found
 

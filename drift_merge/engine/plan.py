@@ -16,7 +16,7 @@ from drift_merge.engine.recipe import DTYPES, SOURCE_DTYPE, Recipe
 from drift_merge.errors import AlignmentError
 from drift_merge.names.tensors import Alignment, Pair, Part, RowMap, identity_parts
 from drift_merge.storage import fingerprints
-from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.checkpoint import Adapter, Checkpoint
 from drift_merge.storage.headers import TensorInfo, tensor_bytes
 from drift_merge.storage.shards import Layout, lay_out
 
@@ -31,6 +31,7 @@ class View:
     parts: tuple[Part, ...]
     rows: RowMap | None = None  # rows gathered by token, for embeddings of other vocabularies
     is_identity: bool = True  # one stored tensor, taken as it lies
+    adapter: Adapter | None = None  # LoRA factors to add, in the compute dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def _step_key(step: Step) -> list[Any]:
     views = []
     for view in step.inputs:
         names = [part.name for part in view.parts]
-        key = repr([view.source, names if view.is_identity else view.parts])
+        key = repr([view.source, names if view.is_identity else view.parts, view.adapter])
         rows = fingerprints.of_bytes(bytes(memoryview(view.rows.rows))) if view.rows else ""  # type: ignore[arg-type]
         views.append(key + rows)
     return [step.name, step.method, list(step.weights), step.mllm_weight, views]
@@ -128,11 +129,11 @@ def plan_prior(
     base_rows = base[1].vocabulary if base else {}
     steps = []
     for pair in alignment.pairs:
-        inputs = [_mllm_view(pair), view_of(1, pair, alignment.vocabulary)]
+        inputs = [_mllm_view(pair), view_of(1, pair, alignment.vocabulary, reasoner)]
         if base is not None:
             if pair.canonical not in base_pairs:
                 continue
-            inputs.append(view_of(2, base_pairs[pair.canonical], base_rows))
+            inputs.append(view_of(2, base_pairs[pair.canonical], base_rows, base[0]))
             inputs[1:] = _share_missing_rows(inputs[1:], pair.shape[0] if pair.shape else 0)
         dtype = output_dtype(recipe, mllm.tensors[pair.mllm].dtype)
         steps.append(
@@ -192,12 +193,27 @@ def _mllm_view(pair: Pair) -> View:
     return View(0, identity_parts(pair.mllm, pair.shape))
 
 
-def view_of(source: int, pair: Pair, vocabulary: Mapping[str, RowMap]) -> View:
-    """How source number `source` fills the tensor of a pair."""
-    rows = vocabulary.get(pair.canonical)
-    if rows is not None and not rows.is_identity:
-        return View(source, pair.parts, rows, is_identity=False)
+def view_of(
+    source: int, pair: Pair, vocabulary: Mapping[str, RowMap], checkpoint: Checkpoint
+) -> View:
+    """How source number `source` fills the tensor of a pair.
+
+    Raises:
+        AlignmentError: a LoRA adapter changes a tensor that the mllm stores otherwise.
+    """
     whole = identity_parts(pair.parts[0].name, pair.shape)
+    changed = [part.name for part in pair.parts if part.name in checkpoint.adapters]
+    rows = vocabulary.get(pair.canonical)
+    is_mapped = rows is not None and not rows.is_identity
+    if changed and (pair.parts != whole or is_mapped):
+        raise AlignmentError(
+            f"{checkpoint.source.given} adapts {changed[0]}, which the mllm stores fused or split.",
+            remedy="Merge the adapter into its base first: PeftModel.merge_and_unload().",
+        )
+    if is_mapped:
+        return View(source, pair.parts, rows, is_identity=False)
+    if changed:
+        return View(source, pair.parts, is_identity=False, adapter=checkpoint.adapters[changed[0]])
     return View(source, pair.parts, is_identity=pair.parts == whole)
 
 

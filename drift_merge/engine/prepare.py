@@ -14,7 +14,9 @@ from drift_merge.names.align import align, require_complete
 from drift_merge.names.name_map import NameMap, SideMap, read_name_map
 from drift_merge.names.tensors import Alignment, Finding, Model
 from drift_merge.names.vocabulary import read_vocabulary
+from drift_merge.storage.adapters import base_of, is_adapter, join_adapter
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint, open_deltas
+from drift_merge.storage.sources import parse_source
 
 TOKENIZER = "tokenizer.json"
 
@@ -71,8 +73,15 @@ def prepare(recipe: Recipe, *, headers_only: bool = False, quiet: bool = False) 
     def open_one(text: str) -> Checkpoint:
         return open_checkpoint(text, headers_only=headers_only, quiet=quiet)
 
-    is_delta = bool(recipe.options.get("is_delta"))
-    reasoners = [open_deltas(t) if is_delta else open_one(t) for t in recipe.reasoners]
+    def open_reasoner(text: str) -> Checkpoint:
+        if recipe.options.get("is_delta"):
+            return open_deltas(text)
+        source = parse_source(text)
+        if not is_adapter(source):
+            return open_one(text)
+        return join_adapter(source, open_checkpoint(recipe.base or base_of(source), quiet=quiet))
+
+    reasoners = [open_reasoner(text) for text in recipe.reasoners]
     mllm = open_one(recipe.mllm)
     base = open_one(recipe.base) if recipe.base else None
     aligned = [(other, pair(other, mllm, recipe, name_map)) for other in reasoners]

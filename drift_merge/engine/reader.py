@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from drift_merge.engine.inputs import Inputs, chunks
-from drift_merge.engine.plan import Step
+from drift_merge.engine.plan import Step, View
 from drift_merge.engine.workspace import Workspace, chunk_elements
 from drift_merge.maths.catalog import METHODS
 from drift_merge.maths.chunks import Chunk
@@ -58,6 +58,24 @@ class Run:
 Raw = list[tuple[Tensor, memoryview]]  # of every input, in the stored dtype; and its bytes
 
 
+class _Factors:
+    """The LoRA factors of one input, small enough to be held whole in the compute dtype."""
+
+    def __init__(self, run: Run, view: View, compute: torch.dtype) -> None:
+        factors, self._scale = run.inputs.factors(view)
+        self._bytes = [data for _, data in factors]
+        self._a, self._b = (factor.to(run.device, compute) for factor, _ in factors)
+
+    def add_to(self, rows: Tensor, first: int) -> None:
+        """Add scale * B @ A to a block of whole rows whose first is number `first`."""
+        rows.addmm_(self._b[first : first + rows.shape[0]], self._a, alpha=self._scale)
+
+    def fingerprint(self, fingerprint: Fingerprint) -> None:
+        """The factors are a part of the input's bytes."""
+        for data in self._bytes:
+            fingerprint.update(data)
+
+
 class Reader:
     """The inputs of one step, chunk by chunk, in the compute dtype."""
 
@@ -68,6 +86,11 @@ class Reader:
         rows, self._cols = matrix_shape(step.shape)
         self._numel = rows * self._cols
         self._by_rows = step.method in METHODS and METHODS[step.method].row_wise
+        self._factors = {
+            slot: _Factors(run, view, self._compute)
+            for slot, view in enumerate(step.inputs)
+            if view.adapter is not None
+        }
         self.ranges = self._cut(chunk_elements(run.device))
 
     def _cut(self, elements: int) -> list[tuple[int, int]]:
@@ -81,6 +104,9 @@ class Reader:
             found.append(self._run.inputs.chunk(view, self._step.shape, begin, end, scratch))
         for fingerprint, (_, data) in zip(hashes or [], found, strict=False):
             fingerprint.update(data)
+        if hashes is not None and begin == 0:
+            for slot, factors in self._factors.items():
+                factors.fingerprint(hashes[slot])
         return found
 
     def load(self, raw: Raw, begin: int, end: int) -> list[Tensor]:
@@ -89,6 +115,8 @@ class Reader:
             self._workspace.load(slot, tensor, self._compute)
             for slot, (tensor, _) in enumerate(raw)
         ]
+        for slot, factors in self._factors.items():
+            factors.add_to(loaded[slot].view(-1, self._cols), begin // self._cols)
         self._fill_missing_rows(loaded, begin, end)
         return loaded
 

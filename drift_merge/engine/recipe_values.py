@@ -4,6 +4,7 @@ Knows nothing of files. `build_recipe(to_values(recipe))` asks for the same byte
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from drift_merge.engine.recipe import (
     PRIOR,
     PRIOR_MODULES,
     SOURCE_DTYPE,
+    TIES,
     Recipe,
     known_options,
     nearest,
@@ -29,16 +31,19 @@ _ANY = (
     *("method", "reasoner", "mllm", "base", "modules", "layers", "map", "on-mismatch"),
     *("dtype", "max-shard-size", "allow-nonfinite"),
 )
-_SWAP = ("keep-layers", "transition")
+_OWN = {LAYER_SWAP: ("keep-layers", "transition"), TIES: ("trim",)}  # of one method alone
 _WHOLE = ("seed", "transition")  # whole numbers
 _LISTS = ("modules", "layers")  # may be lists; joined by commas
 _FIELDS = {"reasoner": "reasoners", "weight": "weights", "map": "map_file"}
+_KEYS = {name: key for key, name in _FIELDS.items()}
+_BY_ITSELF = ("method", "reasoners", "mllm", "weights", "options")
 
 
 def known_keys() -> list[str]:
     """Every key that a file of ours may have."""
     names = {name.replace("_", "-") for method in METHODS for name in option_kinds(method)}
-    return [*_ANY, "weight", "mllm-weight", "variant", "seed", *_SWAP, *sorted(names), *RUNNING]
+    own = [key for keys in _OWN.values() for key in keys]
+    return [*_ANY, "weight", "mllm-weight", "variant", "seed", *own, *sorted(names), *RUNNING]
 
 
 def option_kinds(method: str) -> dict[str, type]:
@@ -61,8 +66,7 @@ def method_keys(method: str) -> list[str]:
     taken |= {name for names in entry.required.values() for name in names}
     own = [name.replace("_", "-") for name in option_kinds(method)]
     weights = [key for key in ("weight", "mllm-weight") if key.replace("-", "_") in taken]
-    swap = _SWAP if method == LAYER_SWAP else ()
-    return [*_ANY, *weights, "variant", "seed", *swap, *own]
+    return [*_ANY, *weights, "variant", "seed", *_OWN.get(method, ()), *own]
 
 
 def build_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -94,19 +98,16 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
                 f"{method} has no option {key}.{nearest(key, known)}",
                 remedy=f"Its options: {', '.join(known)}.",
             )
-    fields: dict[str, Any] = {
-        "modules": PRIOR_MODULES if method == PRIOR else MERGE_MODULES,
-        "dtype": PRIOR_DTYPE if method == PRIOR else SOURCE_DTYPE,
-    }
+    found: dict[str, Any] = _defaults(method)
     kinds = {} if method == PRIOR else option_kinds(method)
-    options = {}
+    options: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name in kinds:
             options[name] = _flag(key, value) if kinds[name] is bool else _number(key, value)
         else:
-            fields[_FIELDS.get(key, name)] = _field(key, value)
-    return Recipe(**fields, **({"options": options} if options else {}))
+            found[_FIELDS.get(key, name)] = _field(key, value)
+    return Recipe(**found, options=options)
 
 
 def _field(key: str, value: Any) -> Any:
@@ -155,39 +156,35 @@ def to_values(recipe: Recipe) -> dict[str, Any]:
 
     Only what differs from the defaults, after method and sources.
     """
-    reasoners = list(recipe.reasoners)
+    reasoners, weights = list(recipe.reasoners), list(recipe.weights)
     values: dict[str, Any] = {"method": recipe.method}
     values["reasoner"] = reasoners[0] if len(reasoners) == 1 else reasoners
     values["mllm"] = recipe.mllm
-    weights = list(recipe.weights)
-    defaults = Recipe(method=PRIOR, reasoners=("",), mllm="")
-    is_prior = recipe.method == PRIOR
-    rest: dict[str, Any] = {
-        "base": recipe.base,
-        "weight": (weights[0] if len(weights) == 1 else weights) or None,
-        "mllm-weight": recipe.mllm_weight,
-        "variant": recipe.variant,
-        "keep-layers": _unless(recipe.keep_layers, defaults.keep_layers),
-        "transition": _unless(recipe.transition, defaults.transition),
-        "seed": _unless(recipe.seed, defaults.seed),
-        "modules": _unless(recipe.modules, PRIOR_MODULES if is_prior else MERGE_MODULES),
-        "layers": recipe.layers,
-        "dtype": _unless(recipe.dtype, PRIOR_DTYPE if is_prior else SOURCE_DTYPE),
-        "max-shard-size": _unless(recipe.max_shard_size, defaults.max_shard_size),
-        "on-mismatch": _unless(recipe.on_mismatch, defaults.on_mismatch),
-        "map": str(recipe.map_file) if recipe.map_file else None,
-        "allow-nonfinite": recipe.allow_nonfinite or None,
-    }
-    if not is_prior:
+    if weights:
+        values["weight"] = weights[0] if len(weights) == 1 else weights
+    defaults = {each.name: each.default for each in fields(Recipe)} | _defaults(recipe.method)
+    standard: Mapping[str, Any] = {}
+    if recipe.method != PRIOR:
         entry = METHODS[recipe.method]
-        rest["variant"] = _unless(recipe.variant, entry.variants[0])
+        defaults["variant"] = entry.variants[0]
         standard = entry.defaults[recipe.variant or entry.variants[0]]
-        rest |= {
-            name.replace("_", "-"): _unless(value, standard.get(name))
-            for name, value in recipe.options.items()
-        }
-    return values | {key: value for key, value in rest.items() if value is not None}
+    for name, default in defaults.items():
+        value = getattr(recipe, name)
+        if name not in _BY_ITSELF and value is not None and value != default:
+            values[_KEYS.get(name, name.replace("_", "-"))] = plain(value)
+    given = {name: value for name, value in recipe.options.items() if value != standard.get(name)}
+    return values | {name.replace("_", "-"): value for name, value in given.items()}
 
 
-def _unless(value: Any, default: Any) -> Any:
-    return None if value == default and type(value) is type(default) else value
+def plain(value: Any) -> Any:
+    """A value as YAML and JSON hold it."""
+    return str(value) if isinstance(value, Path) else value
+
+
+def _defaults(method: str) -> dict[str, Any]:
+    """Defaults that depend on the method."""
+    is_prior = method == PRIOR
+    return {
+        "modules": PRIOR_MODULES if is_prior else MERGE_MODULES,
+        "dtype": PRIOR_DTYPE if is_prior else SOURCE_DTYPE,
+    }

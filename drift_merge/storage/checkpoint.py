@@ -6,8 +6,8 @@ checked against it, and a directory that two readers could understand differentl
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -26,6 +26,15 @@ from drift_merge.storage.weight_map import (
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """The LoRA factors of one tensor: W = W_base + scale * B @ A."""
+
+    a: str  # stored name of A, shape (rank, cols)
+    b: str  # stored name of B, shape (rows, rank)
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """One checkpoint as its config and headers describe it."""
 
@@ -35,11 +44,21 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]  # by stored name, sorted
     shards: dict[str, ShardHeader]  # by file name, sorted
     sidecars: tuple[str, ...]  # files that are not weights, relative to `path`, sorted
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)  # by stored name of the tensor
 
     @property
     def size_bytes(self) -> int:
         """Bytes of tensor data, headers excluded."""
         return sum(info.size_bytes for info in self.tensors.values())
+
+    @property
+    def directories(self) -> list[Path]:
+        """The local directories that are read; two where an adapter is joined to its base."""
+        if self.path is None:
+            return []
+        if not self.adapters:
+            return [self.path]
+        return sorted({self.file(shard).parent for shard in self.shards})
 
     def file(self, shard: str) -> Path:
         """The local path of a shard."""

@@ -60,7 +60,7 @@ def text_config(num_layers: int, vocab: int = VOCAB) -> dict[str, object]:
 
 
 def write_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]], config: dict, seed: int):
-    """One safetensors file, values written block by block (about 64 MB at a time); seed 0: no noise."""
+    """One safetensors file, written in blocks (about 64 MB at a time); seed 0: without noise."""
     path.mkdir(parents=True, exist_ok=True)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0

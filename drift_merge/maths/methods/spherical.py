@@ -141,15 +141,14 @@ def karcher(products: Gram, settings: Settings) -> Sequence[float]:
     mu minimizes sum(a_i angle(mu, v_i)^2); a_i are the weights divided by their sum. Fixed-point
     iteration in the tangent space, at most `max_iter` steps, until a step is below `tol`.
     Karcher, "Riemannian center of mass and mollifier smoothing", 1977, section 1; on weights as in
-    mergekit (uniform there). Vectors with |v_i| <= `tol` have no direction; their weight in
-    A remains.
+    mergekit (uniform there). Vectors of length 0 have no direction; their weight in A remains.
     """
-    weights, tol = _normalized(settings), settings.numbers["tol"]
+    weights = _normalized(settings)
     norms = [sqrt(max(product(products, i, i), 0.0)) for i in range(len(weights))]
-    valid = [norm > tol for norm in norms]
+    valid = [norm > 0.0 for norm in norms]
     total = fsum(w for w, ok in zip(weights, valid, strict=True) if ok)
     if total == 0.0:
-        return [0.0] * len(weights)
+        return weights
     shares = [w / total if ok else 0.0 for w, ok in zip(weights, valid, strict=True)]
     directions = [1.0 / n if ok else 0.0 for n, ok in zip(norms, valid, strict=True)]
     mean = _karcher_mean(products, shares, directions, settings)
