@@ -1,22 +1,29 @@
-"""`--config FILE`: options from YAML. A flag overrides the file; an unknown key is an error.
+"""`--config FILE` takes options from a file; `--print-config` prints them for one.
 
-Keys are the options' long names, plus `reasoner` and `mllm` for the arguments. One file serves
-several commands: a key of another command is named on stderr and has no effect.
+Keys are the options' long names, plus `method`, `reasoner` and `mllm`. A flag overrides the file.
+One file serves several commands: a key of another command is named on stderr and has no effect.
 """
 
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from drift_merge.cli.method_options import option_names
 from drift_merge.errors import RecipeError
 
+if TYPE_CHECKING:
+    from drift_merge.cli.options import Run
+    from drift_merge.engine.recipe import Recipe
+
+METHOD = "method"  # for `drift-merge run`; elsewhere the command is the method
 SOURCES = ("reasoner", "mllm")
-PATHS = ("output", "map", "reasoner", "mllm", "base")  # relative to the file, where they exist
 _META = "drift_merge.config"
+_PRINT = "drift_merge.print_config"
 # Every option that some command has; kept equal to the commands by a test.
 KEYS = (
+    METHOD,
     *option_names(),
     *SOURCES,
     *("base", "modules", "layers", "map", "on-mismatch", "dtype", "max-shard-size"),
@@ -30,8 +37,9 @@ def load(ctx: click.Context, _: click.Parameter, file: Path | None) -> None:
     if file is None:
         return
     values = read_config_file(file)
-    names = {name: parameter for parameter in ctx.command.params for name in _keys(parameter)}
-    foreign = [key for key in values if key not in names and key not in SOURCES]
+    names = {name: parameter for parameter in ctx.command.params for name in long_names(parameter)}
+    own = (*SOURCES, *([METHOD] if values.get(METHOD) in (ctx.info_name, "prior") else []))
+    foreign = [key for key in values if key not in names and key not in own]
     if foreign:
         click.echo(f"{file}: no option of {ctx.info_name}, ignored: {', '.join(foreign)}", err=True)
     ctx.default_map = {
@@ -43,7 +51,7 @@ def load(ctx: click.Context, _: click.Parameter, file: Path | None) -> None:
 
 
 def read_config_file(file: Path) -> dict[str, Any]:
-    """Read a YAML of options.
+    """Read a YAML of options, or the manifest of an output.
 
     Returns:
         By long option name, with paths made relative to the working directory.
@@ -51,37 +59,9 @@ def read_config_file(file: Path) -> dict[str, Any]:
     Raises:
         RecipeError: unreadable, not a mapping, or an unknown key (the nearest is named).
     """
-    import yaml
+    from drift_merge.engine.recipe_file import read_request
 
-    from drift_merge.engine.recipe import nearest
-
-    class Loader(yaml.SafeLoader):
-        """Leaves numbers as they are written: YAML 1.1 reads `layers: 4:28` as 268."""
-
-    kept = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in rules if tag in kept]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(
-            f"{file} cannot be read as YAML: {error}", remedy="See configs/ for working examples."
-        ) from error
-    if not isinstance(values, dict):
-        raise RecipeError(
-            f"{file} is not a mapping of options to values.",
-            remedy="See configs/ for working examples.",
-        )
-    values = {str(key).replace("_", "-"): value for key, value in values.items()}
-    for key in values:
-        if key not in KEYS:
-            raise RecipeError(
-                f"{file}: unknown key {key!r}.{nearest(key, KEYS)}",
-                remedy=f"Known keys: {', '.join(KEYS)}",
-            )
-    return {key: _resolve(file, key, value) for key, value in values.items() if value is not None}
+    return read_request(file).values
 
 
 def _as_given(value: Any, parameter: click.Parameter) -> Any:
@@ -91,16 +71,8 @@ def _as_given(value: Any, parameter: click.Parameter) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _resolve(file: Path, key: str, value: Any) -> Any:
-    if isinstance(value, list) and key in PATHS:
-        return [_resolve(file, key, item) for item in value]
-    if key not in PATHS or not isinstance(value, str):
-        return value
-    beside = file.parent / Path(value).expanduser()
-    return str(beside) if beside.exists() or key == "output" else value
-
-
-def _keys(parameter: click.Parameter) -> list[str]:
+def long_names(parameter: click.Parameter) -> list[str]:
+    """The long names of an option, without dashes; [] for an argument."""
     return [option.lstrip("-") for option in parameter.opts if option.startswith("--")]
 
 
@@ -122,3 +94,49 @@ def sources(ctx: click.Context, given: tuple[str, ...]) -> tuple[tuple[str, ...]
             remedy=f"The text LLM comes first: {ctx.command_path} REASONER MLLM",
         )
     return tuple(map(str, given[:-1])), str(given[-1])
+
+
+def remember_print(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    """Click callback of `--print-config`."""
+    ctx.meta[_PRINT] = value
+
+
+def wants_print(ctx: click.Context) -> bool:
+    """Whether the call shall only be printed."""
+    return bool(ctx.meta.get(_PRINT))
+
+
+def require_output(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Click callback of `-o`: it is required, but not to print the call."""
+    if value is None and not wants_print(ctx):
+        raise click.MissingParameter(ctx=ctx, param=parameter)
+    return value
+
+
+def print_call(
+    method: str, reasoners: tuple[str, ...], mllm: str, values: dict[str, Any], run: "Run"
+) -> None:
+    """Print a call of a command as a recipe; see `print_recipe`."""
+    from drift_merge.engine.recipe import Recipe
+
+    out = values.pop("output")
+    recipe = Recipe(method=method, reasoners=reasoners, mllm=mllm, **values)
+    print_recipe(recipe, out, run)
+
+
+def print_recipe(recipe: "Recipe", out: Path | None, run: "Run") -> None:
+    """Print a recipe as YAML on stdout: `drift-merge run` makes the same of it from anywhere."""
+    from drift_merge.cli.options import default_threads
+    from drift_merge.engine.recipe_file import absolute
+    from drift_merge.engine.recipe_values import to_values
+    from drift_merge.engine.recipe_yaml import write_mapping
+
+    values = to_values(recipe)
+    running = {
+        "output": None if out is None else str(out),
+        "device": run.device if run.device != "cpu" else None,
+        "threads": run.threads if run.threads != default_threads() else None,
+        "overwrite": run.overwrite or None,
+    }
+    values |= {key: value for key, value in running.items() if value is not None}
+    sys.stdout.write(write_mapping(absolute(values)))

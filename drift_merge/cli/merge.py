@@ -7,6 +7,7 @@ import click
 
 from drift_merge.cli import entry, options
 from drift_merge.cli.methods import method_command, methods_table
+from drift_merge.cli.run import run_command
 from drift_merge.maths.catalog import METHODS
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -24,6 +25,7 @@ def group() -> None:
 
 for _method in METHODS.values():
     group.add_command(method_command(_method))
+group.add_command(run_command)
 
 
 @group.command()

@@ -22,6 +22,9 @@ def method_command(method: Method) -> click.Command:
         own = {name: values.pop(name) for name in method_options_of(method)}
         values["options"] = {name: value for name, value in own.items() if value is not None}
         reasoners, mllm = config_file.sources(ctx, sources)
+        if config_file.wants_print(ctx):
+            config_file.print_call(method.name, reasoners, mllm, values, run)
+            return
         merge_action(method.name, reasoners, mllm, values, run)
 
     callback.__doc__ = _help(method)
@@ -29,6 +32,7 @@ def method_command(method: Method) -> click.Command:
         click.command(name=method.name),
         click.argument("sources", nargs=-1, metavar=_metavar(method)),
         options.config,
+        options.print_config,
         *_inputs(method),
         *_own_options(method),
         options.selection("attn,mlp,norm"),

@@ -82,6 +82,15 @@ config = click.option(
     help="YAML with any of these options; a flag overrides it.",
 )
 
+print_config = click.option(
+    "--print-config",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=config_file.remember_print,
+    help="Print this call as a recipe for drift-merge run, and stop.",
+)
+
 
 def selection(modules: str) -> Callable[[Any], Any]:
     """Which tensors: modules, layers, map, mismatch."""
@@ -110,7 +119,13 @@ def selection(modules: str) -> Callable[[Any], Any]:
 def writing(dtype: str) -> Callable[[Any], Any]:
     """How the output is written."""
     return chain(
-        click.option("-o", "--output", type=PATH, required=True, help="Directory to create."),
+        click.option(
+            "-o",
+            "--output",
+            type=PATH,
+            callback=config_file.require_output,
+            help="Directory to create.  [required]",
+        ),
         click.option(
             "--dtype",
             type=click.Choice(DTYPES),

@@ -42,6 +42,7 @@ def align(ctx: click.Context, /, sources: tuple[str, ...], as_json: bool, **reci
 @group.command()
 @click.argument("sources", nargs=-1, metavar="REASONER MLLM")
 @options.config
+@options.print_config
 @click.option("--base", help="Common ancestor; then delta = reasoner - base.")
 @options.selection("attn,mlp")
 @options.writing("bfloat16")
@@ -58,6 +59,9 @@ def compute(ctx: click.Context, /, sources: tuple[str, ...], **values: Any) -> N
 
     run = options.take_run(values)
     reasoners, mllm = config_file.sources(ctx, sources)
+    if config_file.wants_print(ctx):
+        config_file.print_call("prior", reasoners, mllm, values, run)
+        return
     compute_action(reasoners, mllm, values, run)
 
 

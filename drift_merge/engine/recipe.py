@@ -192,17 +192,28 @@ def check_method(recipe: Recipe) -> None:
                 f"{nearest(name, known)}",
                 remedy=f"Its options: {', '.join(known) or 'none'}.",
             )
-    _one_of("--trim", recipe.trim, ["tensor", "global"])
-    if recipe.trim == "global" and recipe.method != TIES:
-        raise RecipeError(
-            f"{method.name} trims per tensor only.", remedy="Leave --trim out, or choose ties."
-        )
+    _check_whole_model(recipe)
     missing = [name for name in method.required.get(variant, ()) if not _is_given(recipe, name)]
     if missing:
         flag = missing[0].replace("_", "-")
         raise RecipeError(
             f"{method.name} in its variant {variant} needs {', '.join(missing)}.",
             remedy=f"Give it: --{flag} NUMBER",
+        )
+
+
+def _check_whole_model(recipe: Recipe) -> None:
+    """Options that make a method look at the whole model first."""
+    _one_of("--trim", recipe.trim, ["tensor", "global"])
+    if recipe.trim == "global" and recipe.method != TIES:
+        raise RecipeError(
+            f"{recipe.method} trims per tensor only.", remedy="Leave --trim out, or choose ties."
+        )
+    frank = [weight.is_frank for weight in recipe.parsed_weights]
+    if any(frank) and (recipe.method != "task-arithmetic" or not all(frank)):
+        raise RecipeError(
+            "--weight frank is for task-arithmetic, once for all reasoners.",
+            remedy="Write: drift-merge task-arithmetic ... --base BASE --weight frank",
         )
 
 

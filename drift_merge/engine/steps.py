@@ -5,13 +5,14 @@ inputs alone; threads, order and interruption are the stream's business.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from drift_merge.engine.finiteness import count_nonfinite, refuse_nonfinite
+from drift_merge.engine.frank import FrankWeights
 from drift_merge.engine.plan import Plan, Step
 from drift_merge.engine.reader import Raw, Reader, Run
 from drift_merge.engine.recipe import PRIOR, method_options, method_variant
@@ -166,6 +167,10 @@ def _formula(target: Target, reader: Reader, sums: PairSums) -> Formula:
     method = METHODS[step.method]
     settings = settings_of(target.plan, step)
     state = target.state
+    if isinstance(state, FrankWeights):
+        mllm, *weights = state.of(step)
+        settings = replace(settings, mllm_weight=mllm, weights=tuple(weights))
+        state = None
     if state is None and method.measure is not None:
         state = method.measure(reader.walk, settings)
     combine = method.combine
@@ -241,4 +246,7 @@ def _summary(work: _Work, inputs: list[str]) -> dict[str, Any]:
         result["fingerprint_reasoners"] = inputs[1:]
     if step.weights:
         result["change_kept"] = work.kept
+    if step.weights and isinstance(work.target.state, FrankWeights):
+        mllm, *weights = work.target.state.of(step)
+        result |= {"weights": weights, "mllm_weight": mllm}
     return result | ({"nonfinite": work.nonfinite} if work.nonfinite else {})

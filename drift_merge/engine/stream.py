@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from drift_merge.engine.extents import Extents
+from drift_merge.engine.frank import frank_weights
 from drift_merge.engine.global_trim import global_trims
 from drift_merge.engine.inputs import Inputs
 from drift_merge.engine.plan import Plan, Step
@@ -86,7 +87,11 @@ def stream(
 
 def _whole_model(run: Run, plan: Plan, threads: int) -> Any:
     """The state of a method that looks at the whole model before any tensor."""
-    if plan.recipe.method == PRIOR or plan.recipe.trim != "global":
+    if plan.recipe.method == PRIOR:
+        return None
+    if any(weight.is_frank for weight in plan.recipe.parsed_weights):
+        return frank_weights(run, plan, threads=threads)
+    if plan.recipe.trim != "global":
         return None
     return global_trims(run, plan, settings_of, threads=threads)
 

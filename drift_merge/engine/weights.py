@@ -6,6 +6,8 @@
     mlp=[0,0.5],0.1           both
     re:o_proj=0.2,0.1         canonical names that a regex finds; regexes come before modules
 
+    frank                     task-arithmetic: one weight per layer, measured (see `frank`)
+
 A tensor that no term covers is an error, never a silent 0.
 """
 
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from drift_merge.errors import RecipeError
 from drift_merge.names.modules import CHOICES
 
+FRANK = "frank"
 # Tensors outside the layers stand at an end of a gradient: the embedding before, the rest after.
 _FIRST = ("embed",)
 
@@ -49,8 +52,15 @@ class Weight:
     terms: tuple[Term, ...]  # in the order in which they are tried
 
     @property
+    def is_frank(self) -> bool:
+        """Whether the weights are measured, layer by layer, when the merge runs."""
+        return self.text == FRANK
+
+    @property
     def plain(self) -> float | str:
         """For a manifest: the number if it is the same for every tensor, else the text."""
+        if self.is_frank:
+            return self.text
         is_one = len(self.terms) == 1 and self.terms[0].key is None
         return self.terms[0].values[0] if is_one and len(self.terms[0].values) == 1 else self.text
 
@@ -93,6 +103,8 @@ def parse_weight(text: str | float, *, option: str = "--weight") -> Weight:
         RecipeError: naming the term that cannot be understood.
     """
     written = str(text).strip()
+    if written == FRANK:
+        return Weight(FRANK, (Term(None, (1.0,)),))  # a place for what the run will measure
     terms = [_parse_term(term, written, option) for term in _split(written)]
     if len({term.key for term in terms}) != len(terms):
         raise _invalid(option, written, "it names one thing twice")

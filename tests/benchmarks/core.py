@@ -1,7 +1,7 @@
 """Time and memory of `compute` and `linear` against a plain copy, and against mergekit.
 
     python tests/benchmarks/make_checkpoints.py --size 3 --out /data/3    # also 1 and 6
-    python tests/benchmarks/core.py /data/3 [/data/1 /data/6] [--runs 3] [--mergekit .../mergekit-yaml]
+    python tests/benchmarks/core.py /data/3 [/data/1 /data/6] [--runs 3] [--mergekit PROGRAM]
 
 Every row is a whole process, the rows taken in turn so that drift of the machine hits all alike;
 medians are printed. Start-up is the same command on a tiny pair. "beyond" is the rest of the

@@ -59,7 +59,7 @@ def test_the_same_option_has_the_same_help_wherever_it_configures_a_run():
 
 
 def test_keys_of_a_config_file_are_the_options_of_the_commands_that_read_one():
-    keys = set(config_file.SOURCES)
+    keys = {config_file.METHOD, *config_file.SOURCES}
     for program, name in COMMANDS:
         names = {
             long.removeprefix("--")
@@ -68,7 +68,7 @@ def test_keys_of_a_config_file_are_the_options_of_the_commands_that_read_one():
             if long.startswith("--")
         }
         if "config" in names:
-            keys |= names - {"config"}
+            keys |= names - {"config", "print-config"}
     assert set(config_file.KEYS) == keys
     assert len(config_file.KEYS) == len(keys)
 

@@ -54,7 +54,7 @@ def test_the_stream_writes_what_the_method_gives_in_memory_bit_for_bit(
 ):
     expected = in_memory(case, sources)
     assert expected != c.read_tensors(sources.mllm)
-    runs = [(sources, 7, 1, "5GB"), (sharded, 64, 3, "3KB")]
+    runs = [(sources, 23, 1, "5GB"), (sharded, 100, 3, "3KB")]
     for number, (some, chunk, threads, shard) in enumerate(runs):
         monkeypatch.setattr(workspace, "CPU_CHUNK", chunk)
         out = tmp_path / str(number)
@@ -89,26 +89,26 @@ def test_tensors_of_several_blocks_and_chunks_are_the_same_however_they_are_cut(
         assert c.read_tensors(out) == expected, chunk
 
 
-SIZES = (*range(1, 14), 31, 32, 33, 49, 50, 51, 99, 100)
+SIZES = (*range(1, 12), 13, 19, 20, 31, 49, 50, 51, 99, 100, 64)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """Tensors of 1 to 100 entries, flat and as one row, as one column; one source in float64."""
-    shapes = {}
-    for layer, size in enumerate(SIZES):
-        shape = [(size,), (1, size), (size, 1)][layer % 3]
-        shapes[f"model.layers.{layer}.mlp.up_proj.weight"] = shape
-        shapes[f"model.layers.{layer}.mlp.down_proj.weight"] = (size, 1)
+    shapes, layers = {}, len(SIZES) // 3
+    for index, size in enumerate(SIZES[: 3 * layers]):
+        shape = [(size,), (1, size), (size, 1)][(index + index // 3) % 3]
+        at = f"model.layers.{index // 3}.mlp."
+        shapes[f"{at}{('gate', 'up', 'down')[index % 3]}_proj.weight"] = shape
     dtypes = ("BF16", "F32", "BF16", "F64")
     directory = tmp_path_factory.mktemp("small")
-    return write_sources(directory, layers=len(SIZES), changes=shapes, dtypes=dtypes)
+    return write_sources(directory, layers=layers, changes=shapes, dtypes=dtypes)
 
 
 @every
 def test_tensors_of_1_to_100_entries_are_merged_as_in_memory(case, small, tmp_path):
-    selected = re.compile(r"model\.layers\..*\.mlp\.(up|down)_proj")
-    made = run_merge(case, small, tmp_path / "out", modules="re:(up|down)_proj")
+    selected = re.compile(r"model\.layers\..*\.mlp\.(gate|up|down)_proj")
+    made = run_merge(case, small, tmp_path / "out", modules="re:(gate|up|down)_proj")
     found = c.read_tensors(tmp_path / "out")
     assert found == in_memory(case, small, selected=selected)
     assert all(np.isfinite(tensor.values).all() for tensor in found.values())

@@ -76,13 +76,13 @@ _INTERPOLATIONS = (
 _SPHERICAL = (
     Method(
         name="slerp",
-        formula="sin((1-t) Omega)/sin(Omega) mllm + sin(t Omega)/sin(Omega) reasoner",
+        formula="sin((1-u) Omega)/sin(Omega) mllm + sin(u Omega)/sin(Omega) reasoner, u = w t",
         paper="Shoemake 1985, section 3.3; no paper for weights",
         base="none",
         reasoners=(1, 1),
         defaults={
-            "paper": {"t": 0.5, "dot_threshold": 1.0},
-            "mergekit": {"dot_threshold": 0.9995},
+            "paper": {"weight": 1.0, "t": 0.5, "dot_threshold": 1.0},
+            "mergekit": {"weight": 1.0, "dot_threshold": 0.9995},
         },
         required={"mergekit": ("t",)},
         notes={"mergekit": "a line where |cos| > dot_threshold"},

@@ -14,7 +14,7 @@ from drift_merge.maths.chunks import BLOCK, Chunk, Read, Settings, blocks
 from drift_merge.maths.methods.spherical import (
     OPPOSITE,
     Gram,
-    angle,
+    angle_of,
     arc,
     basis,
     combined,
@@ -26,9 +26,7 @@ from drift_merge.maths.methods.spherical import (
 def measure_nuslerp(read: Read, settings: Settings) -> list[float] | list[Tensor] | None:
     """Coefficients for the whole tensor; or per column the products; None for rows."""
     if settings.flags["flatten"]:
-        theta = angle(products) if (products := gram(read)) else None
-        if theta is None and settings.variant == "mergekit":
-            theta = pi / 2.0
+        theta = angle_of(products, settings) if (products := gram(read)) else None
         return list(arc(_fraction(settings), theta, straight_above=1.0))
     if not settings.flags["column_wise"]:
         return None
@@ -87,7 +85,7 @@ def _arcs(t: float, products: Sequence[Tensor], settings: Settings) -> tuple[Ten
     chord = ((step - gap * gap).clamp_(min=0.0) / (one * other)).sqrt_()
     theta = 2.0 * (chord / 2.0).clamp_(max=1.0).asin_()
     if settings.variant == "mergekit":
-        theta = torch.where(one * other == 0.0, pi / 2.0, theta)
+        theta = torch.where((one * other == 0.0) & (one + other > 0.0), pi / 2.0, theta)
     # NaN, the angle with a zero vector, is a line too.
     curved = (theta > 0.0) & (theta < OPPOSITE)
     safe = torch.where(curved, theta, 1.0)

@@ -72,6 +72,14 @@ def angle(products: Gram) -> float | None:
     return 2.0 * asin(min(chord / 2.0, 1.0))
 
 
+def angle_of(products: Gram, settings: Settings) -> float | None:
+    """`angle`; in variant `mergekit` pi / 2 where one of the two vectors is 0, and not both."""
+    theta = angle(products)
+    if theta is None and settings.variant == "mergekit" and products[0][0] + products[1][1] > 0.0:
+        return pi / 2.0
+    return theta
+
+
 def arc(t: float, theta: float | None, *, straight_above: float) -> tuple[float, float]:
     """sin((1-t) theta) / sin(theta) and sin(t theta) / sin(theta); 1-t and t on a straight line.
 
@@ -108,12 +116,11 @@ def slerp(products: Gram, settings: Settings) -> Sequence[float]:
     quaternion curves", SIGGRAPH 1985, section 3.3, used on weights by mergekit and others; no
     paper defines it for them. In `paper` the arc is followed at every angle (its limit at 0 is
     the line); `mergekit` takes the line where |cos Omega| > 0.9995, and an angle of pi / 2 where
-    a tensor is 0.
+    one tensor is 0. The reasoner's weight multiplies t, so that t can differ between tensors.
     """
-    theta = angle(products)
-    if settings.variant == "mergekit":
-        theta = pi / 2.0 if theta is None else theta
-    return arc(settings.numbers["t"], theta, straight_above=settings.numbers["dot_threshold"])
+    theta = angle_of(products, settings)
+    t = settings.weights[0] * settings.numbers["t"]
+    return arc(t, theta, straight_above=settings.numbers["dot_threshold"])
 
 
 def multislerp(products: Gram, settings: Settings) -> Sequence[float]:
