@@ -19,6 +19,7 @@ from tests import checkpoints as c
 from tests.engine.test_views import VISION, logical, stored, write
 from tests.merges.suite import (
     CASES,
+    KEEP_LAYERS,
     MERGED,
     RANDOM,
     Case,
@@ -232,18 +233,34 @@ def test_every_tensor_and_every_reasoner_has_a_mask_of_its_own(case, tmp_path):
             assert one == other or 0.3 < (mask == another).mean() < 0.7, (one, other)
 
 
-def test_no_byte_depends_on_the_hash_seed(sources, tmp_path):
+COMMANDS = """
+import json, sys
+from drift_merge.cli import entry
+from drift_merge.cli.merge import group
+for sys.argv in json.loads(sys.stdin.read()):
+    try:
+        entry.run(group, "drift-merge")
+    except SystemExit as ended:
+        assert not ended.code, sys.argv
+"""
+
+
+def test_the_commands_write_the_same_files_whatever_the_hash_seed(sources, tmp_path):
+    calls = []
     for case in CASES:
-        run_merge(case, sources, tmp_path / "here" / name_of(case))
-    script = (
-        "import sys; from pathlib import Path; import tests.merges.suite as s\n"
-        "one, two, mllm, base, out = map(Path, sys.argv[1:])\n"
-        "for case in s.CASES:\n"
-        "    s.run_merge(case, s.Sources((one, two), mllm, base), out / s.name_of(case))\n"
-    )
-    paths = [*sources.reasoners, sources.mllm, sources.base, tmp_path / "there"]
+        weights = tuple(map(str, case.weights))
+        run_merge(case, sources, tmp_path / "here" / name_of(case), weights=weights)
+        words = [case.name, *sources.arguments(case), "-o", tmp_path / "there" / name_of(case)]
+        words += ["--variant", case.variant] if len(METHODS[case.name].variants) > 1 else []
+        words += [word for weight in weights for word in ("--weight", weight)]
+        words += [word for name, x in case.options.items() for word in (f"--{name}", x)]
+        words += ["--keep-layers", KEEP_LAYERS] if case.name == "layer-swap" else []
+        calls.append(["drift-merge", *map(str, words), "-q"])
     subprocess.run(
-        [sys.executable, "-c", script, *map(str, paths)],
+        [sys.executable, "-c", COMMANDS],
+        input=json.dumps(calls),
+        text=True,
+        stdout=subprocess.DEVNULL,
         cwd=Path(__file__).parents[2],
         env=os.environ | {"PYTHONHASHSEED": "1"},
         check=True,

@@ -1,12 +1,17 @@
 """Options out of their range are refused before anything is written, never a traceback."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
 from drift_merge.errors import RecipeError
 from drift_merge.maths.methods import METHODS
 from tests.merges.suite import CASES, Case, name_of, run_merge, write_sources
+from tests.test_architecture import BLOCKED, ROOT
 
 FIRST: dict[str, Case] = {}  # a case for every number that some method takes
 for _case in CASES:
@@ -89,3 +94,27 @@ def test_a_method_on_a_base_is_refused_without_one(case, sources, tmp_path):
 @pytest.mark.parametrize("case", [c for c in CASES if METHODS[c.name].base == "none"])
 def test_a_method_without_a_base_is_refused_with_one(case, sources, tmp_path):
     refused(case._replace(has_base=True), sources, tmp_path / "out", "takes no base")
+
+
+def test_help_and_dry_run_of_every_method_never_import_torch(sources, tmp_path):
+    calls = [[0, "drift-merge", "methods"], [0, "drift-merge", "methods", "--json"]]
+    for case in CASES:
+        words = [case.name, *sources.arguments(case), "-o", str(tmp_path / "out"), "-n", "-v"]
+        words += ["--variant", case.variant] if len(METHODS[case.name].variants) > 1 else []
+        words += [word for weight in case.weights for word in ("--weight", str(weight))]
+        words += [word for name, x in case.options.items() for word in (f"--{name}", str(x))]
+        calls += [[0, "drift-merge", *words, "--json"], [0, "drift-merge", case.name, "--help"]]
+        if METHODS[case.name].base == "required":
+            wrong = [word for word in words if word not in ("--base", str(sources.base))]
+            calls += [[2, "drift-merge", *wrong]]
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED],
+        input=json.dumps(calls),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

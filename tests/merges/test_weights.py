@@ -5,10 +5,19 @@ import json
 import pytest
 
 from drift_merge.errors import RecipeError
+from drift_merge.maths.methods import METHODS
 from tests import checkpoints as c
 from tests.cli.conftest import call  # noqa: F401
 from tests.engine.runs import in_memory_linear
-from tests.merges.suite import MERGED, Case, in_memory, run_merge, write_sources
+from tests.merges.suite import (
+    CASES,
+    MERGED,
+    Case,
+    in_memory,
+    name_of,
+    run_merge,
+    write_sources,
+)
 
 LAYERS = 5
 LINEAR = Case("linear", "paper", has_base=False)
@@ -138,6 +147,22 @@ def test_the_weights_of_the_paper_ties_count_only_when_they_are_given(sources, t
     assert default != given
     matrices = [name for name in merged_names(sources) if len(default[name].shape) == 2]
     assert all(default[name] != given[name] for name in matrices)
+
+
+WITH_OWN = [
+    case
+    for case in CASES
+    if "mllm_weight" in METHODS[case.name].defaults[case.variant] and case.name != "consensus-ta"
+]
+
+
+@pytest.mark.parametrize("case", WITH_OWN, ids=name_of)
+def test_a_weight_of_the_mllm_alone_counts(case, sources, tmp_path):
+    run_merge(case, sources, tmp_path / "default", modules="re:layers.0")
+    run_merge(case, sources, tmp_path / "given", modules="re:layers.0", mllm_weight=0.2)
+    default, given = (c.read_tensors(tmp_path / name) for name in ("default", "given"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert default[name] != given[name]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ key and generate, about text and about an image; what was merged and copied is c
 
 import importlib.util
 import io
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -285,19 +286,13 @@ def changed(merged: Path, mllm: Path) -> set[str]:
     return {name for name in before if not np.array_equal(before[name][2], after[name][2])}
 
 
-def methods() -> Iterator[Any]:
-    from drift_merge.maths.catalog import METHODS
-
-    yield from METHODS.values()
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_method_merges_the_tower_and_the_result_loads_and_generates(
     name: str, tmp_path: Path
 ) -> None:
-    import json
-
     from transformers.utils.logging import disable_progress_bar
+
+    from drift_merge.maths.catalog import METHODS
 
     disable_progress_bar()
     family = FAMILIES[name]
@@ -309,7 +304,7 @@ def test_every_method_merges_the_tower_and_the_result_loads_and_generates(
     }
     print(f"\n{name}: {len(read(tmp_path / 'mllm'))} tensors, {len(text)} of them to be merged")
     print("method            merged  copied  misfit keys  new tokens")
-    for method in methods():
+    for method in METHODS.values():
         out = tmp_path / "out" / method.name
         given = ["--base", base] if method.base == "required" else []
         given += ONLY_HERE.get(method.name, [])

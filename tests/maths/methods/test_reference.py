@@ -220,7 +220,7 @@ def test_slerp_keeps_the_angle_of_close_relatives_exact():
 @given(seeds, sizes, st.integers(1, 3))
 @few
 def test_means_on_the_sphere_are_the_references(seed, shape, count):
-    base, *models = every = draws(seed, shape, 1 + count, torch.float64)
+    _, *models = every = draws(seed, shape, 1 + count, torch.float64)
     b, *ms = lists(*every)
     weights = [1.0, 0.5, 2.0, 0.25][: 1 + count]
     options = {"mllm_weight": weights[0], "weights": weights[1:]}

@@ -1,0 +1,337 @@
+"""Recipes as files: our own YAML and manifests; every path ends in `Recipe` and its errors."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drift_merge.engine.prepare import prepare
+from drift_merge.engine.recipe import MERGE_MODULES, PRIOR, Recipe
+from drift_merge.engine.recipe_file import absolute, read_request
+from drift_merge.engine.recipe_manifest import changed_sources
+from drift_merge.engine.recipe_values import build_recipe, method_keys, option_kinds, to_values
+from drift_merge.engine.recipe_yaml import read_mapping, write_mapping
+from drift_merge.errors import CheckpointError, RecipeError, SourceError
+from drift_merge.maths.catalog import METHODS
+from tests import checkpoints as c
+from tests.engine.runs import run_linear, run_prior
+from tests.strategies import quick
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+PAIR = "reasoner: org/text\nmllm: org/vision\n"
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def recipe_of(path, text, **overrides):
+    return read_request(write(path / "recipe.yaml", text)).recipe(overrides)
+
+
+def meaning(recipe):
+    """What a recipe asks for, whether defaults are spelled out or not."""
+    return recipe.method, recipe.reasoners, recipe.mllm, recipe.base, recipe.parameters()
+
+
+# Our own format.
+
+
+def test_keys_are_the_long_names_of_the_options(tmp_path):
+    recipe = recipe_of(
+        tmp_path,
+        "method: ties\nreasoner: [org/one, org/two]\nmllm: org/vision\nbase: org/base\n"
+        "weight: [0.3, '[0, 0.5]']\nmllm-weight: attn=0.1,0.2\nvariant: mergekit\ndensity: 1e-1\n"
+        "normalize: false\nmodules: [attn, mlp]\nlayers: 4:28\ndtype: float32\n"
+        "max_shard_size: 2GB\non-mismatch: skip\nallow-nonfinite: true\n",
+    )
+    assert recipe == Recipe(
+        method="ties",
+        reasoners=("org/one", "org/two"),
+        mllm="org/vision",
+        base="org/base",
+        weights=(0.3, "[0, 0.5]"),
+        mllm_weight="attn=0.1,0.2",
+        variant="mergekit",
+        options={"density": 0.1, "normalize": False},
+        modules="attn,mlp",
+        layers="4:28",
+        dtype="float32",
+        max_shard_size="2GB",
+        on_mismatch="skip",
+        allow_nonfinite=True,
+    )
+
+
+def test_defaults_are_those_of_the_command_of_the_method(tmp_path):
+    merge = recipe_of(tmp_path, f"method: linear\n{PAIR}")
+    prior = recipe_of(tmp_path, f"method: prior\n{PAIR}")
+    assert (merge.modules, merge.dtype) == (MERGE_MODULES, "source")
+    assert (prior.modules, prior.dtype) == ("attn,mlp", "bfloat16")
+
+
+def test_an_override_wins_over_the_file_and_the_file_is_not_blamed_for_it(tmp_path):
+    text = f"method: linear\n{PAIR}weight: 0.1\nmodules: attn\n"
+    assert recipe_of(tmp_path, text, weight=[0.7], modules="mlp").weights == (0.7,)
+    with pytest.raises(RecipeError) as raised:
+        recipe_of(tmp_path, text, dtype="int8")
+    assert raised.value.message.startswith(f"{tmp_path / 'recipe.yaml'}: --dtype is 'int8'")
+
+
+def test_paths_are_relative_to_the_file_where_they_exist_there(tmp_path):
+    (tmp_path / "models/text").mkdir(parents=True)
+    text = "method: linear\nreasoner: models/text\nmllm: org/name@main\noutput: made\n"
+    request = read_request(write(tmp_path / "recipe.yaml", text))
+    assert request.values["reasoner"] == str(tmp_path / "models/text")
+    assert request.values["mllm"] == "org/name@main"
+    assert request.values["output"] == str(tmp_path / "made")
+
+
+WRONG = {
+    "an unknown key": ("wieght: 0.1", 4, "unknown key 'wieght'. Did you mean weight?"),
+    "a key of another method": ("weight: 1\nepsilon: 0.1", 5, "linear has no option epsilon"),
+    "an unknown dtype": ("weight: 0.1\ndtype: int8", 5, "--dtype is 'int8'; expected one of"),
+    "a weight that is none": ("weight: much", 4, "--weight 'much' cannot be used"),
+    "a flag that is none": ("allow-nonfinite: 3", 4, "expected true or false"),
+    "a word that is a flag": ("modules: true", 4, "modules is True; expected a word"),
+    "a seed that is no whole number": ("seed: 0.5", 4, "expected a whole number"),
+    "a key twice": ("weight: 1\nweight: 2", 5, "'weight' is there already, in line 4"),
+    "a base where none is taken": ("base: org/base", 4, "linear takes no base"),
+    "two weights for one reasoner": ("weight: [1, 2]", 4, "--weight is given 2 times"),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "message"), WRONG.values(), ids=list(WRONG))
+def test_an_error_names_the_file_and_the_line(tmp_path, text, line, message):
+    with pytest.raises(RecipeError) as raised:
+        recipe_of(tmp_path, f"method: linear\n{PAIR}{text}\n")
+    assert f"{tmp_path / 'recipe.yaml'}, line {line}: " in raised.value.message
+    assert message in raised.value.message
+    assert raised.value.remedy
+
+
+def test_a_number_that_is_none_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=r"line 4: density is 'x'; expected a number"):
+        recipe_of(tmp_path, f"method: ties\n{PAIR}density: x\nbase: org/base")
+
+
+@pytest.mark.parametrize("missing", ["method", "reasoner", "mllm"])
+def test_what_every_recipe_needs_is_asked_for(tmp_path, missing):
+    lines = f"method: linear\n{PAIR}".splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith(missing))
+    with pytest.raises(RecipeError, match=f"{missing} is missing"):
+        recipe_of(tmp_path, text)
+
+
+def test_an_unknown_method_is_answered_with_the_nearest(tmp_path):
+    with pytest.raises(RecipeError, match=r"line 1: .*Did you mean slerp\?"):
+        recipe_of(tmp_path, f"method: slrep\n{PAIR}")
+
+
+# Round trips.
+
+WEIGHT = st.one_of(
+    st.floats(-2, 2).filter(lambda x: x == x),
+    st.sampled_from(["attn=0.1,mlp=0.3,0", "[0,0.5,1]", "re:o_proj=0.2,0.1", "0.25"]),
+)
+
+
+@st.composite
+def recipes(draw):
+    """Any recipe that the catalog allows."""
+    name = draw(st.sampled_from([*METHODS, PRIOR]))
+    reasoners = ("org/a",)
+    found = {
+        "method": name,
+        "mllm": "org/vision",
+        "modules": draw(st.sampled_from(["mlp", "re:q"])),
+    }
+    found["layers"] = draw(st.sampled_from([None, "0:2", "1", "0,2:3"]))
+    found["dtype"] = draw(st.sampled_from(["source", "bfloat16", "float32"]))
+    found["on_mismatch"] = draw(st.sampled_from(["error", "skip"]))
+    found["max_shard_size"] = draw(st.sampled_from(["5GB", "1MiB"]))
+    found["map_file"] = draw(st.sampled_from([None, Path("/maps/one.yaml")]))
+    found["allow_nonfinite"] = draw(st.booleans())
+    found["base"] = draw(st.sampled_from([None, "org/base"])) if name == PRIOR else None
+    if name == PRIOR:
+        return Recipe(reasoners=reasoners, **found)
+    method = METHODS[name]
+    if method.reasoners[1] is None:
+        reasoners = ("org/a", "org/b", "org/c@main")[: draw(st.integers(method.reasoners[0], 3))]
+    if method.base != "none" and (method.base == "required" or draw(st.booleans())):
+        found["base"] = "org/base"
+    keys, variant = method_keys(name), draw(st.sampled_from(method.variants))
+    found["variant"] = draw(st.sampled_from([variant, *([None] * (variant == "paper"))]))
+    required = method.required.get(variant, ())
+    if "weight" in keys and ("weight" in required or draw(st.booleans())):
+        count = draw(st.sampled_from([1, len(reasoners)]))
+        found["weights"] = tuple(draw(WEIGHT) for _ in range(count))
+    if "mllm-weight" in keys and draw(st.booleans()):
+        found["mllm_weight"] = draw(WEIGHT)
+    found["options"] = {
+        option: draw(st.booleans()) if kind is bool else draw(st.sampled_from([0.25, 0.5, 1.0]))
+        for option, kind in option_kinds(name).items()
+        if option in {*method.defaults[variant], *required}
+        and (option in required or draw(st.booleans()))
+    }
+    found["seed"] = draw(st.integers(0, 9))
+    return Recipe(reasoners=reasoners, **found)
+
+
+@given(recipes())
+@quick
+def test_a_recipe_written_and_read_again_asks_for_the_same(tmp_path_factory, recipe):
+    file = tmp_path_factory.mktemp("written") / "recipe.yaml"
+    file.write_text(write_mapping(absolute(to_values(recipe))))
+    assert meaning(read_request(file).recipe()) == meaning(recipe)
+
+
+@given(recipes())
+@quick
+def test_the_options_of_a_recipe_make_that_recipe(recipe):
+    again = build_recipe(to_values(recipe))
+    assert meaning(again) == meaning(recipe)
+    assert to_values(again) == to_values(recipe)
+
+
+@given(recipes())
+@quick
+def test_a_recipe_survives_its_manifest(recipe):
+    parameters = json.loads(json.dumps(recipe.parameters()))
+    again = Recipe.from_parameters(
+        recipe.method,
+        parameters,
+        reasoners=recipe.reasoners,
+        mllm=recipe.mllm,
+        base=recipe.base,
+        map_file=recipe.map_file,
+    )
+    assert meaning(again) == meaning(recipe)
+
+
+def test_what_is_equal_to_a_default_is_not_written():
+    recipe = build_recipe({"method": "ties", "reasoner": "a/b", "mllm": "c/d", "base": "e/f"})
+    assert list(to_values(recipe)) == ["method", "reasoner", "mllm", "base"]
+    spelled = dataclasses.replace(recipe, options={"density": 0.2, "scale": 1.0}, variant="paper")
+    assert to_values(spelled) == to_values(recipe)
+
+
+def test_numbers_are_not_guessed_at(tmp_path):
+    file = write(tmp_path / "x.yaml", "a: 1:30\nb: 1e-4\nc: 2026-01-01\nd: true\ne: ~\nf: 007\n")
+    assert read_mapping(file) == {
+        "a": "1:30",
+        "b": "1e-4",
+        "c": "2026-01-01",
+        "d": True,
+        "e": None,
+        "f": "007",
+    }
+
+
+# Manifests.
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A merge and a prior of relative sources, made in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    c.make_pair(Path("models"))
+    models = Path("models")
+    run_linear(models / "reasoner", models / "mllm", Path("merge"), 0.25, layers="0:1")
+    run_prior(models / "reasoner", models / "mllm", Path("prior"), modules="mlp")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["merge", "merge/drift_merge.json", "prior", "prior/prior.json"])
+def test_a_manifest_gives_its_recipe_back(made, name):
+    recipe = read_request(Path(name)).recipe()
+    assert (recipe.reasoners, recipe.mllm) == (("models/reasoner",), "models/mllm")
+    manifest = json.loads(next(Path(name.split("/")[0]).glob("*[er].json")).read_bytes())
+    assert recipe.parameters() == manifest["parameters"]
+
+
+def test_a_source_of_the_hub_is_pinned_to_the_commit_that_was_used(made):
+    file = Path("merge/drift_merge.json")
+    manifest = json.loads(file.read_bytes())
+    pinned = {"source": "org/name@main", "repo_id": "org/name", "revision": "a" * 40}
+    manifest["sources"]["mllm"] |= pinned
+    file.write_text(json.dumps(manifest))
+    assert read_request(file).recipe().mllm == f"org/name@{'a' * 40}"
+
+
+@pytest.mark.parametrize(("role", "flag"), [("reasoner", "--reasoner"), ("mllm", "--mllm")])
+def test_a_local_source_that_is_gone_is_named_and_may_be_replaced(made, role, flag):
+    Path("models", role).rename("moved")
+    request = read_request(Path("merge"))
+    with pytest.raises(SourceError, match=f"models/{role}, which is not there") as raised:
+        request.recipe()
+    assert f"{flag} PATH" in raised.value.remedy
+    moved = request.recipe({role: "moved"})
+    assert "moved" in (*moved.reasoners, moved.mllm)
+
+
+def test_a_map_is_asked_for_since_the_manifest_has_only_its_name(made):
+    file = Path("merge/drift_merge.json")
+    manifest = json.loads(file.read_bytes())
+    manifest["parameters"]["map_file"] = "names.yaml"
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(RecipeError, match=r"made with the map names\.yaml") as raised:
+        read_request(file).recipe()
+    assert "--map names.yaml" in raised.value.remedy
+    assert read_request(file).recipe({"map": "other.yaml"}).map_file == Path("other.yaml")
+
+
+def test_a_source_with_other_shapes_is_told_by_name(made):
+    request = read_request(Path("merge"))
+    prepared = prepare(request.recipe())
+    assert changed_sources(request.remade.layouts, prepared, "drift_merge.json") == []
+    tensors = c.read_tensors(Path("models/mllm")) | {"visual.more": c.store([1.0])}
+    c.write_shard(Path("models/mllm/model.safetensors"), tensors)
+    (warning,) = changed_sources(request.remade.layouts, prepare(request.recipe()), "M.json")
+    assert "the mllm mllm is not what M.json was made with" in warning
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "something"}, "of the kind 'something'"),
+        ({"format_version": 99}, "format version 99"),
+        ({"sources": {}}, "does not say how it was made"),
+        ({"parameters": {"unheard": 1}}, "does not say how it was made"),
+    ],
+)
+def test_a_manifest_that_is_none_of_ours_is_refused(made, change, message):
+    file = Path("merge/drift_merge.json")
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        read_request(file)
+
+
+# Published settings.
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """Tiny models in the place of the published ones, deep enough for k = 5."""
+    directory = tmp_path_factory.mktemp("stand_ins")
+    pair = c.make_pair(directory, layers=8)
+    tensors = c.reasoner_tensors(8, seed=7)
+    base = c.write_checkpoint(directory / "base", tensors, c.text_config(8))
+    return {"reasoner": str(pair.reasoner), "mllm": str(pair.mllm), "base": str(base)}
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
+def test_every_published_setting_can_be_planned(stand_ins, file):
+    request = read_request(file)
+    given = {key: value for key, value in stand_ins.items() if key in request.values}
+    if "method" not in request.values:  # a pair, for --config
+        given["method"] = "linear"
+    recipe = request.recipe(given)
+    counts = prepare(recipe).plan().counts()
+    kept_layers = 6 if recipe.method == "layer-swap" else 0
+    assert counts[recipe.method] == (8 - kept_layers) * 12 + 1
