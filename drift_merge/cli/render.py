@@ -122,6 +122,7 @@ def plan_json(plan: Plan, *, verbose: bool) -> dict[str, Any]:
                 "dtype": step.dtype,
                 "shape": list(step.shape),
                 "weights": list(step.weights),
+                "mllm_weight": step.mllm_weight if step.weights else None,
                 "inputs": [sorted({part.name for part in view.parts}) for view in step.inputs],
             }
             for step in plan.steps

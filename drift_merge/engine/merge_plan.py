@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from drift_merge.engine.plan import Plan, Step, View, build_plan, output_dtype, view_of
 from drift_merge.engine.recipe import LAYER_SWAP, Recipe, method_options, method_variant
 from drift_merge.engine.weights import Weight
+from drift_merge.errors import RecipeError
 from drift_merge.maths.catalog import METHODS
 from drift_merge.names.modules import parse_layers
 from drift_merge.names.tensors import Alignment, Pair, identity_parts
@@ -114,6 +115,8 @@ def _step(
     if (needs_base and base is None) or not _scale(recipe):
         return untouched
     pair = active[0].pair
+    mllm_weight = _resolve(recipe.parsed_mllm_weight, pair, num_layers)
+    _check_sum(recipe, [mllm_weight, *(entry.weight for entry in active)], info.name)
     inputs = (own, *(entry.view for entry in active), *([base] if base is not None else []))
     return Step(
         info.name,
@@ -122,11 +125,23 @@ def _step(
         info.shape,
         inputs,
         weights=tuple(entry.weight for entry in active),
-        mllm_weight=_resolve(recipe.parsed_mllm_weight, pair, num_layers),
+        mllm_weight=mllm_weight,
         has_base=base is not None,
         module=pair.module,
         canonical=pair.canonical,
     )
+
+
+def _check_sum(recipe: Recipe, weights: list[float], name: str) -> None:
+    """Refuse weights that a method would divide by their sum of zero."""
+    options = method_options(recipe)
+    takes = METHODS[recipe.method].required.get(method_variant(recipe), ())
+    divides = options.get("normalize") and ("weight" in options or "weight" in takes)
+    if divides and sum(weights) == 0.0:
+        raise RecipeError(
+            f"the weights of {name} sum to zero, and {recipe.method} divides by their sum.",
+            remedy="Change a weight, or add --no-normalize.",
+        )
 
 
 def _adds_nothing_at_zero(recipe: Recipe) -> bool:

@@ -121,12 +121,27 @@ class Reader:
         return loaded
 
     def _fill_missing_rows(self, loaded: list[Tensor], begin: int, end: int) -> None:
-        """A row without a partner takes the mllm's values, so that nothing is added to it."""
-        for view, chunk in zip(self._step.inputs[1:], loaded[1:], strict=True):
-            if view.rows is None:
-                continue
-            rows = self._run.inputs.missing_rows(view, begin // self._cols, end // self._cols)
-            chunk.view(-1, self._cols)[rows] = loaded[0].view(-1, self._cols)[rows]
+        """Rows without a partner: nothing may be added to them.
+
+        A row that the base lacks is the mllm's in every input, so that no task vector has it; a
+        row that a reasoner lacks is the base's (the mllm's without a base), so that its own does
+        not.
+        """
+        has_base = self._step.has_base
+        origin = loaded[-1] if has_base else loaded[0]
+        if has_base:
+            for chunk in loaded[1:]:
+                self._copy_rows(self._step.inputs[-1], loaded[0], chunk, begin, end)
+        reasoners = slice(1, -1 if has_base else None)
+        for view, chunk in zip(self._step.inputs[reasoners], loaded[reasoners], strict=True):
+            self._copy_rows(view, origin, chunk, begin, end)
+
+    def _copy_rows(self, view: View, origin: Tensor, chunk: Tensor, begin: int, end: int) -> None:
+        """Copy the rows that a view lacks from `origin` to `chunk`."""
+        if view.rows is None:
+            return
+        rows = self._run.inputs.missing_rows(view, begin // self._cols, end // self._cols)
+        chunk.view(-1, self._cols)[rows] = origin.view(-1, self._cols)[rows]
 
     def chunk(self, begin: int, loaded: list[Tensor]) -> Chunk:
         """Loaded inputs as a merge method sees them."""

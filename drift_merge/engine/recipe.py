@@ -68,8 +68,8 @@ class Recipe:
                 "No reasoner is given.",
                 remedy="Name the reasoner first and the mllm last: REASONER MLLM.",
             )
-        _one_of("--dtype", self.dtype, [*DTYPES, SOURCE_DTYPE])
-        _one_of("--on-mismatch", self.on_mismatch, ["error", "skip"])
+        one_of("--dtype", self.dtype, [*DTYPES, SOURCE_DTYPE])
+        one_of("--on-mismatch", self.on_mismatch, ["error", "skip"])
         parse_size(self.max_shard_size)
         # One form for one meaning: "0.10" on the command line is 0.1 in a file.
         object.__setattr__(self, "weights", tuple(parse_weight(w).plain for w in self.weights))
@@ -82,6 +82,8 @@ class Recipe:
                 remedy="Give it once for all, or once for each reasoner in their order.",
             )
         if self.method != PRIOR:
+            from drift_merge.engine.method_rules import check_method
+
             check_method(self)
 
     @property
@@ -157,73 +159,14 @@ class Recipe:
         )
 
 
-def check_method(recipe: Recipe) -> None:
-    """Check a recipe against the catalog: method, variant, base, number of reasoners, options.
-
-    Raises:
-        RecipeError: naming what is wrong and what the method accepts.
-    """
-    method = _method(recipe)
-    variant = method_variant(recipe)
-    _one_of("--variant", variant, list(method.variants))
-    if method.base == "required" and recipe.base is None:
-        raise RecipeError(
-            f"{method.name} needs a base: {method.formula}.",
-            remedy="Name the common ancestor of reasoner and mllm: --base BASE",
-        )
-    if method.base == "none" and recipe.base is not None:
-        raise RecipeError(
-            f"{method.name} takes no base: {method.formula}.",
-            remedy="Leave --base out, or choose a method on task vectors: drift-merge methods",
-        )
-    least, most = method.reasoners
-    found = len(recipe.reasoners)
-    if found < least or (most is not None and found > most):
-        wanted = f"{least}" if most == least else f"{least} or more" if most is None else f"{most}"
-        raise RecipeError(
-            f"{method.name} takes {wanted} reasoner(s); got {found}.",
-            remedy="See what each method takes: drift-merge methods",
-        )
-    known = known_options(method, variant)
-    for name in recipe.options:
-        if name not in known:
-            raise RecipeError(
-                f"{method.name} has no option {name!r} in its variant {variant}."
-                f"{nearest(name, known)}",
-                remedy=f"Its options: {', '.join(known) or 'none'}.",
-            )
-    _check_whole_model(recipe)
-    missing = [name for name in method.required.get(variant, ()) if not _is_given(recipe, name)]
-    if missing:
-        flag = missing[0].replace("_", "-")
-        raise RecipeError(
-            f"{method.name} in its variant {variant} needs {', '.join(missing)}.",
-            remedy=f"Give it: --{flag} NUMBER",
-        )
-
-
-def _check_whole_model(recipe: Recipe) -> None:
-    """Options that make a method look at the whole model first."""
-    _one_of("--trim", recipe.trim, ["tensor", "global"])
-    if recipe.trim == "global" and recipe.method != TIES:
-        raise RecipeError(
-            f"{recipe.method} trims per tensor only.", remedy="Leave --trim out, or choose ties."
-        )
-    frank = [weight.is_frank for weight in recipe.parsed_weights]
-    if any(frank) and (recipe.method != "task-arithmetic" or not all(frank)):
-        raise RecipeError(
-            "--weight frank is for task-arithmetic, once for all reasoners.",
-            remedy="Write: drift-merge task-arithmetic ... --base BASE --weight frank",
-        )
-
-
 def known_options(method: Method, variant: str) -> list[str]:
     """The options that a variant of a method takes beside the weights, sorted."""
     names = {*method.defaults[variant], *method.required.get(variant, ())}
     return sorted(names - {"weight", "mllm_weight"})
 
 
-def _is_given(recipe: Recipe, name: str) -> bool:
+def is_given(recipe: Recipe, name: str) -> bool:
+    """Whether the user gave an option, a weight or the mllm's weight."""
     if name == "weight":
         return bool(recipe.weights)
     if name == "mllm_weight":
@@ -233,15 +176,20 @@ def _is_given(recipe: Recipe, name: str) -> bool:
 
 def method_variant(recipe: Recipe) -> str:
     """The variant of the method: as given, else the paper's."""
-    return recipe.variant or _method(recipe).variants[0]
+    return recipe.variant or method_of(recipe).variants[0]
 
 
 def method_options(recipe: Recipe) -> dict[str, float | bool]:
     """Every option of the method: as given, else the default of its variant."""
-    return {**_method(recipe).defaults[method_variant(recipe)], **recipe.options}
+    return {**method_of(recipe).defaults[method_variant(recipe)], **recipe.options}
 
 
-def _method(recipe: Recipe) -> Method:
+def method_of(recipe: Recipe) -> Method:
+    """The catalog's entry of a recipe's method.
+
+    Raises:
+        RecipeError: there is none; the nearest is named.
+    """
     if recipe.method not in METHODS:
         raise RecipeError(
             f"there is no method {recipe.method!r}.{nearest(recipe.method, METHODS)}",
@@ -267,7 +215,8 @@ def nearest(word: str, choices: Collection[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _one_of(option: str, value: str, choices: list[str]) -> None:
+def one_of(option: str, value: str, choices: list[str]) -> None:
+    """Raise RecipeError unless a value is one of the choices; the nearest is named."""
     if value not in choices:
         raise RecipeError(
             f"{option} is {value!r}; expected one of {', '.join(choices)}.",

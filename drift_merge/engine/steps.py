@@ -197,7 +197,7 @@ def settings_of(plan: Plan, step: Step) -> Settings:
         flags={k: v for k, v in options.items() if isinstance(v, bool)},
         key=fingerprints.key_of(recipe.seed, step.method, step.canonical),
         shape=step.shape,
-        is_weighted=bool(recipe.weights),
+        is_weighted=bool(recipe.weights) or recipe.mllm_weight is not None,
     )
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from drift_merge.errors import RecipeError
 from drift_merge.names.modules import CHOICES
 
+MODULES = tuple(name for name in CHOICES if name != "full")  # those that a tensor can be of
+
 FRANK = "frank"
 # Tensors outside the layers stand at an end of a gradient: the embedding before, the rest after.
 _FIRST = ("embed",)
@@ -50,6 +52,7 @@ class Weight:
 
     text: str
     terms: tuple[Term, ...]  # in the order in which they are tried
+    option: str = "--weight"  # what it was given as
 
     @property
     def is_frank(self) -> bool:
@@ -80,8 +83,8 @@ class Weight:
             if term.covers(canonical, module):
                 return _at(term.values, module, layer, num_layers)
         raise RecipeError(
-            f"--weight {self.text} gives no weight for {canonical} ({module}).",
-            remedy=f"Add a bare number for all others: --weight '{self.text},0.1'",
+            f"{self.option} {self.text} gives no weight for {canonical} ({module}).",
+            remedy=f"Add a bare number for all others: {self.option} '{self.text},0.1'",
         )
 
 
@@ -108,14 +111,14 @@ def parse_weight(text: str | float, *, option: str = "--weight") -> Weight:
     terms = [_parse_term(term, written, option) for term in _split(written)]
     if len({term.key for term in terms}) != len(terms):
         raise _invalid(option, written, "it names one thing twice")
-    return Weight(written, tuple(sorted(terms, key=lambda term: term.rank)))
+    return Weight(written, tuple(sorted(terms, key=lambda term: term.rank)), option)
 
 
 def _split(text: str) -> list[str]:
     """Split at the commas outside brackets."""
     terms, depth = [""], 0
     for character in text:
-        depth += (character in "[(") - (character in "])")
+        depth += (character in "[({") - (character in "])}")
         if character == "," and depth == 0:
             terms.append("")
         else:
@@ -125,7 +128,7 @@ def _split(text: str) -> list[str]:
 
 def _parse_term(text: str, whole: str, option: str) -> Term:
     key, equals, value = text.rpartition("=")
-    if equals and not key.startswith("re:") and key not in CHOICES:
+    if equals and not key.startswith("re:") and key not in MODULES:
         raise _invalid(option, whole, f"{key!r} is no module")
     if key.startswith("re:"):
         try:

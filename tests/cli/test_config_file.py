@@ -61,7 +61,7 @@ def test_a_weight_may_be_a_number_or_a_list(call, pair, tmp_path, text, weights)
     result = call("drift-merge", "linear", *flags)
     assert result.code == 0, result.err
     manifest = json.loads((tmp_path / "out/drift_merge.json").read_text())
-    assert manifest["parameters"]["weights"] == weights
+    assert [s["weight"] for s in manifest["sources"]["reasoners"]] == weights
 
 
 def test_several_reasoners_are_a_list(call, pair, tmp_path):
@@ -101,7 +101,7 @@ def test_an_empty_value_is_as_if_the_key_were_not_there(call, pair, tmp_path):
     flags = ("--config", file, "-o", tmp_path / "out", "--json")
     result = call("drift-merge", "linear", *pair.arguments, *flags)
     assert result.code == 0, result.out
-    assert result.json["parameters"]["weights"] == [0.1]
+    assert result.json["sources"]["reasoners"][0]["weight"] == 0.1
     assert result.json["parameters"]["layers"] is None
 
 

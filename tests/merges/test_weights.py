@@ -218,8 +218,8 @@ def test_layer_swap_scales_a_gradient_too(sources, tmp_path):
 
 
 def test_a_weight_for_a_method_that_has_none_is_refused(sources, tmp_path):
-    stock, slerp = Case("model-stock", "paper", True), Case("slerp", "paper", False)
-    for case in (stock, slerp):
+    stock, near = Case("model-stock", "paper", True), Case("nearswap", "paper", False)
+    for case in (stock, near):
         with pytest.raises(RecipeError, match="weight"):
             run_merge(case, one(sources), tmp_path / "out", weights=(0.5,))
 
