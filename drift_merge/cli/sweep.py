@@ -122,10 +122,10 @@ def apply_action(path: Path, mllm: str, scale: float, values: dict[str, Any], ru
 
     out: Path = values.pop("output")
     prior = open_prior(path)
-    recipe = apply_recipe(prior, mllm, scale=scale, **values)
+    recipe = apply_recipe(prior.path, prior.manifest, mllm, scale=scale, **values)
     prepared, plan = plan_run(recipe, out, run)
     if run.dry_run:
         return
     with progress("Streaming", plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
-        made = apply_prior(prior, prepared, plan, out, run_options(run, advance))
+        made = apply_prior(prior.manifest, prepared, plan, out, run_options(run, advance))
     describe_merge(made, plan, out, run)

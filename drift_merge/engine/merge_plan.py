@@ -137,7 +137,8 @@ def _check_sum(recipe: Recipe, weights: list[float], name: str) -> None:
     options = method_options(recipe)
     takes = METHODS[recipe.method].required.get(method_variant(recipe), ())
     divides = options.get("normalize") and ("weight" in options or "weight" in takes)
-    if divides and sum(weights) == 0.0:
+    # On task vectors a sum of zero divides by 1: the base stays as it is, as in mergekit.
+    if divides and METHODS[recipe.method].base != "required" and sum(weights) == 0.0:
         raise RecipeError(
             f"the weights of {name} sum to zero, and {recipe.method} divides by their sum.",
             remedy="Change a weight, or add --no-normalize.",

@@ -1,5 +1,6 @@
 """Apply a prior: mllm + scale * delta, to the very mllm that delta was computed against."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,28 @@ from drift_merge.engine.recipe import Recipe
 from drift_merge.errors import AlignmentError
 from drift_merge.merges.make import MadeMerge, finish_merge
 from drift_merge.merges.manifest import open_merge
-from drift_merge.priors.manifest import Prior
 from drift_merge.storage.journal import Results
 from drift_merge.storage.output import OutputDirectory
 
+Manifest = Mapping[str, Any]  # of a prior
 
-def apply_recipe(prior: Prior, mllm: str, *, scale: float, **values: Any) -> Recipe:
+
+def apply_recipe(
+    prior: Path, manifest: Manifest, mllm: str, *, scale: float, **values: Any
+) -> Recipe:
     """The recipe of mllm + scale * delta over the tensors of a prior.
 
     Args:
-        prior: opened.
+        prior: directory of the prior.
+        manifest: its manifest.
         mllm: source of the model that the prior was computed against.
         scale: factor of delta; 1 gives the reasoner where delta = reasoner - mllm.
         values: other fields of the recipe (dtype, max_shard_size, allow_nonfinite).
     """
-    parameters = prior.manifest["parameters"]
+    parameters = manifest["parameters"]
     return Recipe(
         method="inject",
-        reasoners=(str(prior.path),),
+        reasoners=(str(prior),),
         mllm=mllm,
         options={"scale": scale, "is_delta": True},
         modules=parameters["modules"],
@@ -38,12 +43,12 @@ def apply_recipe(prior: Prior, mllm: str, *, scale: float, **values: Any) -> Rec
 
 
 def apply_prior(
-    prior: Prior, prepared: Prepared, plan: Plan, out: Path, options: RunOptions
+    manifest: Manifest, prepared: Prepared, plan: Plan, out: Path, options: RunOptions
 ) -> MadeMerge:
     """Write mllm + scale * delta to `out`.
 
     Args:
-        prior: opened.
+        manifest: of the prior.
         prepared: of `apply_recipe`.
         plan: `prepared.plan()`.
         out: directory to create.
@@ -53,20 +58,20 @@ def apply_prior(
         AlignmentError: the mllm is not the one that the prior was computed against.
         OutputError, CheckpointError: see `make_merge`.
     """
-    outcome = execute_all([Job(plan, out, _finish(prior, prepared, plan))], options)[0]
+    outcome = execute_all([Job(plan, out, _finish(manifest, prepared, plan))], options)[0]
     return MadeMerge(open_merge(out), outcome)
 
 
-def _finish(prior: Prior, prepared: Prepared, plan: Plan) -> Finish:
+def _finish(manifest: Manifest, prepared: Prepared, plan: Plan) -> Finish:
     finish = finish_merge(prepared, plan)
 
     def checked(output: OutputDirectory, results: Results) -> None:
         for step in plan.steps:
-            entry = prior.tensors.get(step.canonical)
+            entry = manifest["tensors"].get(step.canonical)
             found = results[step.name]["fingerprint_mllm"]
             if entry is not None and found != entry["fingerprint_mllm"]:
                 raise AlignmentError(
-                    f"{prior.path} was computed against another mllm: {step.name} has "
+                    f"the prior was computed against another mllm: {step.name} has "
                     f"{found}, expected {entry['fingerprint_mllm']}.",
                     remedy="delta belongs to the model it was computed against: give that one, "
                     "or compute a prior for this one.",
