@@ -28,7 +28,7 @@ def measure_nuslerp(read: Read, settings: Settings) -> list[float] | list[Tensor
     if settings.flags["flatten"]:
         theta = angle_of(products, settings) if (products := gram(read)) else None
         return list(arc(_fraction(settings), theta, straight_above=1.0))
-    if not settings.flags["column_wise"]:
+    if not _by_columns(settings):
         return None
     width = settings.row_length
     totals: list[Tensor] = []
@@ -56,13 +56,18 @@ def nuslerp(chunk: Chunk, state: list[float] | list[Tensor] | None, settings: Se
         )
         state = _products(copy, width, dim=-1)
     own, other = _arcs(_fraction(settings), [torch.as_tensor(x) for x in state], settings)
-    dim = 0 if settings.flags["column_wise"] else -1
+    dim = 0 if _by_columns(settings) else -1
     mllm, reasoner = chunk.mllm.view(-1, width), chunk.reasoners[0].view(-1, width)
     start = mllm if chunk.base is None else mllm - chunk.base.view(-1, width)
     # m - ((1 - c_m - c_r) v_m + c_r (m - r)): where all agree, +0.0 is subtracted.
     lack = (1.0 - own - other).to(mllm).unsqueeze(dim)
     step = (mllm - reasoner).mul_(other.to(mllm).unsqueeze(dim))
     return mllm.sub_(step.add_(start * lack)).view(-1)
+
+
+def _by_columns(settings: Settings) -> bool:
+    """A 1-D tensor has one row and no columns: entry by entry there would be no angle at all."""
+    return settings.flags["column_wise"] and len(settings.shape) > 1
 
 
 def _fraction(settings: Settings) -> float:

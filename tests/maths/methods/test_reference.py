@@ -204,6 +204,16 @@ def test_nuslerp_takes_rows_or_columns_one_by_one(column_wise):
         assert close(row, exact, [b, m, r], factor=99)
 
 
+@pytest.mark.parametrize("variant", ["paper", "mergekit"])
+def test_nuslerp_by_columns_takes_a_vector_whole(variant):
+    base, mllm, reasoner = draws(5, (9,), 2)
+    options = {"flatten": False, "weights": [0.3], "mllm_weight": 0.7, "variant": variant}
+    by_columns = merge("nuslerp", mllm, [reasoner], base, column_wise=True, **options)
+    by_rows = merge("nuslerp", mllm, [reasoner], base, column_wise=False, **options)
+    assert torch.equal(by_columns, by_rows)
+    assert not torch.equal(by_columns, mllm)
+
+
 def test_slerp_keeps_the_angle_of_close_relatives_exact():
     generator = torch.Generator().manual_seed(1)
     mllm = torch.randn(5000, generator=generator)
