@@ -5,6 +5,7 @@ tower and stream theta_reasoner - theta_mllm (a prior); write merges as complete
 feed a prior into training. This is the public face; everything else may change.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from drift_merge.priors.manifest import Prior as Prior
     from drift_merge.priors.manifest import open_prior as open_prior
     from drift_merge.priors.verify import verify_prior as verify_prior
+
+# torch says so once where numpy is not installed; it is no dependency, and nothing here needs it.
+warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
 
 # Loaded on first use: the commands' --help must not wait for what they do not need.
 _FACE = {

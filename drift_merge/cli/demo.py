@@ -4,6 +4,7 @@ The names, the config and the layout on disk are those of Qwen2.5-VL and of a Qw
 the sizes are tiny and the weights random around a shared ancestor. No network.
 """
 
+import ctypes
 import json
 import tempfile
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 from drift_merge.cli.options import Run
 from drift_merge.errors import OutputError
+from drift_merge.storage.headers import encode_header
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, LAYERS, VOCABULARY = 128, 352, 8, 2, 4, 1000
 KV = HIDDEN // HEADS * KV_HEADS
@@ -96,7 +98,6 @@ def vision_shapes() -> Shapes:
 def make_pair(directory: Path) -> tuple[Path, Path]:
     """Write `directory`/reasoner and `directory`/mllm; the same bytes every time."""
     import torch
-    from safetensors.torch import save_file
 
     def values(shapes: Shapes, seed: int, scale: float) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -106,7 +107,11 @@ def make_pair(directory: Path) -> tuple[Path, Path]:
         path = directory / name
         path.mkdir(parents=True)
         stored = {key: tensor.bfloat16() for key, tensor in tensors.items()}
-        save_file(stored, str(path / "model.safetensors"), metadata={"format": "pt"})
+        entries = [(key, "BF16", tuple(tensor.shape)) for key, tensor in stored.items()]
+        with open(path / "model.safetensors", "wb") as file:
+            file.write(encode_header(entries, {"format": "pt"})[0])
+            for tensor in stored.values():
+                file.write(ctypes.string_at(tensor.data_ptr(), 2 * tensor.numel()))
         (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         return path
 
