@@ -6,7 +6,7 @@ Knows nothing of files, names or models. Inputs are scratch buffers in the compu
 Shapes: every chunk is one-dimensional, all of equal length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, sub
 
@@ -39,10 +39,3 @@ def linear(mllm: Tensor, reasoners: Sequence[Tensor], weights: Sequence[float]) 
     for difference, weight in zip(differences, weights, strict=True):
         mllm.add_(difference, alpha=-abs(weight))
     return mllm
-
-
-Combine = Callable[[Tensor, Sequence[Tensor], Sequence[float]], Tensor]
-
-METHODS: dict[str, Combine] = {
-    "linear": linear,  # mllm + sum_i w_i * (reasoner_i - mllm)
-}

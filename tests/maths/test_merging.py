@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_merge.maths.merging import METHODS, linear
+from drift_merge.maths.merging import linear
 from tests import reference
 from tests.strategies import alike, dtypes, mixed, quick, unit_weights, weights
 
@@ -114,8 +114,3 @@ def test_a_worked_example_with_two_reasoners():
 def test_weights_and_reasoners_of_different_number_are_refused():
     with pytest.raises(ValueError, match="zip"):
         linear(torch.ones(2), [torch.ones(2)], [0.1, 0.2])
-
-
-def test_every_method_of_the_table_is_a_documented_function():
-    assert METHODS["linear"] is linear
-    assert all(method.__doc__ for method in METHODS.values())
