@@ -107,7 +107,7 @@ def _open_local(source: Source, path: Path) -> Checkpoint:
         weight_map = parse_index(_read_index(directory / INDEX, index_name), where=index_name)
         names = shard_names(weight_map)
         require_shards(names, files, where=index_name)
-    shards = [read_header(directory / name, name) for name in names]
+    shards = [_read_shard(directory, name, source.given) for name in names]
     sidecars = [name for name in files if is_sidecar(name)]
     checkpoint = assemble(source, directory, config, shards, sidecars)
     for name, shard in weight_map.items():
@@ -127,6 +127,14 @@ def _read_index(path: Path, label: str) -> bytes:
             f"{label} cannot be read: {error.strerror or error}.",
             remedy=f"Check that the file exists and is readable: ls -lL {quote(str(path))}",
         ) from error
+
+
+def _read_shard(directory: Path, name: str, label: str) -> ShardHeader:
+    """A shard's header; an error says whose shard it is, since most are called alike."""
+    try:
+        return read_header(directory / name, name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{label}: {error.message}", remedy=error.remedy) from error
 
 
 def read_config(directory: Path, label: str) -> dict[str, Any]:

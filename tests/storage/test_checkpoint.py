@@ -124,3 +124,13 @@ def test_a_checkpoint_of_empty_tensors_is_not_empty(tmp_path: Path) -> None:
     assert checkpoint.tensors["a"].shape == (0, 3)
     assert checkpoint.size_bytes == 0
     assert read_shard(path / "model.safetensors")["a"].data == b""
+
+
+def test_a_broken_shard_is_named_together_with_its_checkpoint(tmp_path):
+    pair = make_pair(tmp_path)
+    file = pair.reasoner / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(str(pair.reasoner))
+    assert caught.value.message.startswith(f"{pair.reasoner}: model.safetensors is truncated")
+    assert caught.value.remedy
