@@ -1,0 +1,255 @@
+"""LoRA, rsLoRA and DoRA through PEFT: which weights are trained by factors, and the factors' bias.
+
+The mathematics is in `projection`: one delta becomes one direction D per trained factor, and
+every factor's gradient gets `g -= c D`.
+
+**The coefficient c is one for all factors of a weight, in factor space**: |g|, <g, D> and |D| are
+taken over A, B (and m) together, because |G| and <G, delta> of the dense weight are not known from
+the factors' gradients. So `gradnorm` and `adaptive_cosine` measure the part of delta that the
+adapter can follow. `absolute` and `absolute_param_norm` need no norm of G and are exact: the
+result is the projection of the biased dense gradient. Where B is 0, as PEFT begins, D_A is 0.
+
+PEFT is not imported: its layers are known by their attributes (tested with peft 0.21). The base
+weight is only read for DoRA, which reads it in every forward pass too; a packed one (bitsandbytes,
+GPTQ) is never touched, since delta has the shape of the weight as it acts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drift_merge.errors import RecipeError
+from drift_merge.training.projection import Block, Magnitude, ReadRows, project
+
+_TABLES = {  # role of a factor -> where PEFT's layers keep it, by adapter
+    "a": ("lora_A", "lora_embedding_A"),
+    "b": ("lora_B", "lora_embedding_B"),
+    "m": ("lora_magnitude_vector",),
+}
+_DORA, _LIKE_LORA = "Dora", "MiCA"  # how PEFT's variants that act as s B A (and m) are called
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A trained tensor of an adapter."""
+
+    role: str  # "a" (R, I), "b" (O, R) or "m" (O,)
+    name: str  # as model.named_parameters() gives it
+    parameter: nn.Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One active adapter of one layer, with at least one trained factor."""
+
+    layer: Any  # PEFT's LoraLayer
+    name: str  # such as "default"
+    factors: tuple[Factor, ...]
+
+    @property
+    def scale(self) -> float:
+        """s: alpha / R, or alpha / sqrt(R) with rsLoRA; PEFT may change it during training."""
+        return float(self.layer.scaling[self.name])
+
+    @property
+    def variant(self) -> str:
+        """The class of PEFT's variant, empty for plain LoRA and rsLoRA."""
+        variant = getattr(self.layer, "lora_variant", {}).get(self.name)
+        return "" if variant is None else type(variant).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A weight that is trained through adapters."""
+
+    name: str  # of the base weight, as named_parameters() gives it where it is a parameter
+    shape: tuple[int, ...]  # of the weight as it acts: (O, I), (E, O, I), or transposed
+    is_transposed: bool  # (I, O), as in GPT-2's Conv1D, embeddings and some experts
+    adapters: tuple[Adapter, ...]
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """Every trained factor, in the order of `directions`."""
+        return tuple(factor for adapter in self.adapters for factor in adapter.factors)
+
+
+def find_adapted(model: nn.Module) -> dict[str, Adapted]:
+    """Find the weights that are trained through LoRA, by the name of the base weight.
+
+    Args:
+        model: with or without PEFT's wrappers, and any wrapper around those.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers = ((path, module) for path, module in model.named_modules() if _is_lora(module))
+    found = (_describe(path, layer, names) for path, layer in layers)
+    return {adapted.name: adapted for adapted in found if adapted.adapters}
+
+
+def require_supported(adapted: Adapted) -> None:
+    """Refuse an adapter whose effect on the weight is not s B A or DoRA's.
+
+    Raises:
+        RecipeError: naming the weight and PEFT's variant.
+    """
+    for adapter in adapted.adapters:
+        is_dora = adapter.variant.startswith(_DORA)
+        if adapter.variant and not is_dora and not adapter.variant.startswith(_LIKE_LORA):
+            raise RecipeError(
+                f"{adapted.name}: adapter {adapter.name!r} is PEFT's {adapter.variant}, whose"
+                " effect on the weight is not s B A; LoRA, rsLoRA and DoRA are supported.",
+                remedy="Use a plain LoraConfig, or leave these modules out: modules=... or"
+                " layers=...",
+            )
+        if is_dora and (len(adapted.adapters) > 1 or adapted.is_transposed):
+            why = "is transposed" if adapted.is_transposed else "has several active adapters"
+            raise RecipeError(
+                f"{adapted.name}: DoRA on a weight that {why} is not supported.",
+                remedy="Use LoRA there (use_dora=False), or one adapter: model.set_adapter(NAME)",
+            )
+
+
+def directions(
+    adapted: Adapted, read_rows: ReadRows, first_row: int, num_rows: int
+) -> tuple[Tensor, ...]:
+    """Return the direction D of every trained factor, whole, for one delta.
+
+    Arithmetic is in float32, or float64 where the factors are. Where factors are sharded every
+    rank must call this at the same point: it gathers them, and computes the same result.
+
+    Args:
+        adapted: the weight.
+        read_rows: rows of delta as a matrix, counted from delta's own first row.
+        first_row: of the weight as a matrix where delta begins; not 0 in a fused weight.
+        num_rows: of delta.
+
+    Returns:
+        For every factor of `adapted.factors` a tensor of its shape; 0 where delta has no part.
+    """
+    rows = range(first_row, first_row + num_rows)
+    found: list[Tensor] = []
+    for adapter in adapted.adapters:
+        a, b = (_compute(_values(adapter, role)) for role in "ab")
+        into = {"a": torch.zeros_like(a), "b": torch.zeros_like(b)}
+        magnitude = None
+        if adapter.variant.startswith(_DORA):
+            values = _compute(_values(adapter, "m"))
+            into["m"] = torch.zeros_like(values)
+            magnitude = Magnitude(_base_weight(adapter.layer), values, into["m"])
+        blocks = list(_blocks(adapted, (a, b), (into["a"], into["b"])))
+        project(read_rows, rows, blocks, adapter.scale, magnitude)
+        found += (into[factor.role] for factor in adapter.factors)
+    return tuple(found)
+
+
+def matrix_rows(adapted: Adapted) -> int:
+    """The number of rows of the weight seen as one matrix, experts below each other."""
+    return prod(adapted.shape[:-1])
+
+
+def _blocks(
+    adapted: Adapted, factors: tuple[Tensor, Tensor], into: tuple[Tensor, Tensor]
+) -> Iterator[Block]:
+    """Views of the factors for each block of rows of the weight seen as one matrix."""
+    experts = adapted.shape[0] if len(adapted.shape) == 3 else 1
+    rank = factors[0].shape[0] // experts
+
+    def part(a: Tensor, b: Tensor, expert: int) -> tuple[Tensor, Tensor]:
+        # PEFT keeps the experts outermost in A and innermost in B.
+        left, right = a[expert * rank : (expert + 1) * rank], b[:, expert::experts]
+        return (right.T, left.T) if adapted.is_transposed else (left, right)
+
+    for expert in range(experts):
+        left, right = part(*factors, expert)
+        yield Block(expert * right.shape[0], left, right, *part(*into, expert))
+
+
+def _values(adapter: Adapter, role: str) -> Tensor:
+    """The whole tensor of a factor, trained or not."""
+    value = _tensor(adapter.layer, adapter.name, role)
+    assert value is not None
+    return _whole(value)
+
+
+def _tensor(layer: Any, adapter: str, role: str) -> Tensor | None:
+    for table in _TABLES[role]:
+        entries = getattr(layer, table, {})
+        if adapter in entries:
+            entry = entries[adapter]
+            value: Tensor = entry if isinstance(entry, Tensor) else entry.weight
+            return value
+    return None
+
+
+def _compute(values: Tensor) -> Tensor:
+    # Not in bfloat16 even where the factors are: its products are 60 times slower on many CPUs.
+    return values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A tensor without its shards, by all ranks at the same point: FSDP2's and ZeRO-3's."""
+    if hasattr(value, "ds_id"):
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([value]):
+            return value.detach().clone()
+    gather = getattr(value.detach(), "full_tensor", None)  # DTensor
+    whole: Tensor = value.detach() if gather is None else gather()
+    return whole
+
+
+def _base_weight(layer: Any) -> Tensor:
+    """W0 as DoRA's forward pass sees it; a packed one is unpacked by PEFT."""
+    base = layer.get_base_layer()
+    if isinstance(base.weight, nn.Parameter) and base.weight.is_floating_point():
+        return _whole(base.weight)
+    from peft.utils.integrations import dequantize_module_weight
+
+    weight: Tensor = dequantize_module_weight(base).detach()
+    return weight
+
+
+def _is_lora(module: nn.Module) -> bool:
+    wanted = ("lora_A", "lora_B", "scaling", "base_layer", "active_adapters")
+    return all(hasattr(module, attribute) for attribute in wanted)
+
+
+def _describe(path: str, layer: Any, names: dict[int, str]) -> Adapted:
+    leaf = getattr(layer, "parameter_name", "weight")  # LoRA on a parameter, such as experts
+    base, where = layer.base_layer, f"{path}.base_layer"
+    while hasattr(base, "base_layer"):  # nested where several parameters of a module have LoRA
+        base, where = base.base_layer, f"{where}.base_layer"
+    name = names.get(id(getattr(base, leaf, None)), f"{where}.{leaf}")
+    shape, is_transposed = _shape(layer)
+    adapters = (_adapter(layer, adapter, names) for adapter in _active(layer))
+    return Adapted(name, shape, is_transposed, tuple(one for one in adapters if one.factors))
+
+
+def _adapter(layer: Any, name: str, names: dict[int, str]) -> Adapter:
+    factors = []
+    for role in _TABLES:
+        parameter = _tensor(layer, name, role)
+        if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
+            factors.append(Factor(role, names[id(parameter)], parameter))
+    return Adapter(layer, name, tuple(factors))
+
+
+def _active(layer: Any) -> list[str]:
+    active = layer.active_adapters
+    return [] if getattr(layer, "disable_adapters", False) else list(active)
+
+
+def _shape(layer: Any) -> tuple[tuple[int, ...], bool]:
+    """The shape of the weight as stored unpacked, and whether it is transposed."""
+    rows, columns = int(layer.out_features), int(layer.in_features)
+    experts = int(getattr(layer, "num_experts", 1))
+    if experts > 1:
+        is_transposed = not layer._did_swap_in_out_features
+    else:
+        is_embedding = bool(getattr(layer, "lora_embedding_A", {}))
+        is_transposed = is_embedding or bool(getattr(layer, "fan_in_fan_out", False))
+    matrix = (columns, rows) if is_transposed else (rows, columns)
+    return ((experts, *matrix) if experts > 1 else matrix), is_transposed
