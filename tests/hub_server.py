@@ -14,12 +14,14 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
+from tests import hub_writes
 from tests.hub_repo import Repo, git_sha1, info, is_large, sha256, tree
+from tests.hub_store import Account, RefusedError, Store
 
 _SENT_AT_ONCE = 65_536
 _ERROR_CODES = {
@@ -41,9 +43,12 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)  # more headers of that answer
     delay_seconds: float = 0.0  # before the answer
     cut_after: int = -1  # close the connection after so many bytes of the body
-    bytes_per_second: float = 0.0  # throttle the body; 0 is unthrottled
+    bytes_per_second: float = 0.0  # throttle both bodies; 0 is unthrottled
     ignore_range: bool = False  # answer 200 with the whole file
     body: bytes | None = None  # answer 200 with this instead
+    cut_request_after: int = -1  # close the connection after so many bytes of the request's body
+    loses_answer: bool = False  # do what is asked, then close the connection without an answer
+    spoils: bool = False  # keep an uploaded file with its first byte changed
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,17 @@ class Exchange:
     origin: str  # "hub" or "cdn"
     status: int
     bytes_sent: int  # of the body
+    bytes_received: int = 0  # of the request's body
 
 
 class HubServer:
     """The Hub and its CDN, each on its own port of 127.0.0.1, until the `with` block ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Path | None = None) -> None:
         self.repos: dict[str, Repo] = {}
         self.tokens: dict[str, bool] = {}  # token -> has access to gated and private repositories
+        self.accounts: dict[str, Account] = {}  # token -> who may write, and what
+        self.store = Store(store or Path())  # of uploads; a server without one is only read from
         self.faults: list[Fault] = []
         self._log: list[Exchange] = []
         self._num_open = 0  # requests that are being answered
@@ -141,15 +149,12 @@ class HubServer:
         """Bytes of all bodies sent for matching requests."""
         return sum(exchange.bytes_sent for exchange in self.requests(match))
 
-
-class _RefusedError(Exception):
-    """Ends a request with a status and one of the Hub's error codes."""
-
-    def __init__(self, status: int, code: str = "") -> None:
-        self.status, self.code = status, code
+    def bytes_received(self, match: str = "") -> int:
+        """Bytes of all bodies that came with matching requests."""
+        return sum(exchange.bytes_received for exchange in self.requests(match))
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(hub_writes.Uploads):
     hub: HubServer
     origin: str
     protocol_version = "HTTP/1.1"
@@ -166,18 +171,26 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._exchange()
 
+    def do_POST(self) -> None:
+        self._exchange()
+
+    def do_PUT(self) -> None:
+        self._exchange()
+
     def _exchange(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.status, self.sent = 0, 0
+        self.status, self.sent, self.received = 0, 0, 0
         self.fault = self.hub.begin_request(f"{self.command} {path}")
         try:
+            self.body = self.receive()
             self._answer(path)
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, TimeoutError):
             self.close_connection = True  # the client has read enough
         finally:
             asked, has_token = self.headers.get("Range", ""), self._token() != ""
+            counts = (self.status, self.sent, self.received)
             self.hub.end_request(
-                Exchange(self.command, path, asked, has_token, self.origin, self.status, self.sent)
+                Exchange(self.command, path, asked, has_token, self.origin, *counts)
             )
 
     def _answer(self, path: str) -> None:
@@ -185,44 +198,60 @@ class _Handler(BaseHTTPRequestHandler):
             if self.fault is not None:
                 self.hub.closing.wait(self.fault.delay_seconds)
                 if self.fault.status:
-                    raise _RefusedError(self.fault.status, self.fault.code)
+                    raise RefusedError(self.fault.status, self.fault.code)
             self._route(path)
-        except _RefusedError as refused:
+        except RefusedError as refused:
             self._refuse(refused)
 
     def _route(self, path: str) -> None:
         if self.origin == "cdn":
+            if self.command == "PUT":
+                self.keep_upload(path)
+                return self._send(200, {"ETag": '"part"'}, b"")
             return self._send_file(self.hub.blobs[path.rpartition("/")[2]], {})
+        if self.command == "POST":
+            query = dict(parse_qsl(urlsplit(self.path).query))
+            status, answer = hub_writes.answer_post(
+                self.hub, self._account(), path, query, self.body
+            )
+            return self._send_json(answer, status)
+        if (answer := hub_writes.answer_get(self.hub, self._account(), path)) is not None:
+            return self._send_json(answer)
         if api := re.fullmatch(r"/api/models/(.+?)(?:/(revision|tree)/(.+))?", path):
             repo_id, what, ref = api.groups()
             commit, files = self._find(repo_id, ref or "main", is_file=False)
-            return self._send_json(tree(files) if what == "tree" else info(repo_id, commit, files))
+            repo = self.hub.repos[repo_id]
+            return self._send_json(tree(files) if what == "tree" else info(repo, commit, files))
         if file := re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/(refs/pr/\d+|[^/]+)/(.+)", path):
             repo_id, ref, name = file.groups()
             commit, files = self._find(repo_id, ref, is_file=True)
             return self._resolve(commit, files.get(name))
-        raise _RefusedError(404)
+        raise RefusedError(404)
 
     def _token(self) -> str:
         return self.headers.get("Authorization", "").removeprefix("Bearer ")
 
+    def _account(self) -> Account | None:
+        return self.hub.accounts.get(self._token())
+
     def _find(self, repo_id: str, ref: str, *, is_file: bool) -> tuple[str, dict[str, Path]]:
         """The commit and its files, if the caller may see them."""
         repo, token = self.hub.repos.get(repo_id), self._token()
-        has_access = self.hub.tokens.get(token, False)
+        account = self._account()
+        has_access = self.hub.tokens.get(token, account is not None and account.owns(repo_id))
         if repo is None or (repo.private and not has_access):
-            raise _RefusedError(404 if token else 401, "RepoNotFound")
+            raise RefusedError(404 if token else 401, "RepoNotFound")
         if repo.gated and is_file and not has_access:
-            raise _RefusedError(403 if token else 401, "GatedRepo")
+            raise RefusedError(403 if token else 401, "GatedRepo")
         commit = repo.refs.get(ref, ref)
         if commit not in repo.commits:
-            raise _RefusedError(404, "RevisionNotFound")
+            raise RefusedError(404, "RevisionNotFound")
         return commit, repo.commits[commit]
 
     def _resolve(self, commit: str, path: Path | None) -> None:
         head = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if path is None:
-            raise _RefusedError(404, "EntryNotFound")
+            raise RefusedError(404, "EntryNotFound")
         if not is_large(path):
             return self._send_file(path, head | {"ETag": f'"{git_sha1(path)}"'})
         name = sha256(path)
@@ -233,8 +262,8 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self._send(302, head, b"")
 
-    def _send_json(self, answer: object) -> None:
-        self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+    def _send_json(self, answer: object, status: int = 200) -> None:
+        self._send(status, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
     def _send_file(self, path: Path, head: dict[str, str]) -> None:
         data = path.read_bytes()
@@ -247,8 +276,9 @@ class _Handler(BaseHTTPRequestHandler):
         head |= {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
         return self._send(206, head, data[first : last + 1])
 
-    def _refuse(self, refused: _RefusedError) -> None:
-        head = {"X-Error-Message": _ERROR_CODES.get(refused.code, "Refused")}
+    def _refuse(self, refused: RefusedError) -> None:
+        message = refused.message or _ERROR_CODES.get(refused.code, "Refused")
+        head = {"X-Error-Message": message}
         if refused.code:
             head["X-Error-Code"] = refused.code
         more = self.fault.headers if self.fault else {}
@@ -257,6 +287,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, head: dict[str, str], body: bytes) -> None:
         if self.fault and self.fault.body is not None and status < 300:
             body = self.fault.body
+        if self.fault and self.fault.loses_answer:
+            return self.hang_up()
         self.status = status
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | head).items():
