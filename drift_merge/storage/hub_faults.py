@@ -7,6 +7,7 @@ the three is imported here.
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -40,10 +41,10 @@ def patiently(call: Callable[[], T], source: Source, *, retry_answers: bool = Tr
     for wait in (*WAITS_SECONDS, None):
         try:
             return call()
-        except _foreign_errors() as error:
+        except foreign_errors() as error:
             if wait is None or not _may_pass(error, retry_answers):
                 raise explain(error, source) from error
-            time.sleep(_asked_wait(error) or wait)
+            time.sleep(asked_wait(error) or wait)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -51,7 +52,7 @@ def explain(error: Exception, source: Source) -> DriftMergeError:
     """Say in the user's words what an exception of huggingface_hub means for `source`."""
     from huggingface_hub import errors
 
-    error = _origin(error)
+    error = origin_of(error)
     if isinstance(error, errors.HfHubHTTPError):
         return _explain_answer(error, source)
     if is_offline() or isinstance(error, errors.OfflineModeIsEnabled):
@@ -61,14 +62,14 @@ def explain(error: Exception, source: Source) -> DriftMergeError:
             f"The Hub's cache cannot be written while fetching {source.label}: {error}.",
             remedy="Free some space, or put the cache elsewhere: export HF_HOME=/path/with/space",
         )
-    detail = _first_line(error)
+    detail = first_line(error)
     if "Timeout" in type(error).__name__ or isinstance(error, TimeoutError):
         return SourceError(
-            f"{_endpoint()} did not answer in time while fetching {source.label} ({detail}).",
+            f"{endpoint()} did not answer in time while fetching {source.label} ({detail}).",
             remedy="Try again; for a slow line: export HF_HUB_DOWNLOAD_TIMEOUT=60",
         )
     return SourceError(
-        f"Fetching {source.label} from {_endpoint()} failed: {detail}.",
+        f"Fetching {source.label} from {endpoint()} failed: {detail}.",
         remedy="Check the network and the proxy settings, then run the same command again: "
         "finished parts are kept.\nA copy in the cache needs no network: export HF_HUB_OFFLINE=1",
     )
@@ -107,8 +108,8 @@ def is_offline() -> bool:
 def _explain_answer(error: Exception, source: Source) -> SourceError:
     from huggingface_hub import errors
 
-    page = f"{_endpoint()}/{source.repo_id}"
-    status = _status(error)
+    page = f"{endpoint()}/{source.repo_id}"
+    status = status_of(error)
     if isinstance(error, errors.GatedRepoError):
         return SourceError(
             f"{source.label} is gated: its owner asks for consent before download (HTTP {status}).",
@@ -116,40 +117,40 @@ def _explain_answer(error: Exception, source: Source) -> SourceError:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return SourceError(
-            f"{source.repo_id} has no revision {source.revision!r} on {_endpoint()}.",
+            f"{source.repo_id} has no revision {source.revision!r} on {endpoint()}.",
             remedy=f"Its branches and tags are listed at {page}/tree/main; "
             f"without a revision the default branch is used: {source.repo_id}",
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return SourceError(
-            f"{source.given} is no path here, and {_endpoint()} has no model {source.repo_id} that "
+            f"{source.given} is no path here, and {endpoint()} has no model {source.repo_id} that "
             f"you may see (HTTP {status}).",
             remedy="Check the spelling. If the model is private: hf auth login",
         )
     if status in (401, 403):
         return SourceError(
-            f"{_endpoint()} refuses {source.label} (HTTP {status}): the token is missing, expired "
+            f"{endpoint()} refuses {source.label} (HTTP {status}): the token is missing, expired "
             "or has too few rights.",
             remedy=f"Log in: hf auth login\nIf the model has terms, accept them at {page}",
         )
     if status == 429:
         return SourceError(
-            f"{_endpoint()} limits the rate of requests (HTTP 429) while fetching {source.label}.",
+            f"{endpoint()} limits the rate of requests (HTTP 429) while fetching {source.label}.",
             remedy="Wait some minutes and run the same command again. Logged-in users may ask more "
             "often: hf auth login",
         )
     if status >= 500:
         return SourceError(
-            f"{_endpoint()} failed to serve {source.label} (HTTP {status}).",
+            f"{endpoint()} failed to serve {source.label} (HTTP {status}).",
             remedy="The fault is on that side: try again later. Finished parts are kept.",
         )
     return SourceError(
-        f"{_endpoint()} answered HTTP {status} for {source.label}: {_first_line(error)}.",
+        f"{endpoint()} answered HTTP {status} for {source.label}: {first_line(error)}.",
         remedy=f"See whether the files are there: {page}/tree/{source.revision or 'main'}",
     )
 
 
-def _foreign_errors() -> tuple[type[Exception], ...]:
+def foreign_errors() -> tuple[type[Exception], ...]:
     """What huggingface_hub may raise: its errors, its transport's, the disk's, a bad answer's."""
     from huggingface_hub import errors
 
@@ -165,11 +166,16 @@ def _foreign_errors() -> tuple[type[Exception], ...]:
     return (transport, OSError, RuntimeError, ValueError, xet)
 
 
-def _origin(error: Exception) -> Exception:
-    """The fault behind "not found in the cache either", which huggingface_hub puts on top."""
+def origin_of(error: Exception) -> Exception:
+    """The fault behind what huggingface_hub puts on top.
+
+    That is "not found in the cache either", or a RuntimeError that names the file being sent.
+    """
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+    while isinstance(error.__cause__, Exception) and (
+        isinstance(error, LocalEntryNotFoundError) or type(error) is RuntimeError
+    ):
         error = error.__cause__
     return error
 
@@ -177,32 +183,45 @@ def _origin(error: Exception) -> Exception:
 def _may_pass(error: Exception, retry_answers: bool) -> bool:
     from huggingface_hub import errors
 
-    error = _origin(error)
+    error = origin_of(error)
     if isinstance(error, errors.HfHubHTTPError):
-        return retry_answers and _status(error) in _PASSING_STATUS
+        return retry_answers and status_of(error) in _PASSING_STATUS
     if is_offline() or isinstance(error, (errors.OfflineModeIsEnabled, ValueError)):
         return False
     return not (isinstance(error, OSError) and error.errno in _CANNOT_WRITE)
 
 
-def _asked_wait(error: Exception) -> float:
-    """Seconds that the Hub asks to wait (Retry-After), within reason; 0 if it does not say."""
-    response = getattr(_origin(error), "response", None)
-    asked = "" if response is None else str(response.headers.get("Retry-After", ""))
-    return min(float(asked), _LONGEST_WAIT_SECONDS) if asked.isdigit() else 0.0
+def asked_wait(error: Exception, longest: float = _LONGEST_WAIT_SECONDS) -> float:
+    """Seconds that the Hub asks to wait (Retry-After, or RateLimit); 0 if it does not say.
+
+    Args:
+        error: an answer that the client has raised.
+        longest: the most that is returned, in seconds.
+    """
+    response = getattr(origin_of(error), "response", None)
+    headers = {} if response is None else response.headers
+    asked = str(headers.get("Retry-After", ""))
+    if not asked.isdigit():
+        # "api";r=0;t=55: none left, and 55 seconds until there are some again
+        limit = re.search(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", str(headers.get("RateLimit", "")))
+        asked = limit[1] if limit else ""
+    return min(float(asked), longest) if asked.isdigit() else 0.0
 
 
-def _status(error: Exception) -> int:
+def status_of(error: Exception) -> int:
+    """The HTTP status of an answer that the client has raised; 0 for any other error."""
     response = getattr(error, "response", None)
     return 0 if response is None else int(response.status_code)
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """The address of the Hub in use (HF_ENDPOINT)."""
     from huggingface_hub import constants
 
     return constants.ENDPOINT
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The class of an error and the first line of its text."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text}".rstrip(".: ")
