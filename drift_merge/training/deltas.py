@@ -1,0 +1,191 @@
+"""The values of delta, where and when they are needed: read from the prior's memory map.
+
+The prior's files are mapped, so all local ranks share one copy in the page cache, and a rank
+touches only the pages of its regions. Several priors are combined with their weights on the
+way. How a delta is stored (or compressed) is known to `read_delta` alone.
+
+Shapes: a stored delta is seen as a matrix, see `units.matrix`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from drift_merge.engine.seals import check_seal
+from drift_merge.engine.workspace import DTYPES
+from drift_merge.errors import CheckpointError, RecipeError
+from drift_merge.priors.manifest import MANIFEST, Prior, open_prior
+from drift_merge.storage.checkpoint import open_deltas
+from drift_merge.storage.headers import TensorInfo
+from drift_merge.storage.mapped import MappedCheckpoint
+from drift_merge.storage.sources import parse_source
+from drift_merge.training.units import Block, Unit, matrix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenPrior:
+    """A prior with its shards mapped."""
+
+    prior: Prior
+    mapped: MappedCheckpoint
+    flat: dict[str, Tensor] = field(default_factory=dict)  # stored tensors seen so far
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Canonical name -> shape of every delta."""
+        return {name: tuple(entry["shape"]) for name, entry in self.prior.tensors.items()}
+
+    @property
+    def seal(self) -> str:
+        """The fingerprint of the manifest, which holds those of all deltas."""
+        return str(self.prior.manifest.get("seal"))
+
+    def stored(self, name: str) -> Tensor:
+        """A stored tensor, flat and read only, as a window on the map."""
+        info: TensorInfo = self.mapped.checkpoint.tensors[name]
+        # Looked at each time: a file that was cut short would kill the process (SIGBUS).
+        data = self.mapped.view(info)
+        if name not in self.flat:
+            self.flat[name] = torch.frombuffer(data, dtype=DTYPES[info.dtype])
+        return self.flat[name]
+
+
+def load_prior(where: str | Path) -> Prior:
+    """Open a prior: its manifest is read and its seal checked, no delta is.
+
+    Args:
+        where: a directory, or a Hub id `org/name[@revision]`, which is downloaded.
+
+    Raises:
+        SourceError: there is no prior.
+        CheckpointError: its manifest is broken, or of a newer format.
+        VerificationError: its manifest was changed after it was written.
+    """
+    path = Path(where)
+    if not path.is_dir():
+        source = parse_source(str(where))
+        if source.kind != "local":
+            from drift_merge.storage import hub
+
+            path = hub.fetch_snapshot(hub.resolve_revision(source))
+    prior = open_prior(path)
+    check_seal(prior.manifest, path / MANIFEST)
+    return prior
+
+
+def open_for_training(prior: Prior | str | Path) -> OpenPrior:
+    """Map a prior's shards and compare their headers with the manifest.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape; see also `load_prior`.
+    """
+    loaded = prior if isinstance(prior, Prior) else load_prior(prior)
+    checkpoint = open_deltas(str(loaded.path))
+    for name, entry in loaded.tensors.items():
+        info = checkpoint.tensors.get(name)
+        if info is None or info.shape != tuple(entry["shape"]) or info.dtype != entry["dtype"]:
+            found = "nothing" if info is None else f"{info.dtype} {info.shape}"
+            raise CheckpointError(
+                f"{loaded.path}: {name} is {found} in the shards, but the manifest says"
+                f" {entry['dtype']} {tuple(entry['shape'])}.",
+                remedy=f"Check the prior, then make or download it again: drift-prior verify"
+                f" {loaded.path}",
+            )
+    return OpenPrior(loaded, MappedCheckpoint(checkpoint))
+
+
+def read_delta(opened: OpenPrior, name: str, block: Block, out: Tensor) -> None:
+    """Copy a block of a stored delta to `out`: the one place that knows how deltas are stored.
+
+    Args:
+        opened: the prior.
+        name: canonical name.
+        block: of the stored matrix.
+        out: shape (block.rows, block.cols), float32 or float64, written to.
+    """
+    stored = opened.stored(name)
+    _, cols = matrix(opened.mapped.checkpoint.tensors[name].shape)
+    if block.cols == cols:  # whole rows are one range
+        begin = block.row * cols
+        out.view(-1).copy_(stored[begin : begin + block.numel])
+        return
+    strides, begin = (cols, 1), block.row * cols + block.col
+    out.copy_(stored.as_strided((block.rows, block.cols), strides, begin))
+
+
+class DeltaSource(Protocol):
+    """Where the values of delta come from."""
+
+    def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
+        """Write a chunk of a unit's delta to `out`.
+
+        Args:
+            unit: whose.
+            begin: first element, counted in the flattened region of this rank.
+            block: the same elements as a block of the unit.
+            out: flat, `block.numel` elements, float32 or float64; on the host or a device.
+        """
+
+
+class FileDeltas:
+    """Deltas as they lie in the files of one or several priors."""
+
+    def __init__(self, priors: Sequence[OpenPrior], weights: Sequence[float]) -> None:
+        self.priors, self.weights = tuple(priors), tuple(weights)
+        self.elements_read = 0  # of all priors together, for tests: a rank reads its part only
+
+    def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
+        """Read a chunk: the weighted sum of all priors."""
+        for number, (opened, weight) in enumerate(zip(self.priors, self.weights, strict=True)):
+            target = out if number == 0 else torch.empty_like(out)
+            _read_unit(opened, unit, block, target)
+            if weight != 1.0:
+                target.mul_(weight)
+            if number:
+                out.add_(target)
+        self.elements_read += block.numel * len(self.priors)
+
+    def rows(self, unit: Unit, first: int, end: int) -> Tensor:
+        """Rows [first, end) of a unit's matrix, float32, shape (end - first, cols)."""
+        cols = matrix(unit.shape)[1]
+        out = torch.empty((end - first) * cols)
+        self.chunk(unit, first * cols, Block(first, end - first, 0, cols), out)
+        return out.view(-1, cols)
+
+
+def _read_unit(opened: OpenPrior, unit: Unit, block: Block, out: Tensor) -> None:
+    """Read a block of a unit, which may be stored transposed."""
+    origin = unit.origin
+    if not origin.is_transposed:
+        place = Block(origin.row + block.row, block.rows, origin.col + block.col, block.cols)
+        read_delta(opened, unit.name, place, out.view(block.rows, block.cols))
+        return
+    turned = torch.empty(block.cols, block.rows, dtype=out.dtype)
+    place = Block(origin.row + block.col, block.cols, origin.col + block.row, block.rows)
+    read_delta(opened, unit.name, place, turned)
+    out.view(block.rows, block.cols).copy_(turned.T)
+
+
+def combine_weights(count: int, weights: Sequence[float] | None) -> tuple[float, ...]:
+    """The weight of every prior: what the user gave, or 1 each.
+
+    Raises:
+        RecipeError: another number of weights than priors, or all are 0.
+    """
+    found = tuple(map(float, weights)) if weights is not None else (1.0,) * count
+    if len(found) != count or not any(found):
+        raise RecipeError(
+            f"weights is {weights!r}; expected {count} numbers, one per prior, not all 0.",
+            remedy="E.g. attach(model, [first, second], weights=[1.0, -0.5])",
+        )
+    return found
+
+
+def recorded(priors: Sequence[OpenPrior], name: str, key: str) -> Any:
+    """What the first prior's manifest records of a tensor, None where it does not."""
+    entry: Mapping[str, Any] = priors[0].prior.tensors[name]
+    return entry.get(key)

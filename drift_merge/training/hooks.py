@@ -1,0 +1,96 @@
+"""Where a handle hooks itself in: before the step of an optimizer, whoever wraps it."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drift_merge.errors import RecipeError
+from drift_merge.training.units import Unit
+
+Apply = Callable[[float | Tensor | None, Tensor | None], None]  # (loss scale, found_inf)
+Undo = Callable[[], None]
+
+
+def hook_optimizer(
+    model: nn.Module, optimizer: Any, units: Iterable[Unit], apply: Apply
+) -> Undo | None:
+    """Call `apply` before every step of an optimizer.
+
+    Args:
+        model: as it is trained.
+        optimizer: of torch, accelerate or DeepSpeed; None for none.
+        units: what will be biased; the optimizer must hold their parameters.
+        apply: called with the loss scale that gradients still carry, and found_inf.
+
+    Returns:
+        What undoes it; None where there is no optimizer to hook.
+
+    Raises:
+        RecipeError: it is no optimizer, or of another model.
+    """
+    if optimizer is None:
+        return None
+    from drift_merge.training import deepspeed
+
+    if deepspeed.is_deepspeed(optimizer) or deepspeed.is_deepspeed(model):
+        optimizer = deepspeed.find_optimizer(model, unwrap_accelerated(optimizer))
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            return deepspeed.hook_step(optimizer, lambda: apply(None, None))
+    plain = unwrap(optimizer)
+    _require_parameters(plain, units)
+
+    def before_step(hooked: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _refuse_closure(hooked, args, kwargs)
+        # GradScaler leaves both to a fused optimizer whose gradients nobody has unscaled.
+        apply(getattr(hooked, "grad_scale", None), getattr(hooked, "found_inf", None))
+
+    return plain.register_step_pre_hook(before_step).remove
+
+
+def unwrap_accelerated(optimizer: Any) -> Any:
+    """The optimizer within accelerate's wrapper, or the optimizer itself."""
+    while type(optimizer).__module__.split(".")[0] == "accelerate":
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def unwrap(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer within accelerate's.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    plain = unwrap_accelerated(optimizer)
+    if not isinstance(plain, torch.optim.Optimizer):
+        raise RecipeError(
+            f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer, an"
+            " AcceleratedOptimizer or DeepSpeed's engine.",
+            remedy="Pass optimizer=None and call handle.apply() before each step.",
+        )
+    return plain
+
+
+def _require_parameters(optimizer: torch.optim.Optimizer, units: Iterable[Unit]) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    ours = {id(u.parameter): u.parameter_name for u in units if not u.is_adapted}
+    missing = [name for key, name in ours.items() if key not in held]
+    if missing:
+        raise RecipeError(
+            f"the optimizer does not hold {len(missing):,} of the {len(ours):,} parameters to be"
+            f" biased, e.g. {missing[0]}.",
+            remedy="Pass the optimizer that was made from this model's parameters, after the model"
+            " was wrapped, or freeze what is not trained.",
+        )
+
+
+def _refuse_closure(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    given = [value for value in args if value is not optimizer]
+    if any(map(callable, given)) or callable(kwargs.get("closure")):
+        raise RecipeError(
+            f"{type(optimizer).__name__}.step() got a closure: it computes the gradients after the"
+            " hook has run, so that they would miss the bias.",
+            remedy="Attach with optimizer=None and call handle.apply() at the end of the closure,"
+            " after backward(); in Lightning use drift_merge.training.lightning.DriftCallback.",
+        )

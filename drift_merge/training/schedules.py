@@ -1,0 +1,77 @@
+"""alpha: a number, one per module, and how it changes with the steps.
+
+alpha(module, step) = alpha[module] * factor(step)
+"""
+
+from collections.abc import Callable, Mapping
+from math import cos, isfinite, pi
+
+from drift_merge.errors import RecipeError
+
+Alpha = float | Mapping[str, float]
+Schedule = str | Callable[[int], float] | None
+
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+def alphas_of(alpha: Alpha, modules: set[str]) -> dict[str, float]:
+    """alpha by module.
+
+    Args:
+        alpha: one number, or a number for each module of the units.
+        modules: those of the units, e.g. {"attn", "mlp"}.
+
+    Raises:
+        RecipeError: a module is unknown or missing, or a value is no finite number.
+    """
+    table = dict(alpha) if isinstance(alpha, Mapping) else dict.fromkeys(modules, alpha)
+    wrong = [name for name, value in table.items() if not _is_number(value)]
+    if wrong:
+        raise RecipeError(f"alpha is {alpha!r}; expected finite numbers.", remedy="E.g. alpha=1.0.")
+    if set(table) != modules:
+        unknown, missing = sorted(set(table) - modules), sorted(modules - set(table))
+        raise RecipeError(
+            f"alpha is given for {', '.join(sorted(table))}, but the selected tensors are of"
+            f" {', '.join(sorted(modules))}"
+            + (f"; not selected: {', '.join(unknown)}" if unknown else "")
+            + (f"; missing: {', '.join(missing)}" if missing else "")
+            + ".",
+            remedy=f"E.g. alpha={dict.fromkeys(sorted(modules), 1.0)}, or one number for all.",
+        )
+    return {name: float(value) for name, value in table.items()}
+
+
+def factor_of(schedule: Schedule, total_steps: int | None) -> Callable[[int], float]:
+    """The factor of alpha at a step; step 0 is the first.
+
+    Args:
+        schedule: None or "constant": 1. "linear": 1 - t/T. "cosine": (1 + cos(pi t/T)) / 2. Both
+            stay 0 from T on. Or a function of the step.
+        total_steps: T, number of optimizer steps.
+
+    Raises:
+        RecipeError: an unknown word, or no T where one is needed.
+    """
+    if callable(schedule):
+        return schedule
+    if schedule is None or schedule == "constant":
+        return lambda step: 1.0
+    if schedule not in SCHEDULES:
+        raise RecipeError(
+            f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}, or a function.",
+            remedy="A function gets the step (0 at first) and returns a factor for alpha.",
+        )
+    if not isinstance(total_steps, int) or total_steps < 1:
+        raise RecipeError(
+            f"schedule {schedule!r} needs total_steps, the number of optimizer steps; it is"
+            f" {total_steps!r}.",
+            remedy=f"E.g. schedule={schedule!r}, total_steps=1000.",
+        )
+    total = total_steps
+    if schedule == "linear":
+        return lambda step: max(0.0, 1.0 - step / total)
+    return lambda step: (1.0 + cos(pi * min(step / total, 1.0))) / 2.0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
