@@ -16,11 +16,13 @@ from drift_merge.engine.manifests import (
     read_fingerprints,
     read_manifest,
 )
-from drift_merge.engine.plan import Plan
+from drift_merge.engine.plan import Plan, Step
 from drift_merge.engine.prepare import Prepared
 from drift_merge.engine.seals import describe_index, seal
 from drift_merge.errors import SourceError
+from drift_merge.priors.samples import sample_mllm
 from drift_merge.storage.journal import Results
+from drift_merge.storage.mapped import MappedCheckpoint
 
 MANIFEST = "prior.json"
 FORMAT_VERSION = 1
@@ -83,23 +85,26 @@ def _missing_in_base(prepared: Prepared, plan: Plan) -> dict[str, int]:
 
 
 def _tensors(plan: Plan, results: Results) -> dict[str, dict[str, Any]]:
-    tensors = {}
-    for step in plan.steps:
-        result = dict(results[step.name])
-        result["fingerprint_delta"] = result.pop("fingerprint")
-        reasoner = step.inputs[1]
-        entry: dict[str, Any] = {
-            "reasoner": sorted({part.name for part in reasoner.parts}),
-            "mllm": step.inputs[0].parts[0].name,
-            "module": step.module,
-            "shape": list(step.shape),
-            "dtype": step.dtype,
-        }
-        if reasoner.rows is not None:
-            entry["rows_matched"] = reasoner.rows.num_matched
-            entry["rows_unmatched"] = reasoner.rows.num_unmatched
-        tensors[step.name] = entry | result
-    return tensors
+    with MappedCheckpoint(plan.sources[0]) as mapped:
+        return {step.name: _entry(plan, step, results, mapped) for step in plan.steps}
+
+
+def _entry(plan: Plan, step: Step, results: Results, mapped: MappedCheckpoint) -> dict[str, Any]:
+    """What is recorded of one delta."""
+    result = dict(results[step.name])
+    result["fingerprint_delta"] = result.pop("fingerprint")
+    reasoner = step.inputs[1]
+    entry: dict[str, Any] = {
+        "reasoner": sorted({part.name for part in reasoner.parts}),
+        "mllm": step.inputs[0].parts[0].name,
+        "module": step.module,
+        "shape": list(step.shape),
+        "dtype": step.dtype,
+    }
+    if reasoner.rows is not None:
+        entry["rows_matched"] = reasoner.rows.num_matched
+        entry["rows_unmatched"] = reasoner.rows.num_unmatched
+    return entry | result | sample_mllm(plan, mapped, step)
 
 
 def open_prior(path: Path) -> Prior:
