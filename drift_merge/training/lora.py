@@ -15,7 +15,7 @@ GPTQ) is never touched, since delta has the shape of the weight as it acts.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from drift_merge.errors import RecipeError
 from drift_merge.training.projection import Block, Magnitude, ReadRows, project
+from drift_merge.training.units import Origin, Unit
 
 _TABLES = {  # role of a factor -> where PEFT's layers keep it, by adapter
     "a": ("lora_A", "lora_embedding_A"),
@@ -110,6 +111,38 @@ def require_supported(adapted: Adapted) -> None:
                 f"{adapted.name}: DoRA on a weight that {why} is not supported.",
                 remedy="Use LoRA there (use_dora=False), or one adapter: model.set_adapter(NAME)",
             )
+
+
+def factor_units(unit: Unit, adapted: Adapted) -> tuple[Unit, ...]:
+    """One ordinary unit for each trained factor of a weight, in the order of `directions`.
+
+    They carry the name of the prior's tensor, and so share its coefficient.
+
+    Args:
+        unit: of the base weight.
+        adapted: the weight.
+
+    Raises:
+        RecipeError: as in `require_supported`.
+    """
+    require_supported(adapted)
+    return tuple(
+        replace(
+            unit,
+            parameter_name=factor.name,
+            parameter=factor.parameter,
+            shape=full_shape(factor.parameter),
+            begin=0,
+            origin=Origin(0, 0, False),
+            is_adapted=False,
+        )
+        for factor in adapted.factors
+    )
+
+
+def full_shape(parameter: Tensor) -> tuple[int, ...]:
+    """The shape of the whole parameter; ZeRO-3 leaves an empty one behind."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def directions(
