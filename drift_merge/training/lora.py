@@ -16,6 +16,7 @@ GPTQ) is never touched, since delta has the shape of the weight as it acts.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from math import prod
 from typing import Any
 
@@ -225,9 +226,7 @@ def _compute(values: Tensor) -> Tensor:
 def _whole(value: Tensor) -> Tensor:
     """A tensor without its shards, by all ranks at the same point: FSDP2's and ZeRO-3's."""
     if hasattr(value, "ds_id"):
-        from deepspeed.zero import GatheredParameters
-
-        with GatheredParameters([value]):
+        with import_module("deepspeed.zero").GatheredParameters([value]):
             return value.detach().clone()
     gather = getattr(value.detach(), "full_tensor", None)  # DTensor
     whole: Tensor = value.detach() if gather is None else gather()
@@ -239,9 +238,8 @@ def _base_weight(layer: Any) -> Tensor:
     base = layer.get_base_layer()
     if isinstance(base.weight, nn.Parameter) and base.weight.is_floating_point():
         return _whole(base.weight)
-    from peft.utils.integrations import dequantize_module_weight
-
-    weight: Tensor = dequantize_module_weight(base).detach()
+    unpack = import_module("peft.utils.integrations").dequantize_module_weight
+    weight: Tensor = unpack(base).detach()
     return weight
 
 
