@@ -2,31 +2,33 @@
 
 from typing import Any
 
-from drift_merge.engine.cards import lineage_section, where
+from drift_merge.engine.cards import (
+    Published,
+    argument,
+    front_matter,
+    in_words,
+    lineage_section,
+    where,
+)
 
 
-def merge_card(manifest: dict[str, Any]) -> bytes:
-    """`README.md` of a merge, from its manifest alone."""
-    sources, parameters = manifest["sources"], manifest["parameters"]
+def merge_card(manifest: dict[str, Any], published: Published | None = None) -> bytes:
+    """`README.md` of a merge, from its manifest alone.
+
+    Args:
+        manifest: of the merge.
+        published: where it is on the Hub, and under which license; None for a local one.
+    """
+    sources = manifest["sources"]
     mllm, reasoners = sources["mllm"], sources["reasoners"]
-    hub_ids = [s["repo_id"] for s in (mllm, *reasoners) if s["repo_id"]]
-    front = ["---", "library_name: transformers", "pipeline_tag: image-text-to-text"]
-    if hub_ids:
-        front += ["base_model:", *(f"- {name}" for name in hub_ids)]
-        front += ["base_model_relation: merge"]
-    front += [f"tags: [merge, {manifest['method']}, drift-merge]", "---"]
+    front = {
+        **(published.license if published else {}),
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "base_model_relation": "merge",
+        "tags": ["merge", manifest["method"], "drift-merge"],
+    }
     names = " + ".join(s["label"] for s in reasoners)
-    listed = [("mllm", mllm), *(("reasoner", source) for source in reasoners)]
-    listed += [("base", sources["base"])] if "base" in sources else []
-    rows = [
-        f"| {role} | {where(source)} | {show_weight(source.get('weight'))} | `{source['layout']}` |"
-        for role, source in listed
-    ]
-    counts = ", ".join(f"{n:,} {method}" for method, n in manifest["counts"].items())
-    coverage = "; ".join(
-        f"{c['matched']:,} of {c['selected']:,} selected tensors matched"
-        for c in manifest["coverage"]
-    )
     body = f"""
 # {mllm["label"]} with {names}
 
@@ -38,17 +40,67 @@ byte for byte.
 
 | role | source | weight | layout |
 |---|---|---|---|
-{chr(10).join(rows)}
+{_rows(sources)}
 
-- Method: `{manifest["method"]}` ({parameters["variant"]}){_options(parameters)}
-- Modules: `{parameters["modules"]}`
-- Coverage: {coverage}
-- Tensors: {counts}; {manifest["size_bytes"]:,} bytes
+{_facts(manifest)}
 {lineage_section(manifest)}
-`drift_merge.json` lists every tensor with its method, weight and fingerprint. Check the files
-with `drift-merge verify DIR`. Made with {manifest["tool"]["name"]} {manifest["tool"]["version"]}.
+## Use and check
+
+{_use(manifest, published.repo_id if published else "DIR")}
+{published.licenses if published else ""}
+`drift_merge.json` lists every tensor with its method, weight and fingerprint, and is itself a
+recipe. Made with {manifest["tool"]["name"]} {manifest["tool"]["version"]}. Merging a text LLM
+into a multimodal one: [arXiv:2505.05464](https://arxiv.org/abs/2505.05464); why it can hurt, and
+what to do then: [arXiv:2510.15050](https://arxiv.org/abs/2510.15050).
 """
-    return ("\n".join(front) + "\n" + body).encode()
+    return (front_matter(front, [mllm, *reasoners]) + body).encode()
+
+
+def _rows(sources: dict[str, Any]) -> str:
+    listed = [("mllm", sources["mllm"]), *(("reasoner", s) for s in sources["reasoners"])]
+    listed += [("base", sources["base"])] if "base" in sources else []
+    return "\n".join(
+        f"| {role} | {where(source)} | {show_weight(source.get('weight'))} | `{source['layout']}` |"
+        for role, source in listed
+    )
+
+
+def _facts(manifest: dict[str, Any]) -> str:
+    parameters = manifest["parameters"]
+    counts = ", ".join(f"{n:,} {method}" for method, n in manifest["counts"].items())
+    coverage = "; ".join(
+        f"{c['matched']:,} of {c['selected']:,} selected tensors matched"
+        for c in manifest["coverage"]
+    )
+    kept = manifest["change_kept"]
+    lines = [
+        f"- Method: `{manifest['method']}` ({parameters['variant']}){_options(parameters)}",
+        f"- Modules: `{parameters['modules']}`",
+        f"- Coverage: {coverage}",
+        f"- Tensors: {counts}; {in_words(manifest['size_bytes'])}",
+    ]
+    if kept is not None:
+        lines.append(f"- The output's dtype keeps {kept:.0%} of the change (measured on a sample)")
+    return "\n".join(lines)
+
+
+def _use(manifest: dict[str, Any], place: str) -> str:
+    sources = manifest["sources"]
+    roles = [f"--reasoner {argument(source)}" for source in sources["reasoners"]]
+    roles.append(f"--mllm {argument(sources['mllm'])}")
+    roles += [f"--base {argument(sources['base'])}"] if "base" in sources else []
+    pulled = place.rpartition("/")[2]
+    pull = f"drift-merge pull {place} -o {pulled}\n" if "/" in place else ""
+    return f"""```python
+from transformers import AutoModelForImageTextToText
+
+model = AutoModelForImageTextToText.from_pretrained("{place}", dtype="auto")
+```
+
+```sh
+{pull}drift-merge verify {pulled} {" ".join(roles)}
+drift-merge run {pulled}/drift_merge.json -o again     # the same bytes
+```"""
 
 
 def show_weight(weight: float | str | None) -> str:

@@ -2,36 +2,44 @@
 
 from typing import Any
 
-from drift_merge.engine.cards import lineage_section, where
+from drift_merge.engine.cards import (
+    CITATION,
+    Published,
+    argument,
+    front_matter,
+    in_words,
+    lineage_section,
+    where,
+)
 from drift_merge.priors.summary import advice, summarize
 
+TAGS = ["drift", "drift-prior", "reasoning-prior", "weight-diff", "task-vector", "not-a-model"]
+_DEFAULTS = {"layers": None, "on_mismatch": "error", "map_file": None, "allow_nonfinite": False}
 
-def prior_card(manifest: dict[str, Any]) -> bytes:
-    """`README.md` of a prior, from its manifest alone."""
+
+def prior_card(manifest: dict[str, Any], published: Published | None = None) -> bytes:
+    """`README.md` of a prior, from its manifest alone.
+
+    Args:
+        manifest: of the prior.
+        published: where it is on the Hub, and under which license; None for a local one.
+    """
     sources = manifest["sources"]
     reasoner, mllm = sources["reasoner"], sources["mllm"]
-    hub_ids = [s["repo_id"] for s in (mllm, reasoner) if s["repo_id"]]
-    front = ["---", "library_name: drift-prior"]
-    if hub_ids:
-        front += ["base_model:", *(f"- {name}" for name in hub_ids)]
-        front += ["base_model_relation: adapter"]
-    front += ["tags: [drift, drift-prior, reasoning-prior, weight-diff, not-a-model]", "---"]
-    rows = summarize(manifest["tensors"])
-    table = "\n".join(
-        f"| {r.module} | {r.num_tensors:,} | {r.num_elements:,} | {r.norm_delta:.4g} "
-        f"| {r.relative_norm:.4f} | {r.cosine:.4f} |"
-        for r in rows
-    )
-    coverage = manifest["coverage"]
-    missing = coverage.get("missing_in_base")
-    without = f"; {missing:,} of them have no partner in the base and no delta" if missing else ""
+    front = {
+        **(published.license if published else {}),
+        "library_name": "drift-prior",
+        "base_model_relation": "adapter",  # the nearest that the Hub has: applied on top of
+        "tags": TAGS,
+    }
     parents = "\n".join(f"| {role} | {where(source)} |" for role, source in sources.items())
+    rows = summarize(manifest["tensors"])
     body = f"""
 # Reasoning prior: {reasoner["label"]} -> {mllm["label"]}
 
 Differences of weights between a text LLM that reasons and the language tower of a multimodal
-LLM, for use in training (DRIFT, arXiv 2510.15050). **This is not a model**: it cannot be loaded
-or served as one.
+LLM, for use in training (DRIFT). **This is not a model**: it cannot be loaded or served as one.
+It is of use with {_name(mllm)} alone, whose weights it was computed against.
 
     {manifest["formula"]}
 
@@ -41,38 +49,101 @@ or served as one.
 |---|---|
 {parents}
 
-- Modules: `{manifest["parameters"]["modules"]}`; {coverage["matched"]:,} of
-  {coverage["selected"]:,} selected tensors{without}
-- Stored as {manifest["parameters"]["dtype"]}: {manifest["num_elements"]:,} elements,
-  {manifest["size_bytes"]:,} bytes
+{_facts(manifest)}
 
 | module | tensors | elements | norm of delta | relative norm | cosine of the towers |
 |---|--:|--:|--:|--:|--:|
-{table}
+{_table(rows)}
 
 {advice(rows[-1].cosine)}
 {lineage_section(manifest)}
-## Check and reproduce
+## Use
 
-    drift-prior verify DIR --reasoner {_argument(reasoner)} --mllm {_argument(mllm)}
+{_use(manifest, published.repo_id if published else "DIR")}
+{published.licenses if published else ""}
+## Reproduce
+
     {_command(manifest)}
 
 `prior.json` lists every tensor with its norms, cosine and fingerprints. Made with
-{manifest["tool"]["name"]} {manifest["tool"]["version"]}. Method: arXiv:2510.15050.
-"""
-    return ("\n".join(front) + "\n" + body).encode()
+{manifest["tool"]["name"]} {manifest["tool"]["version"]}.
+{CITATION}"""
+    return (front_matter(front, [mllm, reasoner]) + body).encode()
 
 
-def _argument(source: dict[str, Any]) -> str:
-    if source["repo_id"]:
-        return f"{source['repo_id']}@{source['revision']}"
-    return str(source["label"])
+def _name(source: dict[str, Any]) -> str:
+    return str(source["repo_id"] or source["label"])
+
+
+def _facts(manifest: dict[str, Any]) -> str:
+    coverage, parameters = manifest["coverage"], manifest["parameters"]
+    missing = coverage.get("missing_in_base")
+    without = f"; {missing:,} of them have no partner in the base and no delta" if missing else ""
+    layers = f", layers `{parameters['layers']}`" if parameters.get("layers") else ""
+    outside = coverage["records"].get("outside_tower", 0)
+    return (
+        f"- Modules: `{parameters['modules']}`{layers}; {coverage['matched']:,} of\n"
+        f"  {coverage['selected']:,} selected tensors{without}; {outside:,} outside the tower\n"
+        f"- Stored as {parameters['dtype']}: {manifest['num_elements']:,} elements,\n"
+        f"  {in_words(manifest['size_bytes'])} in {len(manifest['shards']):,} shard(s)"
+    )
+
+
+def _table(rows: Any) -> str:
+    return "\n".join(
+        f"| {r.module} | {r.num_tensors:,} | {r.num_elements:,} | {r.norm_delta:.4g} "
+        f"| {r.relative_norm:.4f} | {r.cosine:.4f} |"
+        for r in rows
+    )
+
+
+def _use(manifest: dict[str, Any], place: str) -> str:
+    """How to train with it, apply it and verify it: one line each."""
+    sources = manifest["sources"]
+    roles = " ".join(f"--{role} {argument(source)}" for role, source in sources.items())
+    mllm = argument(sources["mllm"])
+    return f"""```python
+import drift_merge  # in training, once the optimizer exists
+
+handle = drift_merge.attach(model, drift_merge.load_prior("{place}"), optimizer=optimizer)
+```
+
+```sh
+drift-prior apply {place} {mllm} --scale 0.1 -o merged
+drift-prior verify {place} {roles}
+```"""
 
 
 def _command(manifest: dict[str, Any]) -> str:
     sources, parameters = manifest["sources"], manifest["parameters"]
-    words = ["drift-prior compute", _argument(sources["reasoner"]), _argument(sources["mllm"])]
+    words = ["drift-prior compute", argument(sources["reasoner"]), argument(sources["mllm"])]
     if "base" in sources:
-        words += ["--base", _argument(sources["base"])]
-    words += ["--modules", parameters["modules"], "--dtype", parameters["dtype"], "-o DIR"]
-    return " ".join(words)
+        words += ["--base", argument(sources["base"])]
+    words += ["--modules", parameters["modules"], "--dtype", parameters["dtype"]]
+    for key, default in _DEFAULTS.items():
+        if (value := parameters.get(key, default)) != default:
+            flag = "--" + key.removesuffix("_file").replace("_", "-")
+            words += [flag] if value is True else [flag, str(value)]
+    return " ".join([*words, "-o DIR"])
+
+
+def prior_meta(manifest: dict[str, Any]) -> bytes:
+    """`meta.yaml` of a prior on the Hub: the manifest in a dozen lines.
+
+    The Hub counts the downloads of a repository by the requests for a file of this name.
+    """
+    import yaml
+
+    sources = {
+        role: {"repo": source["repo_id"], "revision": source["revision"]}
+        if source["repo_id"]
+        else {"local": source["label"]}
+        for role, source in manifest["sources"].items()
+    }
+    keys = ("kind", "format_version", "formula", "sign", "num_elements", "size_bytes")
+    about = {key: manifest[key] for key in keys}
+    about |= {key: manifest["parameters"][key] for key in ("modules", "dtype")}
+    about |= {"num_tensors": len(manifest["tensors"]), "sources": sources}
+    about |= {"tool": manifest["tool"], "paper": "https://arxiv.org/abs/2510.15050"}
+    text: str = yaml.safe_dump(about, sort_keys=False, width=100)
+    return text.encode()
