@@ -5,6 +5,9 @@ command that can be pasted where one exists. The command line prints both and
 exits with `exit_code`; Python callers catch the class.
 """
 
+from functools import partial
+from typing import Any
+
 
 class DriftMergeError(Exception):
     """Base of all errors raised on purpose. `str(error)` is message and remedy together."""
@@ -16,6 +19,9 @@ class DriftMergeError(Exception):
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), remedy=self.remedy), (self.message,)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.remedy}" if self.remedy else self.message

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,16 @@ _SAMPLE_RUN, _SAMPLE_EVERY = 2**12, 64
 Progress = Callable[[int], None]  # called with the bytes written since the last call
 
 
+class Flag(Protocol):
+    """What tells workers to stop: a `threading.Event`, or the like of it between processes."""
+
+    def set(self) -> None:
+        """From now on `is_set`."""
+
+    def is_set(self) -> bool:
+        """Whether somebody has set it."""
+
+
 class Stopped(Exception):
     """Another worker failed or the user interrupted; this one gives up its tensor."""
 
@@ -33,7 +44,7 @@ class Run:
     inputs: Inputs
     device: torch.device
     progress: Progress
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: Flag = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     local: threading.local = field(default_factory=threading.local)
 

@@ -6,8 +6,6 @@ threads, their order or an interruption.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from queue import SimpleQueue
-from threading import Thread
 from typing import Any
 
 import torch
@@ -17,15 +15,14 @@ from drift_merge.engine.frank import frank_weights
 from drift_merge.engine.global_trim import global_trims
 from drift_merge.engine.inputs import Inputs
 from drift_merge.engine.plan import Plan, Step
-from drift_merge.engine.reader import Progress, Run, Stopped
+from drift_merge.engine.reader import Progress, Run
 from drift_merge.engine.recipe import PRIOR
 from drift_merge.engine.steps import Bundle, Made, Target, run_bundle, settings_of
+from drift_merge.engine.workers import start
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.journal import Results
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.shards import ShardWriter
-
-_Message = list[Made] | BaseException | None  # of a worker; None: it has ended
 
 
 class _Discard:
@@ -76,7 +73,7 @@ def stream(
             progress(sum(plan.layout.tensors[name].size_bytes for name in done))
         run = Run(inputs, torch.device(device), progress)
         states = [_whole_model(run, plan, threads) for plan, _ in jobs]
-        bundles = _bundles([plan for plan, _ in jobs], writers, results, states)
+        bundles = _large_first(_bundles([plan for plan, _ in jobs], writers, results, states))
         for number, name, result in _finished(run, bundles, extents, threads):
             results[number][name] = result
     return [
@@ -119,6 +116,15 @@ def _bundles(
         yield from groups
 
 
+def _large_first(bundles: Iterator[Bundle]) -> list[Bundle]:
+    """The same bundles, those first that could be the last one that everybody waits for."""
+    found = list(bundles)
+    sizes = [bundle[0].info.size_bytes * len(bundle) for bundle in found]
+    large = sum(sizes) // 32
+    order = sorted(range(len(found)), key=lambda i: -sizes[i] if sizes[i] > large else 0)
+    return [found[i] for i in order]
+
+
 def _share_inputs(one: Step, other: Step) -> bool:
     same = one.method == other.method and one.dtype == other.dtype
     return same and one.inputs == other.inputs
@@ -145,48 +151,20 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _finished(
-    run: Run, bundles: Iterator[Bundle], extents: Sequence[Extents], threads: int
+    run: Run, bundles: Sequence[Bundle], extents: Sequence[Extents], threads: int
 ) -> Iterator[Made]:
-    """Run the bundles on a pool of threads; yield each result; journal extents on the way."""
-    queue: SimpleQueue[_Message] = SimpleQueue()
-    workers = [Thread(target=_work, args=(run, bundles, queue)) for _ in range(threads)]
+    """Run the bundles on a pool of workers; yield each result; journal extents on the way."""
+    workers = start(run, bundles, threads)
     try:
-        for worker in workers:
-            worker.start()
-        for _ in workers:
-            while (message := queue.get()) is not None:
-                if isinstance(message, BaseException):
-                    raise message
-                yield from _record(message, extents)
+        for made in workers:
+            yield from _record(made, extents)
     finally:
         # After Ctrl-C or a failure too: what is finished is flushed and journaled.
-        run.stop.set()
-        for worker in workers:
-            worker.join()
-        while not queue.empty():
-            message = queue.get()
-            if isinstance(message, list):
-                list(_record(message, extents))
+        for made in workers.stop():
+            list(_record(made, extents))
 
 
 def _record(made: list[Made], extents: Sequence[Extents]) -> Iterator[Made]:
     for number, name, result in made:
         extents[number].add(name, result)
         yield number, name, result
-
-
-def _work(run: Run, bundles: Iterator[Bundle], queue: "SimpleQueue[_Message]") -> None:
-    """One worker: take the next bundle until there is none; None says goodbye."""
-    try:
-        while not run.stop.is_set():
-            with run.lock:
-                bundle = next(bundles, None)
-            if bundle is None:
-                break
-            queue.put(run_bundle(run, bundle))
-    except Stopped:
-        pass
-    except BaseException as error:
-        run.stop.set()
-        queue.put(error)
-    queue.put(None)

@@ -4,6 +4,7 @@ Shapes: one-dimensional chunks; n = entries of one.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 
 import torch
@@ -56,6 +57,7 @@ class Cut:
         return next_number(self.value, like.dtype, up=False) if self.value > 0.0 else -1.0
 
 
+@lru_cache(maxsize=1024)  # asked for the same few numbers on every chunk
 def next_number(value: float, dtype: torch.dtype, *, up: bool) -> float:
     """The next number of a dtype above or below."""
     toward = torch.tensor(inf if up else -inf, dtype=dtype)

@@ -10,7 +10,7 @@ Shapes: one-dimensional task vectors of equal length.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, empty_like, eq, sign
+from torch import Tensor, empty_like, eq, minimum, sign
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,16 @@ def disjoint_merge(
     elected = _elect(taus, rule, negated=negated)
     for tau in taus:
         tau.mul_(elected).clamp_(min=0.0)  # |tau| where the signs agree, else 0
-    divisor = _divisor(taus, weights, rule) if normalize else None
+    counts = [1.0] * len(taus) if rule.divides_by == "count" else weights
+    is_pair = normalize and list(counts) == [1.0, 1.0]
+    both = minimum(*taus).sign_() if is_pair else None  # 1.0 where both agree, else 0.0
+    divisor = _divisor(taus, counts) if normalize and not is_pair else None
     shares = [1.0] * len(taus) if rule.elects_weighted else weights
     merged = taus[0] if shares[0] == 1.0 else taus[0].mul_(shares[0])
     for tau, share in zip(taus[1:], shares[1:], strict=True):
         merged.add_(tau, alpha=share)
+    if both is not None:
+        merged.addcmul_(merged, both, value=-0.5)  # half of it: as exact as a division
     if divisor is not None:
         merged.div_(divisor)
     merged.mul_(elected)
@@ -72,9 +77,8 @@ def disjoint_merge(
     return merged.add_(0.0) if rule.zero_is_positive else merged
 
 
-def _divisor(agreeing: Sequence[Tensor], weights: Sequence[float], rule: Rule) -> Tensor:
-    """How many models agree, or the sum of their weights; 1 where that is 0."""
-    counts = [1.0] * len(weights) if rule.divides_by == "count" else weights
+def _divisor(agreeing: Sequence[Tensor], counts: Sequence[float]) -> Tensor:
+    """The sum of the counts of the models that agree; 1 where that is 0."""
     total = sign(agreeing[0])
     if counts[0] != 1.0:
         total.mul_(counts[0])
@@ -86,8 +90,8 @@ def _divisor(agreeing: Sequence[Tensor], weights: Sequence[float], rule: Rule) -
 
 def _elect(taus: Sequence[Tensor], rule: Rule, *, negated: bool) -> Tensor:
     """The elected sign per entry: +1.0, -1.0, or 0.0 for a tie that elects nothing."""
-    total = taus[0].clone()
-    for tau in taus[1:]:
+    total = taus[0] + taus[1] if len(taus) > 1 else taus[0].clone()
+    for tau in taus[2:]:
         total.add_(tau)
     if not rule.zero_is_positive:
         return total.sign_()

@@ -23,13 +23,33 @@ def test_a_mask_does_not_depend_on_where_it_is_cut(key, begin, numel, data):
     assert torch.equal(torch.cat(parts), whole)
 
 
+@pytest.mark.parametrize("begin", [0, 1, 2**16 - 1, 2**16, 3 * 2**16 + 7, 2**40])
+def test_a_mask_over_many_blocks_is_that_of_its_parts(begin):
+    key, numel, step = KEYS[3], 5 * 2**16 + 11, 2**14 + 3
+    parts = [hashes(key, begin + i, min(step, numel - i)) for i in range(0, numel, step)]
+    assert torch.equal(hashes(key, begin, numel), torch.cat(parts))
+
+
+def test_blocks_are_independent_of_each_other():
+    # The share of entries kept in both of two blocks, for every pair of the first 48 blocks.
+    block, density = 2**16, 0.1
+    masks = torch.stack(
+        [keep_mask(KEYS[0], i * block, density, torch.empty(block)) for i in range(48)]
+    )
+    together = masks @ masks.T / block
+    pairs = together[~torch.eye(48, dtype=torch.bool)]
+    deviation = (density**2 * (1 - density**2) / block) ** 0.5
+    assert float((pairs - density**2).abs().max()) < 6 * deviation
+    assert float((pairs - density**2).std()) < 1.5 * deviation
+
+
 def test_the_generator_has_not_changed():
     # Recorded once: another result means other masks for every seed.
-    assert hashes(0x0123456789ABCDEF, 5, 4).tolist() == [
-        -1077301066,
-        -1300790533,
-        609452486,
-        549531511,
+    assert hashes(0x0123456789ABCDEF, 2**16 - 2, 4).tolist() == [
+        1894676262,
+        -415200642,
+        -39320221,
+        -472187141,
     ]
 
 

@@ -1,0 +1,288 @@
+"""The workers of a run: threads, or on a CPU processes where the work is worth them.
+
+A merge method is dozens of short calls into torch per chunk. Each gives the interpreter's lock up
+and takes it back, so that two threads mostly wait for each other: measured with DARE on two cores,
+two threads were no faster than one, two processes were twice as fast. A GPU queues its work and
+has one memory, so that threads serve it.
+"""
+
+import mmap
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, Pipe, wait
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Protocol
+
+from drift_merge.engine.reader import Run, Stopped
+from drift_merge.engine.steps import Bundle, Made, run_bundle
+from drift_merge.errors import CheckpointError, DriftMergeError
+
+# Below this, starting processes costs more than it saves.
+PROCESS_BYTES = 64 * 2**20
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+class Workers(Protocol):
+    """Runs bundles; made once, iterated once, then stopped."""
+
+    def __iter__(self) -> Iterator[list[Made]]:
+        """Results as they come; raises what a worker met."""
+
+    def stop(self) -> list[list[Made]]:
+        """End all workers, whatever they do; returns the results nobody has taken."""
+
+
+def start(run: Run, bundles: Sequence[Bundle], count: int) -> Workers:
+    """Start workers on bundles.
+
+    Args:
+        run: what they share.
+        bundles: in the order in which they are begun.
+        count: of workers, at least 1.
+    """
+    work_bytes = sum(target.info.size_bytes for bundle in bundles for target in bundle)
+    alone = count == 1 or len(bundles) == 1
+    if alone or run.device.type != "cpu" or work_bytes < PROCESS_BYTES or not _can_fork():
+        return _Threads(run, bundles, count)
+    return _Processes(run, bundles, min(count, len(bundles)))
+
+
+def _can_fork() -> bool:
+    """Only Linux forks a process with torch in it safely and ends a child with its parent."""
+    return sys.platform == "linux" and hasattr(os, "fork")
+
+
+class _Threads:
+    """Workers as threads of this process."""
+
+    def __init__(self, run: Run, bundles: Sequence[Bundle], count: int) -> None:
+        self._run, self._bundles = run, iter(bundles)
+        self._queue: SimpleQueue[list[Made] | BaseException | None] = SimpleQueue()
+        self._workers = [Thread(target=self._work) for _ in range(count)]
+
+    def __iter__(self) -> Iterator[list[Made]]:
+        for worker in self._workers:
+            worker.start()
+        for _ in self._workers:
+            while (message := self._queue.get()) is not None:
+                if isinstance(message, BaseException):
+                    raise message
+                yield message
+
+    def stop(self) -> list[list[Made]]:
+        self._run.stop.set()
+        for worker in self._workers:
+            if worker.ident is not None:
+                worker.join()
+        left = []
+        while not self._queue.empty():
+            message = self._queue.get()
+            if isinstance(message, list):
+                left.append(message)
+        return left
+
+    def _work(self) -> None:
+        """Take the next bundle until there is none; None says goodbye."""
+        try:
+            while not self._run.stop.is_set():
+                with self._run.lock:
+                    bundle = next(self._bundles, None)
+                if bundle is None:
+                    break
+                self._queue.put(run_bundle(self._run, bundle))
+        except Stopped:
+            pass
+        except BaseException as error:
+            self._run.stop.set()
+            self._queue.put(error)
+        self._queue.put(None)
+
+
+class _SharedFlag:
+    """An event that parent and children see: one byte of shared memory."""
+
+    def __init__(self) -> None:
+        self._byte = mmap.mmap(-1, 1)
+
+    def set(self) -> None:
+        self._byte[0] = 1
+
+    def is_set(self) -> bool:
+        return self._byte[0] == 1
+
+
+@dataclass(slots=True)
+class _Child:
+    """A process and the parent's end of its connection.
+
+    From the child: an int is bytes written, None asks for work, a list is a result, an exception
+    the end. To the child: the number of a bundle, or None when there is none.
+    """
+
+    process: int
+    connection: "Connection[int | None, Any]" = field(repr=False)
+
+
+class _Processes:
+    """Workers as forked processes: each has its own lock, workspace and maps.
+
+    The files of the outputs are open already, and every byte has a fixed place in them.
+    """
+
+    def __init__(self, run: Run, bundles: Sequence[Bundle], count: int) -> None:
+        self._progress = run.progress
+        self._flag = _SharedFlag()
+        self._run = replace(run, stop=self._flag)
+        self._bundles = bundles
+        self._numbers = iter(range(len(bundles)))
+        self._children: list[_Child] = []
+        self._count = count
+
+    def __iter__(self) -> Iterator[list[Made]]:
+        for _ in range(self._count):
+            self._children.append(self._fork())
+        active = {child.connection: child for child in self._children}
+        while active:
+            for connection in wait(list(active)):
+                child = active[connection]  # type: ignore[index]
+                message = self._message(child)
+                if message is None:
+                    number = next(self._numbers, None)
+                    child.connection.send(number)
+                    if number is None:
+                        del active[child.connection]
+                elif isinstance(message, list):
+                    yield message
+
+    def stop(self) -> list[list[Made]]:
+        self._flag.set()
+        left = []
+        for child in self._children:
+            with suppress(OSError), child.connection as connection:
+                connection.send(None)  # for one that asks, or will
+                with suppress(EOFError):
+                    while True:
+                        message = connection.recv()
+                        if isinstance(message, list):
+                            left.append(message)
+            if child.process:
+                os.waitpid(child.process, 0)
+        return left
+
+    def _message(self, child: _Child) -> Any:
+        """The next message; a number of bytes is passed on, an exception raised."""
+        try:
+            message = child.connection.recv()
+        except EOFError:
+            raise self._death(child) from None
+        if isinstance(message, int):
+            self._progress(message)
+        if isinstance(message, BaseException):
+            raise message
+        return message
+
+    def _death(self, child: _Child) -> DriftMergeError:
+        """Why a child ended without a word."""
+        _, status = os.waitpid(child.process, 0)
+        child.process = 0
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        if number == signal.SIGBUS:
+            return CheckpointError(
+                "An input shrank while it was being read.",
+                remedy="Let the download finish, then run the same command again: it resumes.",
+            )
+        how = (
+            f"by signal {number}" if number else f"with status {os.waitstatus_to_exitcode(status)}"
+        )
+        return DriftMergeError(
+            f"A worker process was ended {how}; signal 9 is usually the system out of memory.",
+            remedy="Run the same command again with --threads 1: it resumes where it stopped.",
+        )
+
+    def _fork(self) -> _Child:
+        ours, theirs = Pipe()
+        parent = os.getpid()
+        with warnings.catch_warnings():
+            # Python warns of other threads, which a child that starts none and ends by _exit may
+            # ignore: torch runs on one thread there, and nothing is printed.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process = os.fork()
+        if process:
+            theirs.close()
+            return _Child(process, ours)
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+            _die_with(parent)
+            for other in self._children:
+                other.connection.close()  # or they would outlive the parent's end
+            ours.close()
+            self._serve(theirs)
+        finally:
+            os._exit(0)
+
+    def _serve(self, connection: "Connection[Any, int | None]") -> None:
+        """What a child does until there is no work."""
+        run = replace(
+            self._run,
+            progress=connection.send,
+            lock=threading.Lock(),
+            local=threading.local(),
+        )
+        try:
+            while not run.stop.is_set():
+                connection.send(None)
+                number = connection.recv()
+                if number is None:
+                    return
+                connection.send(run_bundle(run, self._bundles[number]))
+        except Stopped:
+            return
+        except BaseException as error:
+            run.stop.set()
+            connection.send(_portable(error))
+
+
+def _portable(error: BaseException) -> BaseException:
+    """An error that survives the way to the parent, with the child's traceback as its cause."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(text)
+    return error if isinstance(error, DriftMergeError) else _Remote(error, text)
+
+
+class _Remote(Exception):
+    """Carries an error of a child; arrives as that error, caused by its traceback."""
+
+    def __init__(self, error: BaseException, text: str) -> None:
+        super().__init__(text)
+        self.error, self.text = error, text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (self.error, self.text)
+
+
+def _arrive(error: BaseException, text: str) -> BaseException:
+    error.__cause__ = RuntimeError(text)
+    return error
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process when the parent ends, however that happens."""
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
