@@ -134,8 +134,9 @@ def della(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
 
     An entry is kept with a probability p linear in the rank of its magnitude in its row, from
     density - epsilon (smallest) to density + epsilon (largest), and divided by p. A 1-D tensor
-    is one row. DELLA-Merging, arXiv 2406.11617, section 3 (drop, elect, fuse); the epsilon of
-    the paper is the whole width, 2 * epsilon here as in mergekit.
+    is one row. DELLA-Merging, arXiv 2406.11617, section 3 (drop, elect, fuse). The epsilon of the
+    paper and the window of its code are the whole width, 2 * epsilon here and in mergekit; the
+    authors' code (declare-lab/della, `rank_magnitude`) has the same ranks, ends and 1 / p.
 
     mergekit: one factor per tensor, which restores its L1 norm, in the place of 1 / p.
     """
