@@ -1,0 +1,103 @@
+"""Hugging Face: a callback for transformers' Trainer and TRL's SFTTrainer.
+
+    from drift_merge.training.hf import DriftCallback
+    trainer = SFTTrainer(..., callbacks=[DriftCallback("prior/", alpha=1.0)])
+
+Before each step of the optimizer, after accumulation, reduction, unscaling and clipping, the
+gradients are biased. Under DeepSpeed, where accelerate's backward also steps, ZeRO's own step is
+wrapped: there the bias comes before DeepSpeed's unscaling and clipping.
+
+The state is a part of `trainer_state.json`, written with each checkpoint, so that a checkpoint
+has it or is not whole, and a resumed run continues exactly.
+"""
+
+import sys
+from typing import Any
+
+from drift_merge.errors import RecipeError
+from drift_merge.training.handle import Handle
+from drift_merge.training.wiring import Wiring, optional
+
+_callback = optional("transformers.trainer_callback", install="pip install 'drift_merge[train]'")
+
+STATE = "drift_merge"  # key in the trainer's stateful_callbacks; not the name of a class
+
+
+class DriftCallback(_callback.TrainerCallback):  # type: ignore[misc, name-defined]
+    """Bias the gradients of a Trainer with a prior.
+
+    Attributes:
+        report: what `Handle.report()` said when training ended.
+    """
+
+    def __init__(self, prior: Any, **options: Any) -> None:
+        """Keep what `attach` will be given when training begins.
+
+        Args:
+            prior: as for `attach`: a directory, a Hub id, an opened prior, or a list of these.
+            options: keyword arguments of `attach`, except optimizer, total_steps and state.
+
+        Raises:
+            RecipeError: an unknown option.
+        """
+        self._wiring = Wiring(prior, options)
+        self.report: dict[str, Any] | None = None
+
+    @property
+    def handle(self) -> Handle | None:
+        """The handle while training."""
+        return self._wiring.handle
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, **_: Any
+    ) -> None:
+        """Attach, with the state of the checkpoint if the run is resumed."""
+        _log_before_reporters(self)
+        saved = state.stateful_callbacks.get(STATE)
+        if state.global_step and saved is None and self._wiring.options.get("strict", True):
+            raise RecipeError(
+                f"this run resumes at step {state.global_step:,} from a checkpoint without a"
+                " DriftCallback's state: it was trained without the prior so far.",
+                remedy="Resume from a checkpoint that was trained with it, or start the prior's"
+                " schedule here: DriftCallback(..., strict=False)",
+            )
+        self._wiring.start(model, optimizer=optimizer, total_steps=state.max_steps, state=saved)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep the state where the next checkpoint will find it."""
+        if self.handle is not None:
+            state.stateful_callbacks[STATE] = self.handle.state_dict()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Add the metrics to what the trainer logs of training."""
+        if self.handle is not None and logs is not None and "loss" in logs:
+            logs.update(self.handle.metrics())
+            state.log_history[-1].update(logs)  # the trainer has copied them there before
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep the last report; go back to plain training."""
+        if self.handle is not None:
+            self.report = self.handle.report()
+        self._wiring.stop()
+
+
+def _log_before_reporters(callback: DriftCallback) -> None:
+    """Move a callback before those that report to W&B, TensorBoard and the like.
+
+    The trainer puts them before its user's callbacks, so that they would log without ours. It
+    does not hand its list to callbacks; the list is looked for in the callers.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and not isinstance(
+        frame.f_locals.get("self"), _callback.CallbackHandler
+    ):
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is None:
+        return
+    handler = frame.f_locals["self"]
+    if callback not in handler.callbacks:  # a callback within a callback
+        return
+    others = [one for one in handler.callbacks if one is not callback]
+    first = sum(isinstance(one, _callback.DefaultFlowCallback) for one in others[:1])
+    # A new list: the caller is walking over the old one.
+    handler.callbacks = [*others[:first], callback, *others[first:]]

@@ -1,0 +1,255 @@
+"""Tiny MLLMs of three families with random weights, a reasoner each, a prior, and batches.
+
+Made when a test runs; needs transformers and Pillow, not torchvision.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import drift_merge
+
+IMAGE, VISION_START, VISION_END, VOCABULARY = 90, 91, 92, 96
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+class Family(NamedTuple):
+    """One kind of MLLM."""
+
+    text: Callable[[], Any]  # a causal language model
+    mllm: Callable[[], Any]
+    tower: str  # prefix of the tower's layers in memory
+    pixels: Callable[[Tensor], dict[str, Tensor]]  # of images (batch, 3, 28, 28)
+
+
+def qwen2() -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(Qwen2Config(**TEXT))
+
+
+def llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**TEXT))
+
+
+def qwen2_5_vl() -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "patch_size": 14,
+        "out_hidden_size": TEXT["hidden_size"],
+        "fullatt_block_indexes": [0],
+        "window_size": 56,
+    }
+    text = TEXT | {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=IMAGE,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        video_token_id=93,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def llava() -> Any:
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    config = LlavaConfig(
+        text_config=LlamaConfig(**TEXT),
+        vision_config=CLIPVisionConfig(**VISION, projection_dim=16),
+        image_token_index=IMAGE,
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def smolvlm() -> Any:
+    from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
+
+    config = SmolVLMConfig(
+        text_config=LlamaConfig(**TEXT),
+        vision_config=VISION | {"patch_size": 7},
+        scale_factor=2,
+        image_token_id=IMAGE,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+    )
+    return SmolVLMForConditionalGeneration(config)
+
+
+def as_square(images: Tensor) -> dict[str, Tensor]:
+    return {"pixel_values": images}
+
+
+def as_tiles(images: Tensor) -> dict[str, Tensor]:
+    return {"pixel_values": images[:, None]}
+
+
+def as_patches(images: Tensor) -> dict[str, Tensor]:
+    """Two frames of 2 x 2 patches of 14 x 14 pixels for each image, in groups of 2 x 2."""
+    count = len(images)
+    cut = images.reshape(count, 3, 2, 14, 2, 14).permute(0, 2, 4, 1, 3, 5)
+    frames = cut[:, :, :, :, None].expand(-1, -1, -1, -1, 2, -1, -1)
+    return {
+        "pixel_values": frames.reshape(count * 4, 3 * 2 * 14 * 14),
+        "image_grid_thw": torch.tensor([[1, 2, 2]] * count),
+    }
+
+
+FAMILIES = {
+    "qwen2_5_vl": Family(qwen2, qwen2_5_vl, "model.language_model.", as_patches),
+    "llava": Family(llama, llava, "model.language_model.", as_square),
+    "smolvlm": Family(llama, smolvlm, "model.text_model.", as_tiles),
+}
+TOKENS = {"qwen2_5_vl": 1, "llava": 4, "smolvlm": 4}  # visual tokens of one image
+
+
+class Setup(NamedTuple):
+    """A pair on the disk and its prior, in float32 so that comparisons are sharp."""
+
+    family: Family
+    mllm: Path
+    prior: Path
+    deltas: dict[str, Tensor]  # parameter name in memory -> theta_reasoner - theta_mllm
+    name: str
+
+    def model(self) -> Any:
+        """A fresh copy of the mllm."""
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText.from_pretrained(self.mllm, dtype=torch.float32)
+
+    def samples(self, count: int, seed: int = 0) -> list[dict[str, Tensor]]:
+        """Token ids with an image in them, labels on the end, and pixels; one image each."""
+        generator = torch.Generator().manual_seed(seed)
+        samples = []
+        for _ in range(count):
+            words = torch.randint(3, 80, (8,), generator=generator).tolist()
+            image = [VISION_START, *[IMAGE] * TOKENS[self.name], VISION_END]
+            ids = torch.tensor([1, *words[:3], *image, *words[3:]])
+            labels = ids.clone()
+            labels[:-5] = -100
+            pixels = torch.rand(1, 3, 28, 28, generator=generator)
+            sample = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+            if self.name == "qwen2_5_vl":
+                sample["mm_token_type_ids"] = (ids == IMAGE).int()
+            samples.append(sample | {"image": pixels})
+        return samples
+
+    def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A batch of samples of equal length."""
+        images = torch.cat([sample["image"] for sample in samples])
+        keys = [key for key in samples[0] if key != "image"]
+        batch = {key: torch.stack([sample[key] for sample in samples]) for key in keys}
+        return batch | self.family.pixels(images)
+
+
+def make_setup(name: str, directory: Path) -> Setup:
+    """Write reasoner, mllm and prior below a directory."""
+    torch.manual_seed(0)
+    family = FAMILIES[name]
+    reasoner, mllm = family.text(), family.mllm()
+    state = mllm.state_dict()
+    deltas = {}
+    with torch.no_grad():
+        for own, parameter in reasoner.named_parameters():
+            theirs = own if own.startswith("lm_head") else own.replace("model.", family.tower, 1)
+            parameter.copy_(state[theirs] + 0.02 * torch.randn_like(parameter))
+            deltas[theirs] = parameter.detach() - state[theirs]
+    reasoner.save_pretrained(directory / "reasoner")
+    mllm.save_pretrained(directory / "mllm")
+    drift_merge.compute(
+        directory / "reasoner",
+        directory / "mllm",
+        directory / "prior",
+        dtype="float32",
+        progress=False,
+    )
+    selected = {k: v for k, v in deltas.items() if ".self_attn." in k or ".mlp." in k}
+    return Setup(family, directory / "mllm", directory / "prior", selected, name)
+
+
+def biased(
+    gradients: dict[str, Tensor], deltas: dict[str, Tensor], alpha: float = 1.0
+) -> dict[str, Tensor]:
+    """adaptive_cosine, written from the paper: one parameter at a time, float64."""
+    result = {}
+    for name, gradient in gradients.items():
+        g = gradient.double()
+        if name in deltas:
+            delta = deltas[name].double()
+            cosine = (g * delta).sum() / (g.norm() * delta.norm())
+            g = g - alpha * 0.5 * (1 + cosine) * g.norm() * delta / delta.norm()
+        result[name] = g
+    return result
+
+
+def gradients_of(model: nn.Module, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Gradients of the mean over all labels of several batches, without any trainer."""
+    count = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+    model.zero_grad()
+    for batch in batches:
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        logits = model(**inputs).logits[:, :-1].flatten(0, 1).float()
+        labels = batch["labels"][:, 1:].flatten()
+        loss = functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+        (loss / count).backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def sgd(model: nn.Module, gradients: dict[str, Tensor], rate: float) -> dict[str, Tensor]:
+    """The weights after theta <- theta - rate * g, in float64."""
+    return {
+        name: p.detach().double() - rate * gradients.get(name, torch.zeros(()))
+        for name, p in model.named_parameters()
+    }
+
+
+def assert_weights(model: nn.Module, expected: dict[str, Tensor], rate: float) -> None:
+    """The weights are the expected ones, but for the rounding of float32 gradients."""
+    for name, parameter in model.named_parameters():
+        difference = (parameter.detach().double() - expected[name]).abs().max().item()
+        # Gradients go through some hundred float32 operations; weights are rounded once more.
+        limit = 4 * torch.finfo(torch.float32).eps * expected[name].abs().max().item()
+        assert difference <= limit + 2e-5 * rate, (name, difference)
