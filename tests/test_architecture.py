@@ -26,6 +26,7 @@ FLOORS = {
     "hub": 3,
     "training": 4,
     "reports": 4,
+    "publish": 4,  # push and pull, as functions
     "api": 4,  # the Python face: what the command line does, as functions
     "cli": 5,
     "__main__": 6,

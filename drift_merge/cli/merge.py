@@ -7,6 +7,8 @@ import click
 
 from drift_merge.cli import entry, options
 from drift_merge.cli.methods import method_command, methods_table
+from drift_merge.cli.pull import locate, pull_merge
+from drift_merge.cli.push import push_merge
 from drift_merge.cli.run import run_command
 from drift_merge.maths.catalog import METHODS
 
@@ -69,10 +71,12 @@ def sweep(
 
 
 @group.command()
-@click.argument("merge", type=options.PATH, metavar="OUT")
+@click.argument("merge", metavar="OUT")
 @options.json_option
-def inspect(merge: Path, as_json: bool) -> None:
+def inspect(merge: str, as_json: bool) -> None:
     """Show how a merged checkpoint was made, from its manifest.
+
+    OUT is a directory, or a Hub id org/name[@revision]; no tensor is fetched.
 
     \b
     Example:
@@ -80,11 +84,11 @@ def inspect(merge: Path, as_json: bool) -> None:
     """
     from drift_merge.cli.actions import inspect_merge_action
 
-    inspect_merge_action(merge, as_json=as_json)
+    inspect_merge_action(locate(merge, "MERGE", whole=False)[1], as_json=as_json)
 
 
 @group.command()
-@click.argument("merge", type=options.PATH, metavar="OUT")
+@click.argument("merge", metavar="OUT")
 @click.option(
     "--reasoner",
     "reasoners",
@@ -98,8 +102,10 @@ def inspect(merge: Path, as_json: bool) -> None:
 @options.threads_option
 @options.json_option
 @options.quiet_option
-def verify(merge: Path, **values: Any) -> None:
+def verify(merge: str, **values: Any) -> None:
     """Re-read a merge: files, headers, fingerprints, finiteness; exit 1 names the first bad tensor.
+
+    OUT is a directory, or a Hub id org/name[@revision].
 
     \b
     Example:
@@ -107,7 +113,12 @@ def verify(merge: Path, **values: Any) -> None:
     """
     from drift_merge.cli.actions import verify_merge_action
 
-    verify_merge_action(merge, **values)
+    quiet = values["quiet"] or values["as_json"]
+    verify_merge_action(locate(merge, "MERGE", quiet=quiet)[1], **values)
+
+
+group.add_command(push_merge)
+group.add_command(pull_merge)
 
 
 def main() -> NoReturn:

@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 import click
 
 from drift_merge.cli import config_file, entry, options
+from drift_merge.cli.pull import locate, pull_prior
+from drift_merge.cli.push import push_prior
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -66,10 +68,12 @@ def compute(ctx: click.Context, /, sources: tuple[str, ...], **values: Any) -> N
 
 
 @group.command()
-@click.argument("prior", type=options.PATH)
+@click.argument("prior")
 @options.json_option
-def inspect(prior: Path, as_json: bool) -> None:
+def inspect(prior: str, as_json: bool) -> None:
     """Show what a prior is made of, from its manifest.
+
+    PRIOR is a directory, or a Hub id org/name[@revision]; no tensor is fetched.
 
     \b
     Example:
@@ -77,11 +81,11 @@ def inspect(prior: Path, as_json: bool) -> None:
     """
     from drift_merge.cli.actions import inspect_prior_action
 
-    inspect_prior_action(prior, as_json=as_json)
+    inspect_prior_action(locate(prior, "PRIOR", whole=False)[1], as_json=as_json)
 
 
 @group.command()
-@click.argument("prior", type=options.PATH)
+@click.argument("prior")
 @click.option("--reasoner", help="With --mllm: compute a random sample of tensors again.")
 @click.option("--mllm", help="The model that the prior was computed against.")
 @click.option("--base", help="For a prior that was computed with one.")
@@ -90,8 +94,10 @@ def inspect(prior: Path, as_json: bool) -> None:
 @options.threads_option
 @options.json_option
 @options.quiet_option
-def verify(prior: Path, **values: Any) -> None:
+def verify(prior: str, **values: Any) -> None:
     """Re-read a prior: files, headers, fingerprints, finiteness; exit 1 names the first bad tensor.
+
+    PRIOR is a directory, or a Hub id org/name[@revision].
 
     \b
     Example:
@@ -99,11 +105,12 @@ def verify(prior: Path, **values: Any) -> None:
     """
     from drift_merge.cli.actions import verify_prior_action
 
-    verify_prior_action(prior, **values)
+    quiet = values["quiet"] or values["as_json"]
+    verify_prior_action(locate(prior, "PRIOR", quiet=quiet)[1], **values)
 
 
 @group.command()
-@click.argument("prior", type=options.PATH)
+@click.argument("prior")
 @click.argument("mllm")
 @click.option(
     "--scale",
@@ -115,8 +122,10 @@ def verify(prior: Path, **values: Any) -> None:
 )
 @options.writing("source")
 @options.running
-def apply(prior: Path, mllm: str, scale: float, **values: Any) -> None:
+def apply(prior: str, mllm: str, scale: float, **values: Any) -> None:
     """Write mllm + scale * delta as a complete MLLM checkpoint.
+
+    PRIOR is a directory, or a Hub id org/name[@revision].
 
     \b
     Example:
@@ -141,6 +150,10 @@ def demo(output: Path | None, quiet: bool) -> None:
     from drift_merge.cli.demo import demo_action
 
     demo_action(output, quiet=quiet)
+
+
+group.add_command(push_prior)
+group.add_command(pull_prior)
 
 
 def main() -> NoReturn:

@@ -132,7 +132,7 @@ def _apply(recipe: Recipe, out: Path, run: options.Run) -> None:
     values = {"output": out, "dtype": recipe.dtype, "max_shard_size": recipe.max_shard_size}
     values["allow_nonfinite"] = recipe.allow_nonfinite
     scale = float(recipe.options.get("scale", 0.1))
-    apply_action(Path(recipe.reasoners[0]), recipe.mllm, scale, values, run)
+    apply_action(recipe.reasoners[0], recipe.mllm, scale, values, run)
 
 
 def _warn_of_changes(request: "Request", recipe: Recipe) -> None:

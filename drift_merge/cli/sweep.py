@@ -11,6 +11,7 @@ from drift_merge.cli.actions import describe_merge, plan_run, run_options
 from drift_merge.cli.entry import print_json
 from drift_merge.cli.options import Run
 from drift_merge.cli.progress import progress
+from drift_merge.cli.pull import locate
 from drift_merge.engine.job import check_plan
 from drift_merge.engine.plan import Plan
 from drift_merge.engine.prepare import Prepared, prepare
@@ -115,14 +116,16 @@ def _free(out: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def apply_action(path: Path, mllm: str, scale: float, values: dict[str, Any], run: Run) -> None:
-    """Write mllm + scale * delta and say what was done."""
+def apply_action(text: str, mllm: str, scale: float, values: dict[str, Any], run: Run) -> None:
+    """Write mllm + scale * delta and say what was done; the prior may be on the Hub."""
     from drift_merge.merges.apply import apply_prior, apply_recipe
     from drift_merge.priors.manifest import open_prior
 
     out: Path = values.pop("output")
+    silent = run.quiet or run.as_json or run.dry_run
+    place, path = locate(text, "PRIOR", whole=not run.dry_run, quiet=silent)
     prior = open_prior(path)
-    recipe = apply_recipe(prior.path, prior.manifest, mllm, scale=scale, **values)
+    recipe = apply_recipe(place, prior.manifest, mllm, scale=scale, **values)
     prepared, plan = plan_run(recipe, out, run)
     if run.dry_run:
         return

@@ -75,7 +75,7 @@ def prepare(recipe: Recipe, *, headers_only: bool = False, quiet: bool = False) 
 
     def open_reasoner(text: str) -> Checkpoint:
         if recipe.options.get("is_delta"):
-            return open_deltas(text)
+            return open_deltas(text, headers_only=headers_only, quiet=quiet)
         source = parse_source(text)
         if not is_adapter(source):
             return open_one(text)

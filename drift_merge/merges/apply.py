@@ -18,12 +18,12 @@ Manifest = Mapping[str, Any]  # of a prior
 
 
 def apply_recipe(
-    prior: Path, manifest: Manifest, mllm: str, *, scale: float, **values: Any
+    prior: str, manifest: Manifest, mllm: str, *, scale: float, **values: Any
 ) -> Recipe:
     """The recipe of mllm + scale * delta over the tensors of a prior.
 
     Args:
-        prior: directory of the prior.
+        prior: directory of the prior, or its Hub id pinned to a commit.
         manifest: its manifest.
         mllm: source of the model that the prior was computed against.
         scale: factor of delta; 1 gives the reasoner where delta = reasoner - mllm.
@@ -32,7 +32,7 @@ def apply_recipe(
     parameters = manifest["parameters"]
     return Recipe(
         method="inject",
-        reasoners=(str(prior),),
+        reasoners=(prior,),
         mllm=mllm,
         options={"scale": scale, "is_delta": True},
         modules=parameters["modules"],

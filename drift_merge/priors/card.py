@@ -80,12 +80,13 @@ def _facts(manifest: dict[str, Any]) -> str:
     missing = coverage.get("missing_in_base")
     without = f"; {missing:,} of them have no partner in the base and no delta" if missing else ""
     layers = f", layers `{parameters['layers']}`" if parameters.get("layers") else ""
-    outside = coverage["records"].get("outside_tower", 0)
+    outside = f"{coverage['records'].get('outside_tower', 0):,} tensors are outside the tower"
     return (
-        f"- Modules: `{parameters['modules']}`{layers}; {coverage['matched']:,} of\n"
-        f"  {coverage['selected']:,} selected tensors{without}; {outside:,} outside the tower\n"
-        f"- Stored as {parameters['dtype']}: {manifest['num_elements']:,} elements,\n"
-        f"  {in_words(manifest['size_bytes'])} in {len(manifest['shards']):,} shard(s)"
+        f"- Modules: `{parameters['modules']}`{layers}\n"
+        f"- Coverage: {coverage['matched']:,} of {coverage['selected']:,} selected tensors"
+        f"{without}; {outside}\n"
+        f"- Stored as {parameters['dtype']}: {manifest['num_elements']:,} elements, "
+        f"{in_words(manifest['size_bytes'])} in {len(manifest['shards']):,} shard(s)"
     )
 
 

@@ -211,15 +211,28 @@ def assemble(
     )
 
 
-def open_deltas(text: str) -> Checkpoint:
+def open_deltas(text: str, *, headers_only: bool = False, quiet: bool = False) -> Checkpoint:
     """Open the shards of a prior as tensors by canonical name; it has no config of a model.
 
+    Args:
+        text: a directory, or a Hub id `org/name[@revision]`.
+        headers_only: from the Hub, fetch headers by range requests instead of whole shards.
+        quiet: no progress bars of the Hub's own downloads.
+
     Raises:
-        SourceError: no such directory.
+        SourceError: no such directory, or no such prior on the Hub.
         CheckpointError: it is not a prior, or a shard is broken.
     """
     source = parse_source(text)
     directory = source.path
+    if source.kind == "hub":
+        from drift_merge.storage import hub_artifacts
+
+        if headers_only:
+            source, headers = hub_artifacts.fetch_prior_headers(source)
+            return assemble(source, None, {}, headers, ())
+        manifest = hub_artifacts.PRIOR_MANIFEST
+        source, directory = hub_artifacts.fetch_artifact(source, manifest, quiet=quiet)
     names = sorted(p.name for p in directory.glob("prior-*.safetensors")) if directory else []
     if directory is None or not names:
         raise CheckpointError(

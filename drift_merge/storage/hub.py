@@ -153,11 +153,11 @@ def fetch_snapshot(source: Source, *, quiet: bool = False) -> Path:
             )
         )
 
-    with _progress(shown=not (quiet or is_offline())):
+    with progress_bars(shown=not (quiet or is_offline())):
         # snapshot_download waits half a minute for a failing Hub by itself (2.x).
         directory = patiently(download, source, retry_answers=False)
     for name in weights.files:
-        _check_arrived(source, directory / name, name, sizes[name])
+        check_arrived(source, directory / name, name, sizes[name])
     return directory
 
 
@@ -219,7 +219,7 @@ def fetch_file(source: Source, name: str) -> Path:
             str(source.repo_id), name, revision=source.revision, library_name=LIBRARY
         )
 
-    with _progress(shown=False):
+    with progress_bars(shown=False):
         return Path(patiently(download, source))
 
 
@@ -277,7 +277,12 @@ def _check_index(weight_map: dict[str, str], shards: dict[str, ShardHeader], *, 
             )
 
 
-def _check_arrived(source: Source, path: Path, name: str, size: int) -> None:
+def check_arrived(source: Source, path: Path, name: str, size: int) -> None:
+    """Refuse a file of the cache that is absent, or of another size than the Hub says.
+
+    Raises:
+        SourceError: with the command that fetches it again.
+    """
     found = path.stat().st_size if path.is_file() else 0
     if not path.is_file() or found != size >= 0:
         raise SourceError(
@@ -300,7 +305,7 @@ def _in_parallel(calls: Sequence[Callable[[], ShardHeader]]) -> list[ShardHeader
 
 
 @contextmanager
-def _progress(*, shown: bool) -> Iterator[None]:
+def progress_bars(*, shown: bool) -> Iterator[None]:
     """Switch huggingface_hub's bars off for a while; the user's own setting is left alone."""
     utils: Any = import_module("huggingface_hub.utils")  # re-exports that type checkers refuse
     if shown or utils.are_progress_bars_disabled():

@@ -1,0 +1,215 @@
+"""The repository that is written to: who asks, what is in it, and whether it may be written."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from drift_merge.errors import DriftMergeError, OutputError, RecipeError
+from drift_merge.hub.files import CARD, PushFile
+from drift_merge.hub.refusals import Target, no_token, persistently
+from drift_merge.storage import hub
+from drift_merge.storage.hub_artifacts import WORDS, RemoteFile, list_remote, listed_files
+from drift_merge.storage.hub_faults import LIBRARY, endpoint
+from drift_merge.storage.sources import Source, parse_source
+
+MAIN = "main"
+PULL_REQUEST = "refs/pr/"
+# Files that neither make a repository a model nor belong to an artifact of ours.
+_HARMLESS = (
+    *(".gitattributes", ".gitignore", "*.md", "LICENSE*", "NOTICE*", "meta.yaml"),
+    *(".eval_results/*", "assets/*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.svg", "*.gif"),
+)
+_REWRITTEN = (CARD, "LICENSE.md", "meta.yaml")  # of an artifact, beside what its manifest names
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is on the Hub at one revision."""
+
+    exists: bool  # the repository
+    has_revision: bool = False
+    is_private: bool = True
+    commit: str | None = None  # of the revision; of main where there is no such revision
+    files: Mapping[str, RemoteFile] = field(default_factory=dict)  # of that commit
+
+
+def parse_target(repo_id: str, revision: str | None) -> Target:
+    """Read where to push.
+
+    Raises:
+        RecipeError: no id of the form org/name, or a revision that cannot be written to.
+    """
+    try:
+        source = parse_source(f"{repo_id}@{revision}" if revision else repo_id)
+    except DriftMergeError:
+        source = None
+    if source is None or source.repo_id != repo_id or "/" not in repo_id:
+        raise RecipeError(
+            f"{repo_id!r}{f' at {revision!r}' if revision else ''} is no place on the Hub.",
+            remedy="Give org/name (your own name is an org too), and a branch with --revision.",
+        )
+    if source.is_pinned:
+        raise RecipeError(
+            f"--revision is the commit {revision}; a commit cannot be written to.",
+            remedy="Give a branch, or leave --revision out for main.",
+        )
+    return Target(repo_id, revision or MAIN)
+
+
+def require_account(target: Target) -> str:
+    """The name of the user whose token is set here.
+
+    Raises:
+        OutputError: no token, a token that the Hub does not know, or one that only reads.
+        SourceError: no answer.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if get_token() is None:
+        raise no_token(target)
+    who: dict[str, Any] = persistently(lambda: HfApi(library_name=LIBRARY).whoami(), target)
+    token = who.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise OutputError(
+            f"The token {token.get('displayName', '')!r} of {who.get('name')} only reads.",
+            remedy=f"Make one that writes at {endpoint()}/settings/tokens, then: hf auth login",
+        )
+    return str(who.get("name"))
+
+
+def look(target: Target) -> State:
+    """What is there now.
+
+    Raises:
+        OutputError, SourceError: the Hub refuses or does not answer. A repository that does
+            not exist, or may not be seen, is no error here.
+    """
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi(library_name=LIBRARY)
+
+    def info(revision: str) -> Any:
+        try:
+            return api.model_info(target.repo_id, revision=revision)
+        except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError):
+            return None
+
+    found = persistently(lambda: info(target.revision), target)
+    has_revision = found is not None
+    if found is None and target.revision != MAIN:
+        found = persistently(lambda: info(MAIN), target)
+    if found is None:
+        return State(exists=False)
+    files = list_remote(_at(target, found.sha)) if found.sha else {}
+    return State(True, has_revision, bool(found.private), found.sha, files)
+
+
+def _at(target: Target, commit: str) -> Source:
+    repo_id = target.repo_id
+    return Source(given=f"{repo_id}@{commit}", kind="hub", repo_id=repo_id, revision=commit)
+
+
+def to_delete(
+    target: Target,
+    state: State,
+    files: Sequence[PushFile],
+    manifest_name: str,
+    tensors: Mapping[str, Any],
+    *,
+    overwrite: bool,
+) -> list[str]:
+    """What must leave the repository before the artifact can be sent there.
+
+    Args:
+        target: where to.
+        state: what is there.
+        files: what is to be sent.
+        manifest_name: of the artifact.
+        tensors: of its manifest; where the Hub's manifest has the same, this push completes it.
+        overwrite: another artifact of ours may be replaced.
+
+    Raises:
+        OutputError: the repository holds something else.
+    """
+    ours = {file.name: file for file in files}
+    for name in WORDS:
+        if name not in state.files:
+            continue
+        manifest = _read_manifest(target, state, name)
+        listed = _listed(manifest, state, name)
+        if name == manifest_name and manifest.get("tensors") == tensors:
+            return [each for each in listed if each not in ours]
+        if not overwrite:
+            raise _another(target, manifest, name)
+        old = dict.fromkeys((*_REWRITTEN, name, *listed))
+        return [n for n in old if n in state.files and not _is_kept(n, ours, state)]
+    return _without_manifest(target, state, ours, overwrite=overwrite)
+
+
+def _read_manifest(target: Target, state: State, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(hub.fetch_file(_at(target, str(state.commit)), name).read_bytes())
+    except ValueError:
+        content = {}
+    return content if isinstance(content, dict) else {}
+
+
+def _listed(manifest: Mapping[str, Any], state: State, name: str) -> list[str]:
+    """The files of the artifact that is there, as far as they are."""
+    try:
+        listed = listed_files(manifest, where=name)
+    except (DriftMergeError, TypeError):
+        listed = []
+    return [each for each in listed if each in state.files]
+
+
+def _is_kept(name: str, ours: Mapping[str, PushFile], state: State) -> bool:
+    """Whether a file of the old artifact is one of the new, and no sign of a finished upload."""
+    return name != CARD and name in ours and ours[name].equals(state.files[name])
+
+
+def _another(target: Target, manifest: Mapping[str, Any], name: str) -> OutputError:
+    try:
+        sources = manifest["sources"]
+        reasoners = sources["reasoners"] if "reasoners" in sources else [sources["reasoner"]]
+        labels = " + ".join(each["label"] for each in reasoners)
+        made_of = f" of {labels} and {sources['mllm']['label']}"
+    except (KeyError, TypeError):
+        made_of = ""
+    return OutputError(
+        f"{target.repo_id} at {target.revision} holds another artifact: a {WORDS[name]}{made_of}.",
+        remedy="Push to another name, or to a branch of its own with --revision; "
+        "or replace it (its history stays): --overwrite",
+    )
+
+
+def _without_manifest(
+    target: Target, state: State, ours: Mapping[str, PushFile], *, overwrite: bool
+) -> list[str]:
+    """A repository without a manifest: new, a push that was cut, or somebody's model."""
+    foreign = [
+        name
+        for name, remote in state.files.items()
+        if not _matches(name, _HARMLESS) and not (name in ours and ours[name].equals(remote))
+    ]
+    if not foreign:
+        return []
+    if not all(_matches(name, ("prior-*.safetensors", "prior.safetensors.*")) for name in foreign):
+        raise OutputError(
+            f"{target.repo_id} at {target.revision} holds something else: {foreign[0]} and "
+            f"{len(foreign) - 1:,} other file(s) that are not of this artifact.",
+            remedy="Push to another name, or to a branch of its own with --revision.",
+        )
+    if not overwrite:
+        raise OutputError(
+            f"{target.repo_id} at {target.revision} holds the unfinished upload of another prior "
+            f"({foreign[0]} differs).",
+            remedy="Finish that one, push to another name, or replace it: --overwrite",
+        )
+    return foreign
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
