@@ -202,7 +202,8 @@ def find_optimizer(model: nn.Module, optimizer: Any = None) -> Any:
         RecipeError: there is none to be found.
     """
     for thing in (optimizer, model):
-        if thing is not None and hasattr(thing, "is_gradient_accumulation_boundary"):
+        is_engine = isinstance(thing, nn.Module) and hasattr(thing, "was_step_applied")
+        if is_engine:
             return thing.optimizer
     if optimizer is not None:
         return optimizer

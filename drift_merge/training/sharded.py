@@ -68,7 +68,7 @@ class ShardedLayout:
         dims = tuple(
             dim
             for dim, placement in enumerate(parameter.placements)
-            if placement.is_shard() and mesh.size(dim) > 1
+            if hasattr(placement, "dim") and mesh.size(dim) > 1  # Shard and _StridedShard
         )
         if not dims:
             return None
