@@ -8,6 +8,7 @@ import click
 from drift_merge.cli import config_file, entry, options
 from drift_merge.cli.pull import locate, pull_prior
 from drift_merge.cli.push import push_prior
+from drift_merge.cli.train import train
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -154,6 +155,7 @@ def demo(output: Path | None, quiet: bool) -> None:
 
 group.add_command(push_prior)
 group.add_command(pull_prior)
+group.add_command(train)
 
 
 def main() -> NoReturn:
