@@ -158,6 +158,7 @@ class _Handler(hub_writes.Uploads):
     hub: HubServer
     origin: str
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes: 40 ms per answer without
     fault: Fault | None
     status: int
     sent: int
