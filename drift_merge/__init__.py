@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from drift_merge.priors.manifest import Prior as Prior
     from drift_merge.priors.manifest import open_prior as open_prior
     from drift_merge.priors.verify import verify_prior as verify_prior
+    from drift_merge.publish import pull as pull
+    from drift_merge.publish import push as push
+    from drift_merge.training.attach import attach as attach
     from drift_merge.training.deltas import load_prior as load_prior
     from drift_merge.training.handle import Handle as Handle
-    from drift_merge.training.handle import attach as attach
 
 # torch says so once where numpy is not installed; it is no dependency, and nothing here needs it.
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
@@ -46,8 +48,10 @@ _FACE = {
     "drift_merge.names.tensors": ("Alignment",),
     "drift_merge.priors.manifest": ("Prior", "open_prior"),
     "drift_merge.priors.verify": ("verify_prior",),
+    "drift_merge.publish": ("pull", "push"),
+    "drift_merge.training.attach": ("attach",),
     "drift_merge.training.deltas": ("load_prior",),
-    "drift_merge.training.handle": ("Handle", "attach"),
+    "drift_merge.training.handle": ("Handle",),
 }
 _HOME = {name: module for module, names in _FACE.items() for name in names}
 

@@ -283,7 +283,8 @@ class _Handler(hub_writes.Uploads):
         if refused.code:
             head["X-Error-Code"] = refused.code
         more = self.fault.headers if self.fault else {}
-        self._send(refused.status, head | more, b'{"error": "refused"}')
+        body = json.dumps({"error": message} | refused.more).encode()
+        self._send(refused.status, head | more, body)
 
     def _send(self, status: int, head: dict[str, str], body: bytes) -> None:
         if self.fault and self.fault.body is not None and status < 300:

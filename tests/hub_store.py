@@ -35,10 +35,10 @@ class Account:
 
 
 class RefusedError(Exception):
-    """Ends a request with a status, one of the Hub's error codes, and a message."""
+    """Ends a request with a status, one of the Hub's error codes, a message, and more to say."""
 
-    def __init__(self, status: int, code: str = "", message: str = "") -> None:
-        self.status, self.code, self.message = status, code, message
+    def __init__(self, status: int, code: str = "", message: str = "", **more: str) -> None:
+        self.status, self.code, self.message, self.more = status, code, message, more
 
 
 @dataclass

@@ -97,7 +97,8 @@ def _create_repo(hub: Any, account: Account | None, _: Any, __: Any, body: bytes
             403, "", f"You don't have the rights to create a model under the namespace {namespace}"
         )
     if repo_id in hub.repos:
-        raise RefusedError(409, "", "You already created this model repo")
+        url = f"{hub.url}/{repo_id}"
+        raise RefusedError(409, "", "You already created this model repo", url=url)
     repo = hub.repos[repo_id] = Repo(repo_id)
     repo.private = asked.get("private", asked.get("visibility") == "private")
     first = hub.store.new_file(FIRST_FILE)

@@ -35,12 +35,14 @@ def fetch_verified(
     source: Source, manifest: str, *, verify: Callable[[Path], object], quiet: bool = False
 ) -> tuple[Source, Path]:
     """Any artifact on the Hub as a directory; see `fetch_prior`."""
-    from huggingface_hub import cached_assets_path
+    from huggingface_hub import cached_assets_path, constants
 
     source, directory = fetch_artifact(source, manifest, quiet=quiet)
     repo = str(source.repo_id).replace("/", "--")
-    place = cached_assets_path(library_name=LIBRARY, namespace="verified", subfolder=repo)
-    seen = Path(place) / str(source.revision)
+    place = cached_assets_path(
+        LIBRARY, namespace="verified", subfolder=repo, assets_dir=constants.HF_ASSETS_CACHE
+    )
+    seen = place / str(source.revision)
     if not seen.exists():
         verify(directory)
         with suppress(OSError):  # a cache that is read-only: verified again next time
