@@ -7,17 +7,17 @@ way. How a delta is stored (or compressed) is known to `read_delta` alone.
 Shapes: a stored delta is seen as a matrix, see `units.matrix`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from drift_merge.engine.seals import check_seal
 from drift_merge.engine.workspace import DTYPES
-from drift_merge.errors import CheckpointError, RecipeError
+from drift_merge.errors import AlignmentError, CheckpointError, RecipeError
 from drift_merge.priors.manifest import MANIFEST, Prior, open_prior
 from drift_merge.storage.checkpoint import open_deltas
 from drift_merge.storage.headers import TensorInfo
@@ -44,6 +44,12 @@ class OpenPrior:
         """The fingerprint of the manifest, which holds those of all deltas."""
         return str(self.prior.manifest.get("seal"))
 
+    @property
+    def command(self) -> str:
+        """How a prior for other weights is computed, for messages."""
+        source = self.prior.manifest["sources"]["reasoner"]
+        return f"drift-prior compute {source['repo_id'] or source['source']} MLLM -o PRIOR"
+
     def stored(self, name: str) -> Tensor:
         """A stored tensor, flat and read only, as a window on the map."""
         info: TensorInfo = self.mapped.checkpoint.tensors[name]
@@ -66,12 +72,11 @@ def load_prior(where: str | Path) -> Prior:
         VerificationError: its manifest was changed after it was written.
     """
     path = Path(where)
-    if not path.is_dir():
-        source = parse_source(str(where))
-        if source.kind != "local":
-            from drift_merge.storage import hub
+    if not path.is_dir() and parse_source(str(where)).kind != "local":
+        from drift_merge.hub.cache import fetch_prior
+        from drift_merge.priors.verify import verify_prior
 
-            path = hub.fetch_snapshot(hub.resolve_revision(source))
+        _, path = fetch_prior(str(where), verify=lambda found: verify_prior(open_prior(found)))
     prior = open_prior(path)
     check_seal(prior.manifest, path / MANIFEST)
     return prior
@@ -130,13 +135,19 @@ class DeltaSource(Protocol):
             out: flat, `block.numel` elements, float32 or float64; on the host or a device.
         """
 
+    def rows(self, unit: Unit, first: int, end: int) -> Tensor:
+        """Rows [first, end) of the matrix of a unit that this rank holds whole.
+
+        Returns:
+            Shape (end - first, cols), any float dtype.
+        """
+
 
 class FileDeltas:
     """Deltas as they lie in the files of one or several priors."""
 
     def __init__(self, priors: Sequence[OpenPrior], weights: Sequence[float]) -> None:
         self.priors, self.weights = tuple(priors), tuple(weights)
-        self.elements_read = 0  # of all priors together, for tests: a rank reads its part only
 
     def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
         """Read a chunk: the weighted sum of all priors."""
@@ -147,7 +158,6 @@ class FileDeltas:
                 target.mul_(weight)
             if number:
                 out.add_(target)
-        self.elements_read += block.numel * len(self.priors)
 
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows [first, end) of a unit's matrix, float32, shape (end - first, cols)."""
@@ -185,7 +195,25 @@ def combine_weights(count: int, weights: Sequence[float] | None) -> tuple[float,
     return found
 
 
-def recorded(priors: Sequence[OpenPrior], name: str, key: str) -> Any:
-    """What the first prior's manifest records of a tensor, None where it does not."""
-    entry: Mapping[str, Any] = priors[0].prior.tensors[name]
-    return entry.get(key)
+def open_all(priors: Sequence[Prior | str | Path]) -> list[OpenPrior]:
+    """Open one or several priors; all must hold the same tensors.
+
+    Raises:
+        RecipeError: none is given.
+        AlignmentError: they hold other tensors, or of other shapes.
+    """
+    if not priors:
+        raise RecipeError("there is no prior: the list is empty.", remedy="Give one at least.")
+    opened = [open_for_training(prior) for prior in priors]
+    first = opened[0]
+    for other in opened[1:]:
+        names = sorted(first.shapes.keys() | other.shapes.keys())
+        differ = [name for name in names if first.shapes.get(name) != other.shapes.get(name)]
+        if differ:
+            raise AlignmentError(
+                f"{len(differ):,} tensors of {first.prior.path} and {other.prior.path} differ in"
+                f" shape or are in one of them only, e.g. {differ[0]}.",
+                remedy="Compute all priors against the same mllm, with the same --modules and"
+                " --layers.",
+            )
+    return opened

@@ -1,113 +1,213 @@
-"""attach(): hook a prior to a model that is being trained. Handle: apply, report, remove."""
+"""The handle of a prior at work: apply, report, save and restore, refresh, remove."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from drift_merge.errors import RecipeError
-from drift_merge.maths.injection import FORMULA, SIGN, Rule, rule_named
-from drift_merge.priors.manifest import Prior
-from drift_merge.training.deltas import FileDeltas, combine_weights, open_for_training
+from drift_merge.maths.injection import FORMULA, SIGN
+from drift_merge.training.biasing import Biasing
 from drift_merge.training.hooks import hook_optimizer
-from drift_merge.training.inject import Injector, Slots
-from drift_merge.training.layouts import layout_for
-from drift_merge.training.matching import Coverage, Matching, match
-from drift_merge.training.pieces import CPU_CHUNK, DensePiece
-from drift_merge.training.schedules import Alpha, Schedule, alphas_of, factor_of
-
-State = dict[str, Any]
-AnyPrior = Prior | str | Path
-
-
-def attach(
-    model: nn.Module,
-    prior: AnyPrior | Sequence[AnyPrior],
-    *,
-    alpha: Alpha = 1.0,
-    rule: str | Rule = "adaptive_cosine",
-    optimizer: Any = None,
-    modules: str | Sequence[str] = "attn,mlp",
-    layers: str | int | Sequence[int | str] | None = None,
-    when: str = "step",
-    device: str = "auto",
-    strict: bool = True,
-    schedule: Schedule = None,
-    total_steps: int | None = None,
-    weights: Sequence[float] | None = None,
-    state: State | None = None,
-) -> "Handle":
-    """Bias the gradients of a model with a prior, once per optimizer step."""
-    priors = [
-        open_for_training(one)
-        for one in ([prior] if isinstance(prior, Prior | str | Path) else list(prior))
-    ]
-    source = FileDeltas(priors, combine_weights(len(priors), weights))
-    rule_name, function = rule_named(rule)
-    matching = match(model, priors[0].shapes, modules=modules, layers=layers, is_strict=strict)
-    alphas = alphas_of(alpha, {unit.module for unit in matching.units})
-    names = tuple(dict.fromkeys(unit.name for unit in matching.units))
-    slot_of = {name: slot for slot, name in enumerate(names)}
-    layout = layout_for(model, optimizer)
-    module_of = {unit.name: unit.module for unit in matching.units}
-    entries = [priors[0].prior.tensors[name] for name in names]
-    slots = Slots(
-        names=names,
-        modules=tuple(module_of[name] for name in names),
-        alpha=torch.tensor([alphas[module_of[n]] for n in names], dtype=torch.float64),
-        mllm_norm=torch.tensor([e["norm_mllm"] for e in entries], dtype=torch.float64),
-        prior_norm=torch.tensor([e["norm_delta"] for e in entries], dtype=torch.float64),
-        delta_sq=torch.zeros(len(names), dtype=torch.float64),
-        start=torch.zeros(len(names), dtype=torch.float64),
-    )
-    pieces = [
-        DensePiece(u, slot_of[u.name], layout.region(u), layout, source, CPU_CHUNK)
-        for u in matching.units
-    ]
-    injector = Injector(pieces, slots, function)
-    injector.measure_start()
-    handle = Handle(layout, matching, injector, rule_name, factor_of(schedule, total_steps))
-    handle._undo = hook_optimizer(model, optimizer, matching.units, handle._step)
-    return handle
+from drift_merge.training.matching import Coverage
+from drift_merge.training.microbatch import hook_parameter
+from drift_merge.training.report import flatten, make_report
+from drift_merge.training.settings import Settings, State, check_state, describe_state
+from drift_merge.training.skips import Skips
 
 
 class Handle:
-    """A prior at work in a training run."""
+    """A prior at work in a training run; made by `attach`."""
 
-    def __init__(
-        self, layout: Any, matching: Matching, injector: Injector, rule: str, factor: Any
-    ) -> None:
-        self._layout = layout
-        self._matching, self._injector, self._rule, self._factor = matching, injector, rule, factor
-        self._undo: Any = None
-        self.steps = 0
+    def __init__(self, settings: Settings, coverage: Coverage, biasing: Biasing) -> None:
+        self._settings, self._coverage, self._biasing = settings, coverage, biasing
+        self._undo: list[Callable[[], None]] = []
+        self._is_hooked = self._is_removed = False
+        self._count = 0  # steps that were biased, those of the saved state included
+        self._skips = Skips()
+        self._start: list[float] | None = None  # theta_0 * delta by slot, for saved states
+        self._refreshed_at: int | None = None
+        self._seen: tuple[weakref.ref[Tensor], int] | None = None  # a gradient as we left it
+        self._parameter: nn.Parameter | None = None  # whose gradient that is
 
     @property
     def coverage(self) -> Coverage:
         """What is biased, and what is not."""
-        return self._matching.coverage
+        return self._coverage
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were biased, from the beginning of the run."""
+        return self._count - self._skips.total()
 
     def apply(self) -> None:
-        """Bias the gradients now: after accumulation, reduction and unscaling, before the step."""
-        if self._undo is not None:
+        """Bias the gradients: after accumulation, reduction and unscaling, before the step.
+
+        Raises:
+            RecipeError: the optimizer is hooked, so that its step does it; the handle was
+                removed; these gradients are biased already; or there are none.
+        """
+        if self._settings.when == "microbatch":
             raise RecipeError(
-                "this handle is hooked to the optimizer, whose step() applies it.",
+                "with when='microbatch' every backward() biases its gradients already.",
+                remedy="Do not call apply().",
+            )
+        if self._is_hooked:
+            raise RecipeError(
+                "the optimizer is hooked: its step() biases the gradients.",
                 remedy="Do not call apply(), or attach with optimizer=None.",
             )
         self._step(None, None)
 
+    def report(self) -> dict[str, Any]:
+        """Coverage, and figures of the last step: overall, by module and by tensor.
+
+        Waits for the device and reads all weights and deltas once. Where gradients are sharded
+        all ranks must call it together.
+
+        Returns:
+            Plain data: rule, steps, coverage, missing_gradients; and cosine, bias_ratio,
+            coefficient, distance (see `training.report`), overall and under "modules" and
+            "tensors". A figure is None where there is nothing to divide by, as before the
+            first step.
+        """
+        self._refuse_removed()
+        return make_report(
+            self._biasing.injectors,
+            self._coverage,
+            self._biasing.start,
+            rule=self._settings.rule,
+            steps=self.steps,
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """The figures of `report()` that a trainer logs, flat: "drift/cosine", "drift/attn/..."."""
+        factor = self._settings.factor(max(0, self.steps - 1))
+        alphas = {module: alpha * factor for module, alpha in self._settings.alphas.items()}
+        return flatten(self.report(), alphas)
+
+    def state_dict(self) -> State:
+        """What a resumed run needs, as plain data that JSON can hold; waits for no device."""
+        return describe_state(
+            self._settings,
+            self._biasing.names,
+            steps=self.steps,
+            start=self._start,
+            refreshed_at=self._refreshed_at,
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a saved run stopped.
+
+        Raises:
+            RecipeError: the state is of another prior (both fingerprints are named) or
+                selection; with strict, also of other settings.
+        """
+        check_state(state, self._settings, self._biasing.names)
+        self._count = int(state["steps"]) + self._skips.total()
+        self._start = state["start"]
+        if self._start is not None and self._biasing.is_ready:
+            self._biasing.set_start(self._start)
+
+    def refresh(self, reasoner: str | Path | None = None) -> None:
+        """Recompute delta = theta_reasoner - theta against the weights as they are now.
+
+        The new delta lies in a temporary file that vanishes with the handle. Distances count
+        from here. Where gradients are sharded all ranks must call it together.
+
+        Args:
+            reasoner: checkpoint; None for the one that the prior names.
+
+        Raises:
+            RecipeError: there are several priors, or adapters; or the handle was removed.
+            SourceError, CheckpointError, AlignmentError: as for computing a prior.
+        """
+        self._refuse_removed()
+        if not self._biasing.is_ready:
+            self._prepare()
+        self._biasing.refresh(reasoner)
+        self._start, self._refreshed_at = self._biasing.start_list(), self.steps
+
     def remove(self) -> None:
-        """Go back to plain training."""
-        if self._undo is not None:
-            self._undo()
-            self._undo = None
+        """Go back to plain training: no hook is left. May be called again."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+        self._biasing.release()
+        self._is_removed, self._is_hooked = True, False
+
+    def begin(self, model: nn.Module, optimizer: Any, units: Any, *, is_plain: bool) -> None:
+        """Hook in, and look at the weights unless they are sharded; `attach` calls it once."""
+        if is_plain:
+            self._prepare()
+        act = self._step if self._settings.when == "step" else self._count_step
+        undo = hook_optimizer(model, optimizer, units, act)
+        if undo is not None:
+            self._undo.append(undo)
+            self._is_hooked = True
+        if self._settings.when == "microbatch":
+            self._hook_parameters()
+
+    def _prepare(self) -> None:
+        self._biasing.prepare(start=self._start)
+        self._start = self._biasing.start_list()
+        self._parameter = self._biasing.first_parameter()
+
+    def _hook_parameters(self) -> None:
+        if not self._is_hooked and self._settings.schedule != "constant":
+            raise RecipeError(
+                f"when='microbatch' with schedule {self._settings.schedule!r} must know the steps.",
+                remedy="Pass the optimizer: attach(..., optimizer=optimizer).",
+            )
+        for number, units in enumerate(self._biasing.parameters):
+            parameter = units[0].parameter
+            assert parameter is not None
+
+            def bias(number: int = number) -> None:
+                self._biasing.step_one(number, self._settings.factor(self.steps))
+
+            layout = self._biasing.hook_layouts[number]
+            self._undo.append(hook_parameter(parameter, layout, bias).remove)
 
     def _step(self, scale: float | Tensor | None, found_inf: Tensor | None) -> None:
-        scale = self._layout.loss_scale if scale is None else scale
-        self._injector.apply(self._factor(self.steps), scale)
-        self.steps += 1
+        self._refuse_removed()
+        if not self._biasing.is_ready:
+            self._prepare()
+        self._refuse_repetition()
+        self._biasing.step(self._settings.factor(self.steps), scale)
+        self._count_step(scale, found_inf)
+        gradient = None if self._parameter is None else self._parameter.grad
+        if gradient is not None:
+            self._seen = (weakref.ref(gradient), gradient._version)
+
+    def _count_step(self, scale: float | Tensor | None, found_inf: Tensor | None) -> None:
+        self._count += 1
+        self._skips.note(found_inf)
+
+    def _refuse_repetition(self) -> None:
+        """Refuse gradients that nobody has touched since we biased them."""
+        if self._seen is None or self._parameter is None:
+            return
+        seen, version = self._seen
+        gradient = self._parameter.grad
+        if gradient is not None and seen() is gradient and gradient._version == version:
+            raise RecipeError(
+                "these gradients are biased already: there was no backward() since.",
+                remedy="Call apply() once per optimizer step, and zero_grad() after it.",
+            )
+
+    def _refuse_removed(self) -> None:
+        if self._is_removed:
+            raise RecipeError(
+                "this handle was removed.", remedy="Attach the prior again: attach(model, prior)."
+            )
 
     def __repr__(self) -> str:
-        return f"<drift_merge {self._rule}: {FORMULA}; {SIGN}; {self.coverage.text()}>"
+        settings = self._settings
+        alphas = ", ".join(f"{module} {alpha:g}" for module, alpha in settings.alphas.items())
+        return (
+            f"<drift_merge.Handle rule={settings.rule} alpha=({alphas}) when={settings.when}:"
+            f" {FORMULA}; {SIGN}; {self._coverage.text()}>"
+        )

@@ -1,22 +1,28 @@
 """The injection: local sums, one all-reduce per group, coefficients by the rule, g -= c * delta.
 
-Nothing waits for the device: coefficients stay tensors. Without a group the second pass
-follows the first while gradient and delta are in the cache.
+Nothing waits for the device: coefficients stay tensors. Without a group the second pass follows
+the first tensor by tensor, while gradient and delta are in the cache.
 
 Shapes: P = number of slots, one for each tensor of the prior.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import local
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from drift_merge.maths.injection import Rule, Sums
-from drift_merge.training.pieces import COLUMNS, DensePiece, Piece, Scratch, add_cells
+from drift_merge.training.pieces import COLUMNS, DELTA_SQ, DOT, GRAD_SQ, Piece, Scratch, add_cells
 
-_BATCH = 2**20  # elements that are measured and then biased together, if no group is waited for
+# Elements that are measured together where no group is waited for: small tensors share the
+# arithmetic of the rule, large ones are alone.
+_CPU_BATCH = 2**17
+_GPU_BATCH = 2**26
+_TINY = 1e-300
 
 
 @dataclass(slots=True)
@@ -25,88 +31,147 @@ class Slots:
 
     names: tuple[str, ...]  # canonical names in the prior
     modules: tuple[str, ...]
-    alpha: Tensor  # without the schedule's factor
+    alphas: tuple[float, ...]  # without the schedule's factor
+    alpha: Tensor  # the same
     mllm_norm: Tensor  # |theta_mllm| as the prior recorded it
-    delta_sq: Tensor  # sum of delta*delta; 0 where it is measured at each step (LoRA)
-    prior_norm: Tensor  # |delta| of the whole tensor; scales mllm_norm where a part is biased
-    start: Tensor  # sum of theta*delta when training began
+    delta_sq: Tensor  # sum of delta*delta of what is added; 0 where it is another at each step
+    whole_sq: Tensor  # sum of delta*delta of the prior's whole tensor
+
+    def to(self, device: torch.device) -> None:
+        """Move to where the gradients are."""
+        for name in ("alpha", "mllm_norm", "delta_sq", "whole_sq"):
+            setattr(self, name, getattr(self, name).to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Pieces of whole slots that are measured before any of them is biased."""
+
+    pieces: tuple[Piece, ...]
+    rows: slice | Tensor  # their slots
 
 
 class Injector:
-    """Biases the gradients of all pieces once."""
+    """Biases the gradients of all pieces, once a call."""
 
     def __init__(self, pieces: Sequence[Piece], slots: Slots, rule: Rule) -> None:
-        self.pieces, self.slots, self.rule = list(pieces), slots, rule
-        device = slots.alpha.device
-        self.sums = torch.zeros(len(slots.names), COLUMNS, dtype=torch.float64, device=device)
-        self.coefficients = torch.zeros(len(slots.names), dtype=torch.float64, device=device)
-        self.missing: set[int] = set()  # pieces without a gradient at the last step
-        self._scratch = Scratch(device)
+        self.pieces, self.slots, self.rule = tuple(pieces), slots, rule
+        self.missing: set[Piece] = set()  # without a gradient at the last step
+        self._local = local()
         self._groups = _by_group(self.pieces)
+        self._pool: ThreadPoolExecutor | None = None
+        self.to(slots.alpha.device)
 
-    def measure_start(self) -> None:
-        """Fill `delta_sq` and `start`; before the first step, and after delta has changed."""
+    def to(self, device: torch.device) -> None:
+        """Work on the device where the gradients are."""
+        self.device = device
+        self.slots.to(device)
+        shape = (len(self.slots.names), COLUMNS)
+        self.sums = torch.zeros(shape, dtype=torch.float64, device=device)  # of the last step
+        self.strength = torch.zeros(shape[0], dtype=torch.float64, device=device)  # alpha * c
+        size = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
+        self._batches = [
+            (group, list(_cut(pieces, size if group is None else None)))
+            for group, pieces in self._groups
+        ]
+
+    def positions(self) -> Tensor:
+        """theta*delta in column DOT and delta*delta in column DELTA_SQ, shape (P, COLUMNS)."""
         sums = torch.zeros_like(self.sums)
-        for group, pieces in self._groups:
-            for piece in pieces:
-                if isinstance(piece, DensePiece):
-                    add_cells(sums, piece.measure_start(self._scratch))
-            _reduce(sums, pieces, group)
-        self.slots.delta_sq = sums[:, 2].clone()
-        self.slots.start = sums[:, 1].clone()
 
-    def apply(self, factor: float, scale: float | Tensor | None = None) -> int:
+        def add(batch: _Batch) -> None:
+            for piece in batch.pieces:
+                add_cells(sums, piece.position(self._scratch(sums.device)))
+
+        for group, batches in self._batches:
+            self._each(batches, add, in_parallel=group is None)
+            _reduce(sums, batches, group)
+        return sums
+
+    def apply(self, factor: float, scale: float | Tensor | None = None) -> None:
         """Bias all gradients.
 
         Args:
             factor: the schedule's, for this step.
             scale: what gradients are still multiplied with; None for 1.
-
-        Returns:
-            The number of pieces with a gradient.
         """
-        self.sums.zero_()
         self.missing.clear()
-        with torch.no_grad():
-            for group, pieces in self._groups:
-                for batch in [pieces] if group is not None else _batches(pieces):
-                    self._apply(batch, group, factor, scale)
-        return len(self.pieces) - len(self.missing)
+        for group, batches in self._batches:
 
-    def _apply(
-        self,
-        pieces: Sequence[Piece],
-        group: ProcessGroup | None,
-        factor: float,
-        scale: float | Tensor | None,
-    ) -> None:
-        for piece in pieces:
-            cells = piece.measure(self._scratch)
-            if cells is None:
-                self.missing.add(id(piece))
-            add_cells(self.sums, cells or [])
-        _reduce(self.sums, pieces, group)
-        rows = _rows(pieces, self.sums.device)
-        strength = self._coefficients(rows, factor, scale)
-        self.coefficients[rows] = strength
-        if scale is not None:
-            self.coefficients[rows] *= scale
-        for piece in pieces:
-            piece.bias(self.coefficients, self._scratch)
-        self.coefficients[rows] = strength
+            def both(batch: _Batch, group: ProcessGroup | None = group) -> None:
+                self._measure(batch)
+                _reduce(self.sums, [batch], group)
+                self._bias(batch, factor, scale)
 
-    def _coefficients(self, rows: Tensor, factor: float, scale: float | Tensor | None) -> Tensor:
+            self._each(batches, both, in_parallel=group is None)
+
+    def _measure(self, batch: _Batch) -> None:
+        cells = []
+        scratch = self._scratch(self.device)
+        scratch.forget()
+        self.sums[batch.rows] = 0.0
+        for piece in batch.pieces:
+            found = piece.measure(scratch)
+            if found is None:
+                self.missing.add(piece)
+            cells += found or []
+        add_cells(self.sums, cells)
+
+    def _bias(self, batch: _Batch, factor: float, scale: float | Tensor | None) -> None:
+        rows, slots = batch.rows, self.slots
         if scale is not None:
-            self.sums[rows, 0] /= scale * scale
-            self.sums[rows, 1] /= scale
-        delta_norm = (self.slots.delta_sq[rows] + self.sums[rows, 2]).sqrt()
+            self.sums[rows, GRAD_SQ] /= scale * scale
+            self.sums[rows, DOT] /= scale
+        delta_norm = (slots.delta_sq[rows] + self.sums[rows, DELTA_SQ]).sqrt()
+        # Where a part of delta is added, or a projection of it, |theta| shrinks in proportion:
+        # their ratio, the strength of `absolute_param_norm`, is that of the whole tensor.
+        share = delta_norm / slots.whole_sq[rows].sqrt().clamp(min=_TINY)
         sums = Sums(
-            grad_sq=self.sums[rows, 0],
-            dot=self.sums[rows, 1],
+            grad_sq=self.sums[rows, GRAD_SQ],
+            dot=self.sums[rows, DOT],
             delta_norm=delta_norm,
-            mllm_norm=self.slots.mllm_norm[rows],
+            mllm_norm=slots.mllm_norm[rows] * share,
         )
-        return self.rule(sums) * self.slots.alpha[rows] * factor
+        self.strength[rows] = self.rule(sums) * slots.alpha[rows] * factor
+        scratch = self._scratch(self.device)
+        is_cpu = self.device.type == "cpu"  # on which the last piece is still in the cache
+        for piece in reversed(batch.pieces) if is_cpu else batch.pieces:
+            if factor * slots.alphas[piece.slot] == 0.0:
+                continue  # bit for bit: g - 0 * delta would lose the sign of a zero
+            coefficient = self.strength[piece.slot]
+            piece.bias(coefficient if scale is None else coefficient * scale, scratch)
+
+    def _scratch(self, device: torch.device) -> Scratch:
+        """This thread's buffers."""
+        found: Scratch | None = getattr(self._local, "scratch", None)
+        if found is None or found.device != device:
+            found = self._local.scratch = Scratch(device)
+        return found
+
+    def _each(
+        self, batches: Sequence[_Batch], work: Callable[[_Batch], None], *, in_parallel: bool
+    ) -> None:
+        """Call `work` for every batch, on a CPU by a few threads with one core each."""
+        workers = torch.get_num_threads() if self.device.type == "cpu" and in_parallel else 1
+        with torch.no_grad():
+            if workers == 1 or len(batches) < 2:
+                for batch in batches:
+                    work(batch)
+                return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(workers, "drift_merge", _use_one_thread)
+
+        def quietly(batch: _Batch) -> None:
+            with torch.no_grad():  # a setting of each thread
+                work(batch)
+
+        list(self._pool.map(quietly, batches))
+
+
+def _use_one_thread() -> None:
+    # Threads within an operation wait for each other at every chunk, and a busy machine makes
+    # that many times slower than a thread per tensor.
+    torch.set_num_threads(1)
 
 
 def _by_group(pieces: Sequence[Piece]) -> list[tuple[ProcessGroup | None, list[Piece]]]:
@@ -117,29 +182,33 @@ def _by_group(pieces: Sequence[Piece]) -> list[tuple[ProcessGroup | None, list[P
     return list(groups.values())
 
 
-def _batches(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Pieces of whole slots, of about `_BATCH` elements together."""
+def _cut(pieces: Sequence[Piece], size: int | None) -> Iterator[_Batch]:
+    """Batches of about `size` elements, or one; slots and ties stay together."""
     batch: list[Piece] = []
-    size = 0
+    numel = 0
     for piece in sorted(pieces, key=lambda piece: piece.slot):
-        if size >= _BATCH and piece.slot != batch[-1].slot:
-            yield batch
-            batch, size = [], 0
+        is_tied = bool(batch) and (piece.slot == batch[-1].slot or piece.tie == batch[-1].tie)
+        if batch and size is not None and numel + piece.numel > size and not is_tied:
+            yield _batch(batch)
+            batch, numel = [], 0
         batch.append(piece)
-        size += piece.numel
+        numel += piece.numel
     if batch:
-        yield batch
+        yield _batch(batch)
 
 
-def _rows(pieces: Sequence[Piece], device: torch.device) -> Tensor:
-    return torch.tensor(sorted({piece.slot for piece in pieces}), device=device)
+def _batch(pieces: Sequence[Piece]) -> _Batch:
+    slots = sorted({piece.slot for piece in pieces})
+    if slots[-1] - slots[0] + 1 == len(slots):
+        return _Batch(tuple(pieces), slice(slots[0], slots[-1] + 1))
+    return _Batch(tuple(pieces), torch.tensor(slots))
 
 
-def _reduce(sums: Tensor, pieces: Sequence[Piece], group: ProcessGroup | None) -> None:
-    """Add up the rows of these pieces over the ranks of a group."""
+def _reduce(sums: Tensor, batches: Sequence[_Batch], group: ProcessGroup | None) -> None:
+    """Add up the rows of these batches over the ranks of a group."""
     if group is None:
         return
-    rows = _rows(pieces, sums.device)
-    local = sums[rows]
-    torch.distributed.all_reduce(local, group=group)
-    sums[rows] = local
+    (batch,) = batches
+    local_sums = sums[batch.rows].contiguous()
+    torch.distributed.all_reduce(local_sums, group=group)
+    sums[batch.rows] = local_sums

@@ -3,149 +3,235 @@
 Shapes: a chunk is flat, n elements; float32 arithmetic (float64 for float64 gradients).
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from drift_merge.training.deltas import DeltaSource
 from drift_merge.training.layouts import GradientLayout
 from drift_merge.training.units import Block, Region, Unit, blocks
 
-CPU_CHUNK = 2**18  # as in the engine: stays in the cache of a core
+# Elements. A chunk and its delta stay in the cache of a core; 2**16 costs a tenth more in calls.
+CPU_CHUNK = 2**17
 GPU_CHUNK = 2**23
-COLUMNS = 3  # of sums: g*g, g*delta, delta*delta
+# Widened deltas that are kept from the first pass to the second, in chunks.
+_KEPT = 8
+GRAD_SQ, DOT, DELTA_SQ = 0, 1, 2  # columns of sums: g*g, g*delta (or theta*delta), delta*delta
+COLUMNS = 3
 
 Cell = tuple[int, int, Tensor]  # row and column of the sums, and what is added there, 0-dim
 
 
-class Piece(Protocol):
-    """Something whose gradient gets `g -= c * delta`, with the c of its slot."""
-
-    slot: int  # row of the sums
-    numel: int  # elements on this rank
-
-    @property
-    def group(self) -> ProcessGroup | None:
-        """The ranks whose sums belong together."""
-
-    def measure(self, scratch: "Scratch") -> list[Cell] | None:
-        """This rank's sums; None if there is no gradient."""
-
-    def bias(self, coefficients: Tensor, scratch: "Scratch") -> None:
-        """Subtract coefficients[slot] * delta from the gradient."""
-
-
 class Scratch:
-    """Buffers of one worker, made once; two chunks a dtype."""
+    """Buffers of one worker on one device, made once however large the tensors are."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.elements = CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._kept: dict[tuple[object, int], Tensor] = {}
+        self._used = 0  # elements of the buffer of kept deltas
+        self._others: dict[torch.device, Scratch] = {}
 
-    def get(self, name: str, numel: int, dtype: torch.dtype) -> Tensor:
-        """The first `numel` elements of a buffer."""
+    def at(self, device: torch.device) -> "Scratch":
+        """The same on another device, where a model lies on several."""
+        if device == self.device:
+            return self
+        if device not in self._others:
+            self._others[device] = Scratch(device)
+        return self._others[device]
+
+    def get(self, name: str, numel: int, dtype: torch.dtype, *, capacity: int = 0) -> Tensor:
+        """The first `numel` elements of a buffer, which holds `capacity` at least."""
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.numel() < numel:
-            buffer = torch.empty(max(numel, self.elements), dtype=dtype, device=self.device)
+            size = max(numel, capacity, self.elements)
+            buffer = torch.empty(size, dtype=dtype, device=self.device)
             self._buffers[name, dtype] = buffer
         return buffer[:numel]
+
+    def keep(self, key: tuple[object, int], numel: int, dtype: torch.dtype) -> Tensor:
+        """Memory for a delta; `kept` finds it again until `forget`, if there was room for it."""
+        room = _KEPT * self.elements if self.device.type == "cpu" else 0
+        if self._used + numel > room:
+            return self.get("delta", numel, dtype)
+        whole = self.get("kept", room, dtype, capacity=room)
+        self._kept[key] = whole[self._used : self._used + numel]
+        self._used += numel
+        return self._kept[key]
+
+    def kept(self, key: tuple[object, int]) -> Tensor | None:
+        """A delta that was kept."""
+        return self._kept.get(key)
+
+    def forget(self) -> None:
+        """Start anew with what is kept."""
+        self._kept.clear()
+        self._used = 0
+        for other in self._others.values():
+            other.forget()
+
+
+class Piece(Protocol):
+    """Something whose gradient gets `g -= c * delta`, with the c of its slot."""
+
+    source: DeltaSource | None
+
+    @property
+    def slot(self) -> int:
+        """Row of the sums."""
+
+    @property
+    def numel(self) -> int:
+        """Elements of the gradient on this rank."""
+
+    @property
+    def tie(self) -> object:
+        """Pieces with equal ties are all measured before one of them is biased."""
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The ranks whose sums belong together."""
+
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """Whose gradient it is."""
+
+    @property
+    def parameter_names(self) -> Sequence[str]:
+        """Their names, for messages."""
+
+    def device(self) -> torch.device | None:
+        """Where the gradient lies; None if there is none."""
+
+    def measure(self, scratch: Scratch) -> list[Cell] | None:
+        """This rank's sums; None if there is no gradient."""
+
+    def bias(self, coefficient: Tensor, scratch: Scratch) -> None:
+        """Subtract coefficient (0-dim) * delta from the gradient."""
+
+    def position(self, scratch: Scratch) -> list[Cell]:
+        """This rank's theta*delta, and delta*delta where that is the same at every step."""
 
 
 class DensePiece:
     """A region of a parameter and the same region of delta."""
 
     def __init__(
-        self,
-        unit: Unit,
-        slot: int,
-        region: Region | None,
-        layout: GradientLayout,
-        source: DeltaSource,
-        elements: int,
+        self, unit: Unit, slot: int, region: Region | None, layout: GradientLayout
     ) -> None:
-        self.unit, self.slot, self._layout, self._source = unit, slot, layout, source
-        self.chunks: list[tuple[int, Block]] = []
-        self.numel = 0
-        for block in blocks(unit, region, elements) if region else ():
-            self.chunks.append((self.numel, block))
-            self.numel += block.numel
+        self.unit, self.slot, self.region, self.tie = unit, slot, region, (slot,)
+        self.source: DeltaSource | None = None  # set when it is known where gradients lie
+        self._layout = layout
+        self._chunks: dict[int, tuple[tuple[int, Block], ...]] = {}
+        self.numel = sum(block.numel for _, block in self.chunks(CPU_CHUNK))
 
     @property
     def group(self) -> ProcessGroup | None:
         """The ranks whose sums belong together."""
         return self._layout.group(self.unit)
 
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """Whose gradient it is."""
+        assert self.unit.parameter is not None
+        return (self.unit.parameter,)
+
+    @property
+    def parameter_names(self) -> Sequence[str]:
+        """Its name."""
+        return (self.unit.parameter_name,)
+
+    def chunks(self, elements: int) -> tuple[tuple[int, Block], ...]:
+        """First element in the flattened region, and the block, of every chunk."""
+        if elements not in self._chunks:
+            found, begin = [], 0
+            for block in blocks(self.unit, self.region, elements) if self.region else ():
+                found.append((begin, block))
+                begin += block.numel
+            self._chunks[elements] = tuple(found)
+        return self._chunks[elements]
+
+    def device(self) -> torch.device | None:
+        """Where the gradient lies; None if there is none."""
+        found = self._layout.gradient(self.unit) if self.numel else None
+        return None if found is None else found.device
+
     def measure(self, scratch: Scratch) -> list[Cell] | None:
         """This rank's g*g and g*delta; None if there is no gradient."""
-        if not self.chunks:
+        if not self.numel:
             return []
         found = self._layout.gradient(self.unit)
         if found is None:
             return None
-        flat = found.reshape(-1)
+        flat, scratch = found.reshape(-1), scratch.at(found.device)
         cells: list[Cell] = []
-        for begin, block in self.chunks:
-            gradient = _compute(flat[begin : begin + block.numel], scratch)
-            delta = self._delta(begin, block, gradient.dtype, scratch)
-            cells.append((self.slot, 0, torch.dot(gradient, gradient)))
-            cells.append((self.slot, 1, torch.dot(gradient, delta)))
+        for begin, block in self.chunks(scratch.elements):
+            gradient = computed(flat[begin : begin + block.numel], scratch)
+            delta = scratch.keep((self, begin), block.numel, gradient.dtype)
+            self._read(begin, block, delta)
+            cells.append((self.slot, DOT, torch.dot(gradient, delta)))
+            cells.append((self.slot, GRAD_SQ, torch.dot(gradient, gradient)))
         return cells
 
-    def bias(self, coefficients: Tensor, scratch: Scratch) -> None:
-        """Subtract coefficients[slot] * delta from the gradient, chunk by chunk."""
-        found = self._layout.gradient(self.unit) if self.chunks else None
+    def bias(self, coefficient: Tensor, scratch: Scratch) -> None:
+        """Subtract coefficient * delta, the last chunk first: it is still in the cache."""
+        found = self._layout.gradient(self.unit) if self.numel else None
         if found is None:
             return
-        flat = found.reshape(-1)
-        for begin, block in self.chunks:
+        flat, scratch = found.reshape(-1), scratch.at(found.device)
+        coefficient = coefficient.to(found.device)
+        for begin, block in reversed(self.chunks(scratch.elements)):
             stored = flat[begin : begin + block.numel]
-            gradient = _compute(stored, scratch)
-            delta = self._delta(begin, block, gradient.dtype, scratch)
-            gradient.sub_(delta.mul_(coefficients[self.slot].to(delta.dtype)))
+            gradient = computed(stored, scratch)
+            delta = scratch.kept((self, begin))
+            if delta is None:
+                delta = scratch.get("delta", block.numel, gradient.dtype)
+                self._read(begin, block, delta)
+            gradient.addcmul_(delta, coefficient.to(delta.dtype), value=-1)
             if gradient is not stored:
                 stored.copy_(gradient)
-        if flat.data_ptr() != found.data_ptr():
+        if flat.data_ptr() != found.data_ptr():  # reshape made a copy
             found.copy_(flat.view(found.shape))
         self._layout.put(self.unit, found)
 
-    def measure_start(self, scratch: Scratch) -> list[Cell]:
-        """This rank's delta*delta, and delta*theta in the column of g*delta."""
-        cells: list[Cell] = []
-        values = self._layout.values(self.unit) if self.chunks else None
+    def position(self, scratch: Scratch) -> list[Cell]:
+        """This rank's theta*delta and delta*delta."""
+        values = self._layout.values(self.unit) if self.numel else None
         flat = None if values is None else values.reshape(-1)
-        for begin, block in self.chunks:
-            dtype = torch.float32 if flat is None else _compute_dtype(flat.dtype)
-            delta = self._delta(begin, block, dtype, scratch)
-            cells.append((self.slot, 2, torch.dot(delta, delta)))
+        scratch = scratch if flat is None else scratch.at(flat.device)
+        cells: list[Cell] = []
+        for begin, block in self.chunks(scratch.elements):
+            theta = None
             if flat is not None:
-                theta = _compute(flat[begin : begin + block.numel], scratch)
-                cells.append((self.slot, 1, torch.dot(theta, delta)))
+                theta = computed(flat[begin : begin + block.numel], scratch)
+            dtype = torch.float32 if theta is None else theta.dtype
+            delta = scratch.get("delta", block.numel, dtype)
+            self._read(begin, block, delta)
+            cells.append((self.slot, DELTA_SQ, torch.dot(delta, delta)))
+            if theta is not None:
+                cells.append((self.slot, DOT, torch.dot(theta, delta)))
         return cells
 
-    def _delta(self, begin: int, block: Block, dtype: torch.dtype, scratch: Scratch) -> Tensor:
-        delta = scratch.get("delta", block.numel, dtype)
-        self._source.chunk(self.unit, begin, block, delta)
-        return delta
+    def _read(self, begin: int, block: Block, delta: Tensor) -> None:
+        assert self.source is not None
+        self.source.chunk(self.unit, begin, block, delta)
 
 
-def add_cells(sums: Tensor, cells: list[Cell]) -> None:
-    """Add many 0-dim sums to their rows and columns, by one kernel."""
+def add_cells(sums: Tensor, cells: Sequence[Cell]) -> None:
+    """Add many 0-dim values to their rows and columns of the sums."""
     if cells:
-        index = torch.tensor([row * sums.shape[1] + column for row, column, _ in cells])
-        values = torch.stack([value for _, _, value in cells]).to(sums.dtype)
+        index = torch.tensor([row * COLUMNS + column for row, column, _ in cells])
+        values = torch.stack([value.to(sums.device, sums.dtype) for _, _, value in cells])
         sums.view(-1).index_add_(0, index.to(sums.device), values)
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _compute(stored: Tensor, scratch: Scratch) -> Tensor:
+def computed(stored: Tensor, scratch: Scratch) -> Tensor:
     """A chunk of gradients or weights in the dtype of the arithmetic; itself where it has it."""
-    dtype = _compute_dtype(stored.dtype)
+    dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
     if stored.dtype == dtype:
         return stored
-    return scratch.get("gradient", stored.numel(), dtype).copy_(stored)
+    return scratch.get("wide", stored.numel(), dtype).copy_(stored)

@@ -73,5 +73,12 @@ def factor_of(schedule: Schedule, total_steps: int | None) -> Callable[[int], fl
     return lambda step: (1.0 + cos(pi * min(step / total, 1.0))) / 2.0
 
 
+def name_of(schedule: Schedule) -> str:
+    """What a saved state calls a schedule."""
+    if callable(schedule):
+        return str(getattr(schedule, "__qualname__", type(schedule).__qualname__))
+    return schedule or "constant"
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

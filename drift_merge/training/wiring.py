@@ -10,7 +10,8 @@ from typing import Any
 
 from drift_merge.engine.recipe import nearest
 from drift_merge.errors import RecipeError
-from drift_merge.training.handle import Handle, attach
+from drift_merge.training.attach import attach
+from drift_merge.training.handle import Handle
 
 _OURS = ("optimizer", "total_steps", "state")  # what an adapter itself gives to attach()
 

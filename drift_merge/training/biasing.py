@@ -1,0 +1,221 @@
+"""The working half of a handle: pieces, injectors and deltas, made when gradients can be seen."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from drift_merge.errors import RecipeError
+from drift_merge.training.build import Parts, build, partial_slots
+from drift_merge.training.checks import check_weights
+from drift_merge.training.deltas import DeltaSource, FileDeltas
+from drift_merge.training.inject import Injector
+from drift_merge.training.layouts import GradientLayout
+from drift_merge.training.matching import Matching
+from drift_merge.training.microbatch import HookLayout
+from drift_merge.training.pieces import DELTA_SQ, DOT
+from drift_merge.training.placement import place
+from drift_merge.training.settings import Settings
+from drift_merge.training.units import Region, Unit
+
+
+class Biasing:
+    """Everything that touches values: of gradients, deltas and weights."""
+
+    def __init__(
+        self, settings: Settings, matching: Matching, layout: GradientLayout, files: FileDeltas
+    ) -> None:
+        self._settings, self._matching, self._layout = settings, matching, layout
+        self._entries = files.priors[0].prior.tensors
+        self._files = files
+        self._source: DeltaSource = files  # on the host
+        self._is_placed = False
+        self._parts: list[Parts] = []
+        self.hook_layouts: list[HookLayout] = []  # with when="microbatch", one for each parameter
+        self.injectors: list[Injector] = []  # one, or one for each parameter
+        self.start: Tensor | None = None  # theta_0 * delta, of all slots of all injectors
+
+    @property
+    def parameters(self) -> list[tuple[Unit, ...]]:
+        """The units of each parameter, with when="microbatch"; else all units together."""
+        if self._settings.when == "step":
+            return [self._matching.units]
+        groups: dict[str, list[Unit]] = {}
+        for unit in self._matching.units:
+            groups.setdefault(unit.parameter_name, []).append(unit)
+        return [tuple(units) for units in groups.values()]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Canonical names of all slots, in their order."""
+        return tuple(n for units in self.parameters for n in dict.fromkeys(u.name for u in units))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `prepare` has run."""
+        return bool(self.injectors)
+
+    def prepare(self, *, start: Sequence[float] | None) -> None:
+        """Make pieces and injectors; check the weights, unless the run has begun before.
+
+        Where gradients are sharded all ranks call this together.
+
+        Args:
+            start: of a saved state; None in a new run.
+
+        Raises:
+            VerificationError: the weights are not those of the prior.
+        """
+        for units in self.parameters:
+            layout = self._layout
+            if self._settings.when == "microbatch":
+                layout = HookLayout()
+                self.hook_layouts.append(layout)
+            parts = build(
+                replace(self._matching, units=units), self._entries, layout, self._settings.alphas
+            )
+            self._parts.append(parts)
+            injector = Injector(parts.pieces, parts.slots, self._settings.function)
+            injector.to(self._device(parts))
+            self.injectors.append(injector)
+        self._use(self._source)
+        if start is None:
+            check_weights(
+                self._matching.units,
+                self._entries,
+                self._layout,
+                is_strict=self._settings.is_strict,
+                command=self._settings.command,
+            )
+        self.measure(start=start)
+
+    def measure(self, *, start: Sequence[float] | None) -> None:
+        """Measure |delta|, and where the weights are; again after delta has changed."""
+        found = [injector.positions() for injector in self.injectors]
+        for parts, injector, sums in zip(self._parts, self.injectors, found, strict=True):
+            self._set_norms(parts, injector, sums[:, DELTA_SQ])
+        measured = torch.cat([sums[:, DOT].cpu() for sums in found])
+        self.start = measured
+        if start is not None:
+            self.set_start(start)
+
+    def start_list(self) -> list[float] | None:
+        """`start` as plain numbers, for a saved state."""
+        return None if self.start is None else self.start.tolist()
+
+    def set_start(self, start: Sequence[float]) -> None:
+        """Measure distances from where a saved run began."""
+        self.start = torch.tensor(start, dtype=torch.float64)
+
+    def first_parameter(self) -> nn.Parameter | None:
+        """A parameter whose gradient tells one step from the next."""
+        pieces = (piece for parts in self._parts for piece in parts.pieces if piece.numel)
+        return next((piece.parameters[0] for piece in pieces), None)
+
+    def step(self, factor: float, scale: float | Tensor | None) -> None:
+        """Bias all gradients.
+
+        Raises:
+            RecipeError: there is not a single gradient.
+        """
+        scale = self._layout.loss_scale if scale is None else scale
+        self._place()
+        (injector,) = self.injectors
+        injector.apply(factor, scale)
+        held = [piece for piece in injector.pieces if piece.numel]
+        if held and injector.missing.issuperset(held):
+            raise RecipeError(
+                f"none of the {len(held):,} tensors to be biased has a gradient.",
+                remedy="Call apply() (or the hooked optimizer's step()) after backward() and"
+                " before zero_grad(). Under DeepSpeed with accelerate, backward() takes the"
+                " step too: attach with optimizer=.",
+            )
+
+    def step_one(self, number: int, factor: float) -> None:
+        """Bias the gradient that the hook of one parameter was given."""
+        self._place()
+        self.injectors[number].apply(factor)
+
+    def refresh(self, reasoner: str | Path | None) -> None:
+        """Take delta anew, from the weights as they are now to the reasoner.
+
+        Raises:
+            RecipeError: there are several priors, or adapters.
+        """
+        from drift_merge.training.refresh import recompute
+
+        if len(self._files.priors) > 1 or self._files.weights != (1.0,):
+            raise RecipeError(
+                "refresh() is defined for one prior of weight 1.",
+                remedy="Compute priors against the current weights, and attach those.",
+            )
+        held = recompute(
+            self._files.priors[0], self._regions, self._layout, reasoner, self._held_dtype
+        )
+        self._is_placed, self._source = False, held
+        self._use(held)
+        self.measure(start=None)
+
+    def release(self) -> None:
+        """Let go of deltas and buffers."""
+        self.injectors, self._parts, self.hook_layouts = [], [], []
+
+    @property
+    def _regions(self) -> dict[Unit, Region]:
+        """Every region of this rank, in the order of use."""
+        return {unit: region for parts in self._parts for unit, region in parts.regions.items()}
+
+    @property
+    def _held_dtype(self) -> torch.dtype:
+        """In which deltas are held outside the prior's files: as stored, unless compressed."""
+        code = next(iter(self._entries.values()))["dtype"]
+        return {"F32": torch.float32, "F16": torch.float16}.get(code, torch.bfloat16)
+
+    def _use(self, source: DeltaSource) -> None:
+        for parts in self._parts:
+            for piece in parts.pieces:
+                piece.source = source
+
+    def _device(self, parts: Parts) -> torch.device:
+        """Where gradients lie; where the weights do as long as there are none."""
+        found = (piece.device() for piece in parts.pieces)
+        device = next((one for one in found if one is not None), None)
+        if device is not None:
+            return device
+        held = (u.parameter.device for u in self._matching.units if u.parameter is not None)
+        return next(held, torch.device("cpu"))
+
+    def _place(self) -> None:
+        """Bring delta to where gradients are: known for certain at the first step."""
+        if self._is_placed:
+            return
+        for parts, injector in zip(self._parts, self.injectors, strict=True):
+            device = self._device(parts)
+            if device != injector.device:
+                injector.to(device)
+        placed = place(
+            self._source,
+            self._regions,
+            self.injectors[0].device,
+            wanted=self._settings.device,
+            dtype=self._held_dtype,
+            state_bytes=2 * 4 * sum(unit.numel for unit in self._regions),
+        )
+        self._use(placed)
+        self._is_placed = True
+
+    def _set_norms(self, parts: Parts, injector: Injector, delta_sq: Tensor) -> None:
+        slots = injector.slots
+        units = self._matching.units
+        adapted = {unit.name for unit in units if unit.is_adapted}
+        is_adapted = torch.tensor([name in adapted for name in slots.names], device=delta_sq.device)
+        slots.delta_sq = delta_sq.masked_fill(is_adapted, 0.0)
+        slots.whole_sq = delta_sq
+        is_partial = partial_slots(slots.names, units, self._entries)
+        if any(is_partial) and len(self._settings.seals) == 1:
+            recorded = [self._entries[name]["norm_delta"] ** 2 for name in slots.names]
+            whole = torch.tensor(recorded, dtype=torch.float64, device=delta_sq.device)
+            mask = torch.tensor(is_partial, device=delta_sq.device)
+            slots.whole_sq = torch.where(mask, whole, delta_sq)
