@@ -112,5 +112,5 @@ def attach(
     handle = Handle(settings, matching.coverage, Biasing(settings, matching, layout, files))
     if state is not None:
         handle.load_state_dict(state)
-    handle.begin(model, optimizer, matching.units, is_plain=isinstance(layout, PlainLayout))
+    handle.begin(model, optimizer, matching.units, layout)
     return handle

@@ -83,29 +83,36 @@ class PartitionedLayout:
 
     def gradient(self, unit: Unit) -> Tensor | None:
         """The averaged gradient of the region, as a view; None before the boundary."""
-        parameter = _parameter(unit)
-        try:
-            fragment = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group)
-        except ValueError:  # there is none between the micro-steps
-            return None
-        return self._cut(unit, fragment)
+        fragment = self._fragment(unit)
+        return None if fragment is None else self._cut(unit, fragment)
 
     def put(self, unit: Unit, gradient: Tensor) -> None:
         """`gradient` is a view; with offload, the norm taken of it before is taken again."""
-        if self._is_offloaded:
-            parameter = _parameter(unit)
-            index = parameter._index_in_param_group
-            fragment = parameter._hp_mapping.get_lp_grad_fragment(index)
-            name = self._optimizer.get_param_id(parameter)
+        fragment = self._fragment(unit) if self._is_offloaded else None
+        if fragment is not None:
+            name = self._optimizer.get_param_id(_parameter(unit))
             self._optimizer.norm_for_param_grads[name] = torch.linalg.vector_norm(fragment)
 
     def values(self, unit: Unit) -> Tensor | None:
         """The fp32 master values of the region."""
-        return self._cut(unit, _parameter(unit)._hp_mapping.hp_fragment.detach())
+        mapping = _parameter(unit)._hp_mapping
+        return None if mapping is None else self._cut(unit, mapping.hp_fragment.detach())
 
     def group(self, unit: Unit) -> ProcessGroup | None:
         """The ranks that share the partition, this one included whatever it holds."""
         return _several(_parameter(unit)._dp_group)
+
+    def _fragment(self, unit: Unit) -> Tensor | None:
+        """This rank's part of the gradient of the whole parameter."""
+        parameter = _parameter(unit)
+        if parameter._hp_mapping is None:
+            return None
+        index = parameter._index_in_param_group
+        try:
+            fragment: Tensor = parameter._hp_mapping.get_lp_grad_fragment(index)
+        except ValueError:  # there is none before the boundary
+            return None
+        return fragment
 
     def _cut(self, unit: Unit, fragment: Tensor) -> Tensor | None:
         region = self.region(unit)

@@ -1,7 +1,7 @@
 """The handle of a prior at work: apply, report, save and restore, refresh, remove."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from drift_merge.errors import RecipeError
 from drift_merge.maths.injection import FORMULA, SIGN
 from drift_merge.training.biasing import Biasing
 from drift_merge.training.hooks import hook_optimizer
+from drift_merge.training.layouts import GradientLayout, PlainLayout, require_current
 from drift_merge.training.matching import Coverage
 from drift_merge.training.microbatch import hook_parameter
 from drift_merge.training.report import flatten, make_report
 from drift_merge.training.settings import Settings, State, check_state, describe_state
 from drift_merge.training.skips import Skips
+from drift_merge.training.units import Unit
 
 
 class Handle:
@@ -31,6 +33,7 @@ class Handle:
         self._refreshed_at: int | None = None
         self._seen: tuple[weakref.ref[Tensor], int] | None = None  # a gradient as we left it
         self._parameter: nn.Parameter | None = None  # whose gradient that is
+        self._check_once: Callable[[], None] | None = None  # before the first step
 
     @property
     def coverage(self) -> Coverage:
@@ -138,10 +141,13 @@ class Handle:
         self._biasing.release()
         self._is_removed, self._is_hooked = True, False
 
-    def begin(self, model: nn.Module, optimizer: Any, units: Any, *, is_plain: bool) -> None:
+    def begin(
+        self, model: nn.Module, optimizer: Any, units: Sequence[Unit], layout: GradientLayout
+    ) -> None:
         """Hook in, and look at the weights unless they are sharded; `attach` calls it once."""
-        if is_plain:
+        if isinstance(layout, PlainLayout):
             self._prepare()
+        self._check_once = lambda: require_current(model, units, layout)
         act = self._step if self._settings.when == "step" else self._count_step
         undo = hook_optimizer(model, optimizer, units, act)
         if undo is not None:
@@ -173,6 +179,9 @@ class Handle:
 
     def _step(self, scale: float | Tensor | None, found_inf: Tensor | None) -> None:
         self._refuse_removed()
+        if self._check_once is not None:
+            self._check_once()
+            self._check_once = None
         if not self._biasing.is_ready:
             self._prepare()
         self._refuse_repetition()

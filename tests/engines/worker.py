@@ -1,0 +1,39 @@
+"""One process of a scenario: join the group, run, save what it returns. See `launch`."""
+
+import json
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from tests.engines.scenarios import SCENARIOS
+
+PATIENCE = timedelta(seconds=60)  # for a collective: less than the launcher's
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    directory = Path(spec["directory"])
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{directory / 'rendezvous'}",
+        rank=rank,
+        world_size=world,
+        timeout=PATIENCE,
+    )
+    found = SCENARIOS[spec["scenario"]](directory, **spec["settings"])
+    torch.save(found, directory / f"{rank}.pt")
+    torch.distributed.barrier()
+    # Not destroy_process_group(): engines leave threads that may wait for it forever.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
