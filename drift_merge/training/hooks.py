@@ -46,7 +46,9 @@ def hook_optimizer(
         # GradScaler leaves both to a fused optimizer whose gradients nobody has unscaled.
         apply(getattr(hooked, "grad_scale", None), getattr(hooked, "found_inf", None))
 
-    return plain.register_step_pre_hook(before_step).remove
+    # A compiled step() must call it, not trace it.
+    hook = torch.compiler.disable(before_step)  # type: ignore[no-untyped-call]
+    return plain.register_step_pre_hook(hook).remove
 
 
 def unwrap_accelerated(optimizer: Any) -> Any:

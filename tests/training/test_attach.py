@@ -1,0 +1,344 @@
+"""attach and its handle: what is biased, by how much, when, and what is refused."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import drift_merge
+from drift_merge.errors import RecipeError
+from tests.training.naive import RULES, biased, tolerance
+from tests.training.toys import loss_of, selected
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in selected(model).items()}
+
+
+def expected(toy, before, rule, alpha=1.0):
+    deltas, entries = toy.deltas(), toy.prior.tensors
+    return {
+        name: biased(
+            rule,
+            gradient,
+            deltas[name],
+            alpha=alpha if isinstance(alpha, float) else alpha[entries[name]["module"]],
+            mllm_norm=entries[name]["norm_mllm"],
+        )
+        for name, gradient in before.items()
+    }
+
+
+def require_equal(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        worst = float((gradient.double() - wanted[name]).abs().max())
+        assert worst <= tolerance(gradient, wanted[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", RULES)
+def test_apply_is_the_naive_formula_in_every_dtype(toy, rule, dtype):
+    model = toy.model(dtype)
+    handle = drift_merge.attach(model, toy.prior, rule=rule, alpha=0.7)
+    loss_of(model).backward()
+    before = gradients(model)
+    rest = model.lm_head.weight.grad.clone()
+    handle.apply()
+    require_equal(gradients(model), expected(toy, before, rule, 0.7))
+    assert torch.equal(model.lm_head.weight.grad, rest)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_change_no_bit(toy, threads):
+    model = toy.model()
+    handle = drift_merge.attach(model, toy.prior)
+    loss_of(model).backward()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        handle.apply()
+    finally:
+        torch.set_num_threads(before)
+    found = torch.cat([g.flatten() for g in gradients(model).values()])
+    other = toy.model()
+    loss_of(other).backward()
+    drift_merge.attach(other, toy.prior).apply()
+    assert torch.equal(found, torch.cat([g.flatten() for g in gradients(other).values()]))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_one_step_of_sgd_moves_the_weights_towards_the_reasoner(toy, rule):
+    moved = {}
+    for alpha in (0.0, 1.0, -1.0):
+        model = toy.model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        handle = drift_merge.attach(model, toy.prior, rule=rule, alpha=alpha, optimizer=optimizer)
+        loss_of(model).backward()
+        optimizer.step()
+        moved[alpha] = handle.report()["distance"]
+    assert moved[1.0] > moved[0.0] > moved[-1.0]
+
+
+def test_alpha_zero_leaves_every_gradient_bit_for_bit(toy):
+    model = toy.model()
+    handle = drift_merge.attach(model, toy.prior, alpha=0.0)
+    loss_of(model).backward()
+    first = selected(model)["layers.0.mlp.up_proj.weight"]
+    first.grad[0] = -0.0
+    before = {name: g.view(torch.int32) for name, g in gradients(model).items()}
+    handle.apply()
+    after = {name: g.view(torch.int32) for name, g in gradients(model).items()}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_gradnorm_changes_a_gradient_by_alpha_times_its_norm(toy):
+    model = toy.model()
+    handle = drift_merge.attach(model, toy.prior, rule="gradnorm", alpha=0.3)
+    loss_of(model).backward()
+    before = gradients(model)
+    handle.apply()
+    for name, gradient in gradients(model).items():
+        change = float((gradient - before[name]).norm())
+        assert change == pytest.approx(0.3 * float(before[name].norm()), rel=1e-5)
+
+
+def test_alpha_may_differ_by_module(toy):
+    model = toy.model()
+    alphas = {"attn": 1.0, "mlp": 0.25}
+    handle = drift_merge.attach(model, toy.prior, rule="absolute", alpha=alphas)
+    loss_of(model).backward()
+    before = gradients(model)
+    handle.apply()
+    require_equal(gradients(model), expected(toy, before, "absolute", alphas))
+
+
+def test_a_rule_of_ones_own_gets_the_sums_and_its_coefficients_are_used(toy):
+    model = toy.model()
+    seen = []
+
+    def tenth(sums):
+        seen.append(sums)
+        return torch.full_like(sums.dot, 0.1)
+
+    handle = drift_merge.attach(model, toy.prior, rule=tenth)
+    loss_of(model).backward()
+    before = gradients(model)
+    handle.apply()
+    require_equal(gradients(model), expected(toy, before, "absolute", 0.1))
+    assert sum(len(s.dot) for s in seen) == len(before)
+    assert handle.report()["rule"] == "tenth"
+
+
+def test_two_priors_are_added_with_their_weights(toy, other_toy):
+    model = toy.model()
+    priors = [toy.prior, str(other_toy.prior.path)]
+    handle = drift_merge.attach(model, priors, weights=[1.0, -0.5], rule="gradnorm")
+    loss_of(model).backward()
+    before = gradients(model)
+    handle.apply()
+    one, other = toy.deltas(), other_toy.deltas()
+    wanted = {
+        name: biased("gradnorm", g, one[name].double() - 0.5 * other[name].double())
+        for name, g in before.items()
+    }
+    require_equal(gradients(model), wanted)
+
+
+def test_a_negated_prior_pushes_away(toy):
+    model, negated = toy.model(), toy.model()
+    for one, weights in ((model, None), (negated, [-1.0])):
+        handle = drift_merge.attach(one, toy.prior, weights=weights, rule="gradnorm")
+        loss_of(one).backward()
+        before = gradients(one)
+        handle.apply()
+        after = gradients(one)
+        name = "layers.1.mlp.up_proj.weight"
+        drawn = float(((before[name] - after[name]) * toy.deltas()[name]).sum())
+        assert drawn * (1 if weights is None else -1) > 0
+
+
+def test_a_hooked_optimizer_biases_once_per_step_and_remove_ends_it(toy):
+    model = toy.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    handle = drift_merge.attach(model, toy.prior, optimizer=optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        before = gradients(model)
+        optimizer.step()
+        require_equal(gradients(model), expected(toy, before, "adaptive_cosine"))
+    assert handle.steps == 2
+    handle.remove()
+    handle.remove()
+    optimizer.zero_grad()
+    loss_of(model).backward()
+    before = gradients(model)
+    optimizer.step()
+    assert all(torch.equal(before[name], g) for name, g in gradients(model).items())
+    with pytest.raises(RecipeError, match="removed"):
+        handle.apply()
+
+
+def test_attach_and_remove_leave_plain_training_bit_for_bit(toy):
+    weights = []
+    for is_attached in (False, True):
+        model = toy.model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        if is_attached:
+            drift_merge.attach(model, toy.prior, optimizer=optimizer).remove()
+            drift_merge.attach(model, toy.prior, when="microbatch").remove()
+        for step in range(3):
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+            optimizer.step()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_apply_beside_a_hooked_optimizer_is_refused(toy):
+    model = toy.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = drift_merge.attach(model, toy.prior, optimizer=optimizer)
+    loss_of(model).backward()
+    with pytest.raises(RecipeError, match="optimizer is hooked"):
+        handle.apply()
+
+
+def test_the_same_gradients_are_not_biased_twice(toy):
+    model = toy.model()
+    handle = drift_merge.attach(model, toy.prior)
+    loss_of(model).backward()
+    handle.apply()
+    with pytest.raises(RecipeError, match="biased already"):
+        handle.apply()
+    loss_of(model, 1).backward()  # accumulates on top: other gradients
+    handle.apply()
+    model.zero_grad()
+    loss_of(model, 2).backward()
+    handle.apply()
+    assert handle.steps == 3
+
+
+def test_no_gradient_at_all_is_an_error_with_its_cause(toy):
+    model = toy.model()
+    handle = drift_merge.attach(model, toy.prior)
+    with pytest.raises(RecipeError, match=r"none of the 20 tensors .* has a gradient"):
+        handle.apply()
+    assert handle.steps == 0
+
+
+def test_missing_gradients_are_counted_and_named(toy):
+    model = toy.model()
+    handle = drift_merge.attach(model, toy.prior)
+    loss_of(model).backward()
+    selected(model)["layers.1.self_attn.o_proj.weight"].grad = None
+    before = {n: p.grad.clone() for n, p in selected(model).items() if p.grad is not None}
+    handle.apply()
+    missing = handle.report()["missing_gradients"]
+    name = "model.language_model.layers.1.self_attn.o_proj.weight"
+    assert missing == {"count": 1, "names": [name]}
+    found = {n: p.grad for n, p in selected(model).items() if p.grad is not None}
+    require_equal(found, expected(toy, before, "adaptive_cosine"))
+
+
+def test_a_closure_is_refused_and_apply_within_it_works(toy):
+    model = toy.model()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+    handle = drift_merge.attach(model, toy.prior, optimizer=optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        if not handle._is_hooked:
+            handle.apply()
+        return loss
+
+    with pytest.raises(RecipeError, match="closure"):
+        optimizer.step(closure)
+    handle.remove()
+    handle = drift_merge.attach(model, toy.prior, strict=False)
+    optimizer.step(closure)
+    assert handle.steps >= 1
+
+
+def test_a_step_without_a_closure_may_say_so(toy):
+    model = toy.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = drift_merge.attach(model, toy.prior, optimizer=optimizer)
+    loss_of(model).backward()
+    optimizer.step(None)  # as accelerate does
+    loss_of(model).backward()
+    optimizer.step(closure=None)
+    assert handle.steps == 2
+
+
+def test_an_optimizer_of_other_parameters_is_refused(toy):
+    model, other = toy.model(), toy.model()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    with pytest.raises(RecipeError, match="does not hold 20 of the 20 parameters"):
+        drift_merge.attach(model, toy.prior, optimizer=optimizer)
+
+
+def test_what_is_no_optimizer_is_refused(toy):
+    with pytest.raises(RecipeError, match=r"optimizer is a Linear"):
+        drift_merge.attach(toy.model(), toy.prior, optimizer=nn.Linear(1, 1))
+
+
+def test_an_accelerated_optimizer_is_unwrapped(toy):
+    model = toy.model()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = type("AcceleratedOptimizer", (), {"__module__": "accelerate.optimizer"})()
+    wrapper.optimizer = inner
+    handle = drift_merge.attach(model, toy.prior, optimizer=wrapper)
+    loss_of(model).backward()
+    inner.step()
+    assert handle.steps == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "drift"}, "rule is 'drift'"),
+        ({"when": "epoch"}, "when is 'epoch'"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"alpha": {"attn": 1.0}}, "missing: mlp"),
+        ({"alpha": {"attn": 1.0, "mlp": 1.0, "norm": 1.0}}, "not selected: norm"),
+        ({"modules": "atn"}, "Did you mean 'attn'"),
+        ({"schedule": "warmup"}, "schedule is 'warmup'"),
+        ({"schedule": "cosine"}, "needs total_steps"),
+        ({"weights": [1.0, 2.0]}, "expected 1 numbers"),
+        ({"weights": [0.0]}, "not all 0"),
+    ],
+)
+def test_an_argument_that_is_not_valid_is_refused(toy, options, message):
+    with pytest.raises(RecipeError, match=message):
+        drift_merge.attach(toy.model(), toy.prior, **options)
+
+
+def test_an_empty_list_of_priors_is_refused(toy):
+    with pytest.raises(RecipeError, match="no prior"):
+        drift_merge.attach(toy.model(), [])
+
+
+def test_modules_may_be_a_list_and_are_never_read_by_characters(toy):
+    text = drift_merge.attach(toy.model(), toy.prior, modules="mlp")
+    listed = drift_merge.attach(toy.model(), toy.prior, modules=["mlp"])
+    assert text.coverage == listed.coverage
+    assert text.coverage.units == 6
+
+
+def test_layers_select(toy):
+    for layers in ("1:", "1", 1, [1], (1,)):
+        handle = drift_merge.attach(toy.model(), toy.prior, layers=layers)
+        assert handle.coverage.units == 10, layers
+
+
+def test_the_handle_says_its_formula_and_sign(toy):
+    text = repr(drift_merge.attach(toy.model(), toy.prior))
+    assert "g' = g - alpha * coefficient * delta" in text
+    assert "towards the reasoner" in text
+    assert re.search(r"20 of 20 selected tensors matched", text)
