@@ -76,6 +76,7 @@ class HubServer:
         self.faults: list[Fault] = []
         self._log: list[Exchange] = []
         self._num_open = 0  # requests that are being answered
+        self.num_begun = 0  # requests so far, those that are being answered included
         self.blobs: dict[str, Path] = {}  # sha256 -> file, as the CDN serves them
         self._changed = threading.Condition()
         self.closing = threading.Event()
@@ -120,6 +121,7 @@ class HubServer:
         """Note a request; return the fault that strikes it, counted as used."""
         with self._changed:
             self._num_open += 1
+            self.num_begun += 1
             for fault in self.faults:
                 if fault.times > 0 and re.search(fault.match, request):
                     fault.times -= 1
