@@ -81,16 +81,20 @@ def decompress_rows(codes: Tensor, scales: Tensor, out: Tensor | None = None) ->
     Args:
         codes: (R, C), int8 or float8_e4m3fn.
         scales: (R,), float32.
-        out: (R, C), float32, contiguous; new memory if None.
+        out: (R, C), contiguous, float32 or wider, on any device; new memory beside the codes if
+            None.
 
     Returns:
-        (R, C), float32: `out`.
+        (R, C): `out`; every value is rounded to float32, whatever holds it.
 
     >>> decompress_rows(torch.tensor([[127, -64]], dtype=torch.int8), torch.tensor([0.5]))
     tensor([[ 63.5000, -32.0000]])
     """
     if out is None:
         out = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
+    if out.dtype != torch.float32:
+        return out.copy_(decompress_rows(codes, scales))
+    codes, scales = codes.to(out.device), scales.to(out.device)  # 8 bits travel, not 32
     for begin, end in _pieces(codes):
         piece = out[begin:end]
         widen(codes[begin:end], piece).mul_(scales[begin:end, None])
