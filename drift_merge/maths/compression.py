@@ -1,7 +1,7 @@
 """Compressed deltas: 8-bit codes with one float32 scale per row, and what they keep of delta.
 
     scale = max(largest |x| of the row / largest code, 2**-126)
-    code  = x / scale, rounded to nearest (ties to even)
+    code  = x / scale, rounded to nearest
     x    ~= code * scale
 
 Symmetric, without an offset: a zero stays zero, and -x has the negated codes of x. int8 uses
@@ -26,7 +26,8 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 # half of it become zeros.
 SMALLEST_SCALE = 2.0**-126
 # A scale is this much smaller than largest / LARGEST, so that its own rounding can never make
-# code * scale larger than the row was, least of all infinite. It moves no code.
+# code * scale larger than the row was, least of all infinite. It moves a code only where x / scale
+# is as good as halfway between two.
 _SHRINK = 1.0 - 2.0**-22
 _PIECE = 2**16  # elements of temporary memory on a CPU: they stay in the cache of a core
 
