@@ -11,7 +11,7 @@ from typing import Any
 from drift_merge.engine.job import RunOptions, execute
 from drift_merge.engine.manifests import describe_tool, to_json
 from drift_merge.engine.plan import PRIOR_METADATA, Plan, Step, View, build_plan, store_as
-from drift_merge.engine.recipe import DEFAULT_SHARD_SIZE, PRIOR, Recipe
+from drift_merge.engine.recipe import DEFAULT_SHARD_SIZE, PRIOR, Recipe, one_of
 from drift_merge.engine.seals import check_beside, check_seal, describe_index, seal
 from drift_merge.errors import RecipeError, VerificationError
 from drift_merge.names.tensors import identity_parts
@@ -43,9 +43,11 @@ def compress_recipe(
         max_shard_size: such as "5GB".
 
     Raises:
-        RecipeError: the prior is compressed already, or holds NaN or Inf.
+        RecipeError: the dtype compresses nothing, or the prior is compressed already, or holds NaN
+            or Inf.
         VerificationError: the manifest was changed after it was written.
     """
+    one_of("--dtype", dtype, list(COMPRESSED))
     check_seal(prior.manifest, prior.path / MANIFEST)
     parameters, sources = prior.manifest["parameters"], prior.manifest["sources"]
     if parameters["dtype"] in COMPRESSED:
