@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 @options.shard_size_option
 @options.running
 def compress_command(prior: Path, **values: Any) -> None:
-    """Store a prior in 8 bits, with a scale per row; measure what is kept of every delta.
+    """Store a prior in 8 bits, with a scale for each row.
+
+    What is kept of every delta is measured, and stated in the manifest.
 
     \b
     Example:
