@@ -7,6 +7,7 @@ manifest depends on the recipe and the inputs alone: no time, no host, no thread
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from drift_merge.engine.manifests import (
@@ -149,10 +150,13 @@ def open_shards(prior: Prior) -> Checkpoint:
     found = {name: (info.dtype, info.shape) for name, info in deltas.tensors.items()}
     names = sorted(expected.keys() | found.keys())
     for name in (name for name in names if expected.get(name) != found.get(name)):
+        ours, theirs = (
+            "nothing" if name not in side else f"{side[name][0]} {side[name][1]}"
+            for side in (found, expected)
+        )
         raise CheckpointError(
-            f"{prior.path}: the shards have {name} as {found.get(name)}, "
-            f"the manifest as {expected.get(name)}.",
-            remedy="The shards and the manifest are of different runs: make or download both "
-            "again.",
+            f"{prior.path}: {name} is {ours} in the shards, but the manifest says {theirs}.",
+            remedy="They are of different runs; make or download the prior again after a look: "
+            f"drift-prior verify {quote(str(prior.path))}",
         )
     return deltas

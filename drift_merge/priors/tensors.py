@@ -9,6 +9,7 @@ in the stored dtype; what is compressed comes as new float32 memory. With `out`,
 there, in its dtype and on its device.
 """
 
+from math import prod
 from types import TracebackType
 
 import torch
@@ -48,11 +49,7 @@ class Deltas:
                 remedy="See their names: drift-prior inspect PRIOR --json",
             )
         shape = self.shapes[name]
-        cols = shape[-1] if shape else 1
-        rows = 1
-        for size in shape[:-1]:
-            rows *= size
-        return rows, cols
+        return prod(shape[:-1]), shape[-1] if shape else 1
 
     def read(
         self, name: str, begin: int = 0, end: int | None = None, out: Tensor | None = None
