@@ -162,7 +162,6 @@ def _manifest(prior: Prior, plan: Plan, results: Results) -> dict[str, Any]:
         "size_bytes": plan.write_bytes,
         "shards": [shard.file for shard in plan.layout.shards],
         "index": describe_index(plan),
-        "tensors": tensors,
     }
-    kept = {key: value for key, value in before.items() if key != "seal"}
-    return seal(kept | changed)
+    kept = {key: value for key, value in before.items() if key not in ("seal", "tensors")}
+    return seal(kept | changed | {"tensors": tensors})
