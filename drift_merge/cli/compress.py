@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drift_merge.cli import options
+from drift_merge.cli.pull import locate
 
 if TYPE_CHECKING:
     from drift_merge.engine.plan import Plan
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="compress")
-@click.argument("prior", type=options.PATH)
+@click.argument("prior")
 @options.output_option
 @click.option(
     "--dtype",
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 )
 @options.shard_size_option
 @options.running
-def compress_command(prior: Path, **values: Any) -> None:
+def compress_command(prior: str, **values: Any) -> None:
     """Store a prior in 8 bits, with a scale for each row.
 
-    What is kept of every delta is measured, and stated in the manifest.
+    PRIOR is a directory, or a Hub id org/name[@revision]. What is kept of every delta is measured,
+    and stated in the manifest.
 
     \b
     Example:
@@ -37,7 +39,7 @@ def compress_command(prior: Path, **values: Any) -> None:
     compress_action(prior, values, run)
 
 
-def compress_action(path: Path, values: dict[str, Any], run: options.Run) -> None:
+def compress_action(text: str, values: dict[str, Any], run: options.Run) -> None:
     """Compress a prior and print what is kept of it."""
     from drift_merge.cli import actions, render
     from drift_merge.cli.entry import print_json
@@ -48,7 +50,7 @@ def compress_action(path: Path, values: dict[str, Any], run: options.Run) -> Non
     from drift_merge.priors.summary import stored_sentence
 
     out: Path = values.pop("output")
-    prior = open_prior(path)
+    prior = open_prior(locate(text, "PRIOR", quiet=run.quiet or run.as_json)[1])
     plan = plan_compression(prior, compress_recipe(prior, **values))
     check_plan(plan, out, overwrite=run.overwrite)
     if run.dry_run:

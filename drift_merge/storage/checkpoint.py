@@ -232,7 +232,7 @@ def open_deltas(text: str, *, headers_only: bool = False, quiet: bool = False) -
 
         if headers_only:
             source, headers = hub_artifacts.fetch_prior_headers(source)
-            return assemble(source, None, {}, headers, ())
+            return _with_scales(assemble(source, None, {}, headers, ()))
         manifest = hub_artifacts.PRIOR_MANIFEST
         source, directory = hub_artifacts.fetch_artifact(source, manifest, quiet=quiet)
     names = sorted(p.name for p in directory.glob("prior-*.safetensors")) if directory else []
@@ -242,5 +242,8 @@ def open_deltas(text: str, *, headers_only: bool = False, quiet: bool = False) -
             remedy="Make one with: drift-prior compute REASONER MLLM -o PRIOR",
         )
     shards = [read_header(directory / name, name) for name in names]
-    deltas = assemble(source, directory, {}, shards, ())
-    return replace(deltas, scales=find_scales(deltas.tensors, text))
+    return _with_scales(assemble(source, directory, {}, shards, ()))
+
+
+def _with_scales(deltas: Checkpoint) -> Checkpoint:
+    return replace(deltas, scales=find_scales(deltas.tensors, deltas.source.given))

@@ -1,6 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from drift_merge.errors import CheckpointError
+from drift_merge.storage import hub_artifacts
+from drift_merge.storage.checkpoint import open_deltas
 from drift_merge.storage.compressed import (
     CODES,
     describe_stored,
@@ -9,7 +13,9 @@ from drift_merge.storage.compressed import (
     stored_as,
     stored_fingerprints,
 )
-from drift_merge.storage.headers import TensorInfo, tensor_bytes
+from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header, tensor_bytes
+from drift_merge.storage.sources import Source
+from tests.checkpoints import Stored, write_shard
 
 
 def info(name: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
@@ -92,3 +98,22 @@ def test_fingerprints_and_descriptions_of_a_manifest_name_the_scales_too() -> No
         "a:scale": ("F32", (3,)),
         "b": ("BF16", (7,)),
     }
+
+
+def test_scales_are_known_from_headers_of_the_hub_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(
+        tmp_path / "prior-00001-of-00001.safetensors",
+        {"a": Stored("I8", (3, 5), bytes(15)), "a:scale": Stored("F32", (3,), bytes(12))},
+    )
+    header = read_header(tmp_path / "prior-00001-of-00001.safetensors", "prior")
+
+    def headers(source: Source) -> tuple[Source, list[ShardHeader]]:
+        return source, [header]
+
+    monkeypatch.setattr(hub_artifacts, "fetch_prior_headers", headers)
+    opened = open_deltas("org/name", headers_only=True)
+    assert opened.path is None
+    assert opened.scales == {"a": "a:scale"}
+    assert open_deltas(str(tmp_path)).scales == opened.scales
