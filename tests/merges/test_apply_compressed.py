@@ -20,7 +20,7 @@ UP = "layers.0.mlp.up_proj.weight"
 
 def run_apply(prior, mllm, out, *, scale=0.5, threads=1, **values):
     manifest = open_prior(prior).manifest
-    recipe = apply_recipe(prior, manifest, str(mllm), scale=scale, **values)
+    recipe = apply_recipe(str(prior), manifest, str(mllm), scale=scale, **values)
     prepared = prepare(recipe, quiet=True)
     return apply_prior(manifest, prepared, prepared.plan(), out, RunOptions(threads=threads))
 
