@@ -9,6 +9,7 @@ in the stored dtype; what is compressed comes as new float32 memory. With `out`,
 there, in its dtype and on its device.
 """
 
+from collections.abc import Iterable
 from math import prod
 from types import TracebackType
 
@@ -26,12 +27,11 @@ from drift_merge.storage.mapped import MappedCheckpoint
 class Deltas:
     """The mapped shards of a prior. Reading is safe from several threads."""
 
-    def __init__(self, shards: Checkpoint) -> None:
+    def __init__(self, shards: Checkpoint, names: Iterable[str]) -> None:
         self._mapped = MappedCheckpoint(shards)
         self._flat: dict[str, Tensor] = {}
         self._scales = shards.scales
-        scales = set(shards.scales.values())
-        self.shapes = {n: info.shape for n, info in shards.tensors.items() if n not in scales}
+        self.shapes = {name: shards.tensors[name].shape for name in names}  # without scales
 
     def is_compressed(self, name: str) -> bool:
         """Whether a delta is stored as codes and scales."""
@@ -147,7 +147,7 @@ def open_deltas(prior: Prior) -> Deltas:
     Raises:
         CheckpointError: a shard is missing or broken, or differs from the manifest.
     """
-    return Deltas(open_shards(prior))
+    return Deltas(open_shards(prior), prior.tensors)
 
 
 def _row_ranges(begin: int, end: int, cols: int) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from drift_merge.engine.seals import check_seal
-from drift_merge.errors import AlignmentError, CheckpointError, RecipeError
+from drift_merge.errors import AlignmentError, RecipeError
 from drift_merge.priors.manifest import MANIFEST, Prior, open_prior
 from drift_merge.priors.tensors import Deltas, open_deltas
 from drift_merge.storage.sources import parse_source

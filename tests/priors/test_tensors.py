@@ -48,7 +48,8 @@ def ranges(size):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_names_and_shapes_are_those_of_the_manifest_without_scales(priors, opened, dtype):
     tensors = priors[dtype].tensors
-    assert opened[dtype].shapes == {n: tuple(entry["shape"]) for n, entry in tensors.items()}
+    shapes = [(name, tuple(entry["shape"])) for name, entry in tensors.items()]
+    assert list(opened[dtype].shapes.items()) == shapes
     assert opened[dtype].matrix(UP) == (24, 16)
     assert opened[dtype].matrix(BIAS) == (1, 16)
     assert opened[dtype].is_compressed(UP) == (dtype in DTYPES[2:])
