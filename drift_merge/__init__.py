@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from drift_merge.api import align as align
+    from drift_merge.api import compress as compress
     from drift_merge.api import compute as compute
     from drift_merge.api import linear as linear
     from drift_merge.errors import AlignmentError as AlignmentError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from drift_merge.names.tensors import Alignment as Alignment
     from drift_merge.priors.manifest import Prior as Prior
     from drift_merge.priors.manifest import open_prior as open_prior
+    from drift_merge.priors.tensors import open_deltas as open_deltas
     from drift_merge.priors.verify import verify_prior as verify_prior
     from drift_merge.publish import pull as pull
     from drift_merge.publish import push as push
@@ -38,7 +40,7 @@ warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category
 
 # Loaded on first use: the commands' --help must not wait for what they do not need.
 _FACE = {
-    "drift_merge.api": ("align", "compute", "linear"),
+    "drift_merge.api": ("align", "compress", "compute", "linear"),
     "drift_merge.errors": (
         *("AlignmentError", "CheckpointError", "DriftMergeError", "OutputError"),
         *("RecipeError", "SourceError", "VerificationError"),
@@ -47,6 +49,7 @@ _FACE = {
     "drift_merge.merges.verify": ("verify_merge",),
     "drift_merge.names.tensors": ("Alignment",),
     "drift_merge.priors.manifest": ("Prior", "open_prior"),
+    "drift_merge.priors.tensors": ("open_deltas",),
     "drift_merge.priors.verify": ("verify_prior",),
     "drift_merge.publish": ("pull", "push"),
     "drift_merge.training.attach": ("attach",),

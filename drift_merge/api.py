@@ -26,8 +26,9 @@ from drift_merge.engine.recipe import (
 from drift_merge.merges.make import make_merge
 from drift_merge.merges.manifest import Merge
 from drift_merge.names.tensors import Alignment
+from drift_merge.priors.compress import compress_prior, compress_recipe, plan_compression
 from drift_merge.priors.compute import compute_prior
-from drift_merge.priors.manifest import Prior
+from drift_merge.priors.manifest import Prior, open_prior
 
 Where = str | Path
 
@@ -94,7 +95,8 @@ def compute(
         base: common ancestor; then delta = theta_reasoner - theta_base.
         modules: comma list of attn, mlp, norm, embed, head, full, or `re:REGEX`.
         layers: such as "0:28"; None for all.
-        dtype: of the stored delta: bfloat16, float16, float32, or source (the mllm's).
+        dtype: of the stored delta: bfloat16, float16, float32, source (the mllm's), or compressed:
+            int8, float8_e4m3fn.
         max_shard_size: such as "5GB".
         on_mismatch: "error", or "skip" to leave tensors without a partner out.
         map_file: YAML of name patterns.
@@ -129,6 +131,42 @@ def compute(
     plan = prepared.plan()
     with _options(plan, device, threads, overwrite, progress) as options:
         return compute_prior(prepared, plan, Path(output), options).prior
+
+
+def compress(
+    prior: Where,
+    output: Where,
+    *,
+    dtype: str = "int8",
+    max_shard_size: str = DEFAULT_SHARD_SIZE,
+    device: str = "cpu",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Prior:
+    """Store a prior in 8 bits with a float32 scale per row, in `output`.
+
+    Args:
+        prior: directory of an uncompressed prior.
+        output: directory to create; absent or whole, whatever happens.
+        dtype: int8 or float8_e4m3fn.
+        max_shard_size: such as "5GB".
+        device: where to compute.
+        threads: workers; None for one per core.
+        overwrite: replace an existing output after success.
+        progress: show a tqdm bar.
+
+    Returns:
+        The compressed prior, opened; `tensors[name]["cosine_stored"]` says what is kept.
+
+    Raises:
+        SourceError, CheckpointError, VerificationError, RecipeError, OutputError.
+    """
+    opened = open_prior(Path(prior))
+    recipe = compress_recipe(opened, dtype=dtype, max_shard_size=max_shard_size)
+    plan = plan_compression(opened, recipe)
+    with _options(plan, device, threads, overwrite, progress) as options:
+        return compress_prior(opened, plan, Path(output), options).prior
 
 
 def linear(

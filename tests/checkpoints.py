@@ -37,6 +37,20 @@ SIDECARS: dict[str, bytes] = {
 }
 
 
+def _float8(code: int) -> float:
+    """float8_e4m3fn by its definition: sign, four bits of exponent (bias 7), three of fraction."""
+    sign = -1.0 if code & 0x80 else 1.0
+    exponent, fraction = code >> 3 & 0xF, code & 7
+    if code & 0x7F == 0x7F:
+        return float("nan")  # the only one; there is no infinity
+    if exponent == 0:
+        return sign * fraction * 2.0**-9
+    return sign * (1 + fraction / 8) * 2.0 ** (exponent - 7)
+
+
+FLOAT8 = np.array([_float8(code) for code in range(256)], np.float32)  # every value, by its code
+
+
 class Stored(NamedTuple):
     """One tensor as it lies in a safetensors file."""
 
@@ -46,7 +60,9 @@ class Stored(NamedTuple):
 
     @property
     def values(self) -> np.ndarray:
-        """The values as a numpy array; bfloat16 is widened to float32 exactly."""
+        """The values as a numpy array; bfloat16 and float8 are widened to float32 exactly."""
+        if self.dtype == "F8_E4M3":
+            return FLOAT8[np.frombuffer(self.data, np.uint8)].reshape(self.shape)
         if self.dtype == "BF16":
             wide = np.frombuffer(self.data, np.uint16).astype(np.uint32) << 16
             return wide.view(np.float32).reshape(self.shape)

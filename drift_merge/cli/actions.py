@@ -88,7 +88,7 @@ def compute_action(reasoners: tuple[str, ...], mllm: str, values: dict[str, Any]
         made = compute_prior(prepared, plan, out, run_options(run, advance))
     manifest = made.prior.manifest
     if run.as_json:
-        print_json({"schema": 1, "output": str(out), **_without_tensors(manifest)})
+        print_json({"schema": 1, "output": str(out), **without_tensors(manifest)})
         return
     if run.quiet:
         print(out)
@@ -96,7 +96,7 @@ def compute_action(reasoners: tuple[str, ...], mllm: str, values: dict[str, Any]
     _print_formula(manifest)
     sentence = render.prior_table(made.prior.tensors)
     print(sentence)
-    _say_done(out, plan, made.outcome)
+    say_done(out, plan, made.outcome)
     arguments = f"--reasoner {shlex.quote(reasoners[0])} --mllm {shlex.quote(mllm)}"
     base = f" --base {shlex.quote(recipe.base)}" if recipe.base else ""
     render.note(f"Next: drift-prior verify {shlex.quote(str(out))} {arguments}{base}")
@@ -122,14 +122,14 @@ def describe_merge(made: MadeMerge, plan: Plan, out: Path, run: Run) -> None:
     """Say what a merge is and what was done."""
     manifest = made.merge.manifest
     if run.as_json:
-        print_json({"schema": 1, "output": str(out), **_without_tensors(manifest)})
+        print_json({"schema": 1, "output": str(out), **without_tensors(manifest)})
         return
     if run.quiet:
         print(out)
         return
     _print_merge(manifest)
     _say_rounding(manifest)
-    _say_done(out, plan, made.outcome)
+    say_done(out, plan, made.outcome)
     render.note(f"Next: drift-merge verify {shlex.quote(str(out))}")
 
 
@@ -175,7 +175,8 @@ def run_options(run: Run, advance: Callable[[int], None]) -> RunOptions:
     )
 
 
-def _say_done(out: Path, plan: Plan, outcome: Outcome) -> None:
+def say_done(out: Path, plan: Plan, outcome: Outcome) -> None:
+    """What a run did, on stderr, and the output's path on stdout."""
     if outcome.was_published:
         render.note("It had been finished by an earlier run of the same command.")
     elif outcome.num_resumed:
@@ -302,7 +303,8 @@ def _verify(
         print(f"Computed again from the sources, equal: {len(report.recomputed)} (seed {seed}).")
 
 
-def _without_tensors(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def without_tensors(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest without its table of tensors."""
     return {key: value for key, value in manifest.items() if key != "tensors"}
 
 

@@ -26,7 +26,7 @@ KEYS = (
     METHOD,
     *option_names(),
     *SOURCES,
-    *("base", "modules", "layers", "map", "on-mismatch", "dtype", "max-shard-size"),
+    *("base", "modules", "layers", "map", "on-mismatch", "dtype", "through", "max-shard-size"),
     *("device", "threads", "output", "overwrite", "allow-nonfinite", "weight"),
     *("dry-run", "json", "quiet", "verbose"),
 )

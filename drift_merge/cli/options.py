@@ -11,12 +11,14 @@ import click
 
 from drift_merge.cli import config_file
 from drift_merge.errors import RecipeError
+from drift_merge.storage.compressed import COMPRESSED
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
 
 PATH: Any = click.Path(path_type=Path)
 DTYPES = ("bfloat16", "float16", "float32", "source")
+COMPRESSED_DTYPES = tuple(COMPRESSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,26 +118,30 @@ def selection(modules: str) -> Callable[[Any], Any]:
     )
 
 
-def writing(dtype: str) -> Callable[[Any], Any]:
-    """How the output is written."""
+output_option = click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    callback=config_file.require_output,
+    help="Directory to create.  [required]",
+)
+shard_size_option = click.option(
+    "--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Of a shard."
+)
+
+
+def writing(dtype: str, *more: str) -> Callable[[Any], Any]:
+    """How the output is written: the default dtype, and choices beside the usual ones."""
     return chain(
-        click.option(
-            "-o",
-            "--output",
-            type=PATH,
-            callback=config_file.require_output,
-            help="Directory to create.  [required]",
-        ),
+        output_option,
         click.option(
             "--dtype",
-            type=click.Choice(DTYPES),
+            type=click.Choice([*DTYPES, *more]),
             default=dtype,
             show_default=True,
             help="Of the output; source keeps the mllm's.",
         ),
-        click.option(
-            "--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Of a shard."
-        ),
+        shard_size_option,
         click.option("--allow-nonfinite", is_flag=True, help="Accept NaN and Inf in the inputs."),
     )
 

@@ -1,4 +1,4 @@
-"""`drift-prior`: align, compute, inspect, verify, demo."""
+"""`drift-prior`: align, compute, compress, inspect, verify, apply, demo."""
 
 from pathlib import Path
 from typing import Any, NoReturn
@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import click
 
 from drift_merge.cli import config_file, entry, options
+from drift_merge.cli.compress import compress_command
 from drift_merge.cli.pull import locate, pull_prior
 from drift_merge.cli.push import push_prior
 from drift_merge.cli.train import train
@@ -48,7 +49,12 @@ def align(ctx: click.Context, /, sources: tuple[str, ...], as_json: bool, **reci
 @options.print_config
 @click.option("--base", help="Common ancestor; then delta = reasoner - base.")
 @options.selection("attn,mlp")
-@options.writing("bfloat16")
+@options.writing("bfloat16", *options.COMPRESSED_DTYPES)
+@click.option(
+    "--through",
+    type=click.Choice(options.DTYPES),
+    help="Round delta to this dtype before it is compressed, as a prior of that dtype was.",
+)
 @options.running
 @click.pass_context
 def compute(ctx: click.Context, /, sources: tuple[str, ...], **values: Any) -> None:
@@ -153,6 +159,7 @@ def demo(output: Path | None, quiet: bool) -> None:
     demo_action(output, quiet=quiet)
 
 
+group.add_command(compress_command)
 group.add_command(push_prior)
 group.add_command(pull_prior)
 group.add_command(train)

@@ -131,8 +131,8 @@ def plan_json(plan: Plan, *, verbose: bool) -> dict[str, Any]:
 
 
 def prior_table(tensors: Mapping[str, Mapping[str, Any]]) -> str:
-    """Print the table of a prior by module; return the sentence about merging."""
-    from drift_merge.priors.summary import advice, summarize
+    """Print the table of a prior by module; return what it means, a sentence a line."""
+    from drift_merge.priors.summary import advice, stored_sentence, summarize
 
     rows = summarize(tensors)
     table(
@@ -149,4 +149,5 @@ def prior_table(tensors: Mapping[str, Mapping[str, Any]]) -> str:
             for row in rows
         ],
     )
-    return advice(rows[-1].cosine)
+    stored = stored_sentence(tensors)
+    return f"{stored}\n{advice(rows[-1].cosine)}" if stored else advice(rows[-1].cosine)

@@ -54,6 +54,8 @@ def _as_override(parameter: Any) -> click.Parameter:
     parameter.help = parameter.help.partition(_DEFAULT)[0]
     if parameter.name == "variant":
         parameter.type = click.STRING  # the recipe knows which its method has
+    if parameter.name == "dtype":
+        parameter.type = click.Choice([*options.DTYPES, *options.COMPRESSED_DTYPES])
     return parameter  # type: ignore[no-any-return]
 
 

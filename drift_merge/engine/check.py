@@ -13,6 +13,7 @@ from typing import Any
 from drift_merge.engine.plan import Plan, Step
 from drift_merge.engine.verify import read_shards, reread
 from drift_merge.errors import VerificationError
+from drift_merge.storage.compressed import describe_stored, stored_fingerprints
 from drift_merge.storage.headers import ShardHeader, TensorInfo
 
 INPUT_FINGERPRINTS = (
@@ -59,30 +60,30 @@ def check_files(
     checked = reread(
         directory,
         headers,
-        {name: str(entry[fingerprint_key]) for name, entry in tensors.items()},
+        stored_fingerprints(tensors, fingerprint_key),
         threads=threads,
         inspect=_finite_inspector(bad),
         progress=progress,
     )
-    unexpected = {name: n for name, n in bad.items() if "nonfinite" not in tensors[name]}
+    unexpected = {name: n for name, n in bad.items() if "nonfinite" not in tensors.get(name, {})}
     if unexpected:
         name = min(unexpected)
         raise VerificationError(
             f"{name} holds {unexpected[name]:,} NaN or Inf values; its manifest says none.",
             remedy="Make it again from its sources.",
         )
-    return Report(checked.num_tensors, checked.size_bytes, ())
+    return Report(len(tensors), checked.size_bytes, ())
 
 
 def _compare_headers(
     headers: Mapping[str, ShardHeader], tensors: Mapping[str, Mapping[str, Any]]
 ) -> None:
+    described = describe_stored(tensors)
     for header in headers.values():
         for name, info in header.tensors.items():
-            entry = tensors.get(name)
-            if entry is None:
+            expected = described.get(name)
+            if expected is None:
                 continue  # reread names it
-            expected = (entry["dtype"], tuple(entry["shape"]))
             if expected != (info.dtype, info.shape):
                 raise VerificationError(
                     f"{name} in {header.shard} is {info.dtype} {info.shape}; "
@@ -162,9 +163,10 @@ def _compare_result(
                 f"(expected {entry[key]}, got {found.get(key)}).",
                 remedy="Give the sources and revisions that the manifest names.",
             )
-    if found["fingerprint"] != entry[fingerprint_key]:
-        raise VerificationError(
-            f"{step.name} computed again differs: expected {entry[fingerprint_key]}, "
-            f"got {found['fingerprint']}.",
-            remedy="Make it again; if it differs again, report it with both manifests.",
-        )
+    expected = stored_fingerprints({step.name: entry}, fingerprint_key)
+    for name, got in stored_fingerprints({step.name: found}).items():
+        if got != expected.get(name):
+            raise VerificationError(
+                f"{name} computed again differs: expected {expected.get(name)}, got {got}.",
+                remedy="Make it again; if it differs again, report it with both manifests.",
+            )

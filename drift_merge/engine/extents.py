@@ -6,6 +6,7 @@ from typing import Any
 
 from drift_merge.engine.plan import Plan
 from drift_merge.engine.verify import compare
+from drift_merge.storage.compressed import stored_fingerprints
 from drift_merge.storage.journal import Results
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.shards import ShardWriter
@@ -30,7 +31,9 @@ class Extents:
     def add(self, name: str, result: dict[str, Any]) -> None:
         """Take one finished tensor; raise what an earlier flush has met."""
         self._extent[name] = result
-        self._filled += self._infos[name].size_bytes
+        self._filled += sum(
+            self._infos[each].size_bytes for each in stored_fingerprints({name: result})
+        )
         if self._filled >= EXTENT_BYTES:
             self._submit()
         for flush in [f for f in self._flushes if f.done()]:
@@ -43,8 +46,8 @@ class Extents:
 
     def _flush(self, extent: Results) -> None:
         self._writer.flush()
-        infos = [self._infos[name] for name in extent]
-        fingerprints = {name: result["fingerprint"] for name, result in extent.items()}
+        fingerprints = stored_fingerprints(extent)
+        infos = [self._infos[name] for name in fingerprints]
         compare(self._output.payload, infos, fingerprints, threads=1)
         self._output.record(extent)
 

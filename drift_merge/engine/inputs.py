@@ -91,6 +91,11 @@ class Inputs:
         found = [(self._flat(view.source, i.name).view(i.shape), mapped.view(i)) for i in infos]
         return found, view.adapter.scale
 
+    def scales(self, view: View) -> tuple[Tensor, memoryview]:
+        """The scales of the rows of a compressed view, (rows,), float32; and their bytes."""
+        info = self._info(view.source, view.scale)
+        return self._flat(view.source, view.scale), self._maps[view.source].view(info)
+
     def mapped(self, source: int) -> MappedCheckpoint:
         """The map of one source."""
         return self._maps[source]

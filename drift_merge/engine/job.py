@@ -9,6 +9,7 @@ from pathlib import Path
 from drift_merge.engine.plan import Plan
 from drift_merge.engine.verify import compare, read_shards
 from drift_merge.errors import VerificationError
+from drift_merge.storage.compressed import stored_fingerprints
 from drift_merge.storage.journal import Results
 from drift_merge.storage.output import OutputDirectory, check_output
 
@@ -131,9 +132,6 @@ def _read_back(plan: Plan, output: OutputDirectory, resumed: Results, options: R
                     f"the header of {header.shard} differs from what was written.",
                     remedy="Check the disk, then run the same command again.",
                 )
-    compare(
-        output.payload,
-        [plan.layout.tensors[name] for name in resumed],
-        {name: result["fingerprint"] for name, result in resumed.items()},
-        threads=options.threads,
-    )
+    fingerprints = stored_fingerprints(resumed)
+    infos = [plan.layout.tensors[name] for name in fingerprints]
+    compare(output.payload, infos, fingerprints, threads=options.threads)

@@ -7,7 +7,7 @@ stream executes it, and its fingerprint says whether an unfinished run may be re
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,10 +17,19 @@ from drift_merge.errors import AlignmentError
 from drift_merge.names.tensors import Alignment, Pair, Part, RowMap, identity_parts
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Adapter, Checkpoint
+from drift_merge.storage.compressed import (
+    CODES,
+    COMPRESSED,
+    SCALE_DTYPE,
+    SCALE_SUFFIX,
+    scale_name,
+    stored_as,
+)
 from drift_merge.storage.headers import TensorInfo, tensor_bytes
 from drift_merge.storage.shards import Layout, lay_out
 
 TOOL = f"drift_merge {version('drift_merge')}"
+PRIOR_METADATA = {"format": "pt", "kind": "drift-prior", "format_version": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,7 @@ class View:
     rows: RowMap | None = None  # rows gathered by token, for embeddings of other vocabularies
     is_identity: bool = True  # one stored tensor, taken as it lies
     adapter: Adapter | None = None  # LoRA factors to add, in the compute dtype
+    scale: str = ""  # stored name of the scales of its rows, where it is compressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,8 @@ class Step:
     has_base: bool = False  # the last input is the base
     module: str = "other"  # attn, mlp, norm, embed, head, other
     canonical: str = ""  # canonical name; empty outside the tower
+    scale: str = ""  # output name of the scales of its rows, where it is compressed
+    through: str = ""  # dtype that the result is rounded to before it is compressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +78,11 @@ class Plan:
     @property
     def read_bytes(self) -> int:
         """Bytes of tensor data that will be read, each view once."""
-        return sum(
+        views = [view for step in self.steps for view in step.inputs]
+        scales = [self.sources[view.source].tensors[view.scale] for view in views if view.scale]
+        return sum(info.size_bytes for info in scales) + sum(
             tensor_bytes(self.info(part, view.source).dtype, (part.rows, part.cols))
-            for step in self.steps
-            for view in step.inputs
+            for view in views
             for part in view.parts
         )
 
@@ -135,26 +148,23 @@ def plan_prior(
                 continue
             inputs.append(view_of(2, base_pairs[pair.canonical], base_rows, base[0]))
             inputs[1:] = _share_missing_rows(inputs[1:], pair.shape[0] if pair.shape else 0)
-        dtype = output_dtype(recipe, mllm.tensors[pair.mllm].dtype)
-        steps.append(
-            Step(
-                pair.canonical,
-                "prior",
-                dtype,
-                pair.shape,
-                tuple(inputs),
-                has_base=base is not None,
-                module=pair.module,
-                canonical=pair.canonical,
-            )
+        step = Step(
+            pair.canonical,
+            "prior",
+            mllm.tensors[pair.mllm].dtype,
+            pair.shape,
+            tuple(inputs),
+            has_base=base is not None,
+            module=pair.module,
+            canonical=pair.canonical,
         )
+        steps.append(store_as(recipe, step))
     if not steps:
         raise AlignmentError(
             "no tensor is matched in the reasoner and in the base alike.",
             remedy="Compare their names with: drift-prior align BASE MLLM --json",
         )
-    metadata = {"format": "pt", "kind": "drift-prior", "format_version": "1"}
-    return build_plan(recipe, sources, steps, "prior", metadata)
+    return build_plan(recipe, sources, steps, "prior", PRIOR_METADATA)
 
 
 def build_plan(
@@ -170,15 +180,16 @@ def build_plan(
         CheckpointError: a tensor that is computed with is quantized.
     """
     require_plain(sources, [step for step in steps if step.method != "copy"])
+    scales = [(step.scale, SCALE_DTYPE, step.shape[:-1]) for step in steps if step.scale]
     layout = lay_out(
-        [(step.name, step.dtype, step.shape) for step in steps],
+        [*((step.name, step.dtype, step.shape) for step in steps), *scales],
         stem=stem,
         max_shard_bytes=recipe.max_shard_bytes,
         metadata=metadata,
         always_numbered=stem == "prior",
     )
     by_name = {step.name: step for step in steps}
-    ordered = tuple(by_name[name] for name in layout.tensors)
+    ordered = tuple(by_name[name] for name in layout.tensors if name in by_name)
     return Plan(recipe, sources, ordered, layout)
 
 
@@ -187,6 +198,31 @@ def output_dtype(recipe: Recipe, stored: str) -> str:
     if recipe.dtype == SOURCE_DTYPE or stored not in FLOATS:
         return stored
     return DTYPES[recipe.dtype]
+
+
+def store_as(recipe: Recipe, step: Step) -> Step:
+    """A step of a prior with the dtype that it is stored in.
+
+    Args:
+        recipe: of the prior.
+        step: its `dtype` is the mllm's.
+
+    Raises:
+        AlignmentError: its name looks like that of the scales of another tensor.
+    """
+    if recipe.dtype not in COMPRESSED:
+        return replace(step, dtype=output_dtype(recipe, step.dtype))
+    if step.name.endswith(SCALE_SUFFIX):
+        raise AlignmentError(
+            f"{step.name} ends with {SCALE_SUFFIX!r}, as the scales of compressed tensors do.",
+            remedy="Store this prior uncompressed: --dtype bfloat16",
+        )
+    through = ""
+    if recipe.through is not None:
+        through = step.dtype if recipe.through == SOURCE_DTYPE else DTYPES[recipe.through]
+    code = stored_as(step.shape, COMPRESSED[recipe.dtype], through)
+    scale = scale_name(step.name) if code in CODES else ""
+    return replace(step, dtype=code, scale=scale, through=through)
 
 
 def _mllm_view(pair: Pair) -> View:
@@ -199,7 +235,8 @@ def view_of(
     """How source number `source` fills the tensor of a pair.
 
     Raises:
-        AlignmentError: a LoRA adapter changes a tensor that the mllm stores otherwise.
+        AlignmentError: a LoRA adapter changes, or a prior compresses, a tensor that the mllm stores
+            otherwise.
     """
     whole = identity_parts(pair.parts[0].name, pair.shape)
     changed = [part.name for part in pair.parts if part.name in checkpoint.adapters]
@@ -214,7 +251,14 @@ def view_of(
         return View(source, pair.parts, rows, is_identity=False)
     if changed:
         return View(source, pair.parts, is_identity=False, adapter=checkpoint.adapters[changed[0]])
-    return View(source, pair.parts, is_identity=pair.parts == whole)
+    scaled = [part.name for part in pair.parts if part.name in checkpoint.scales]
+    if scaled and pair.parts != whole:
+        raise AlignmentError(
+            f"{checkpoint.source.given} compresses {scaled[0]}, which the mllm stores otherwise.",
+            remedy="Compute the prior again for this mllm, or without compression.",
+        )
+    scale = checkpoint.scales[scaled[0]] if scaled else ""
+    return View(source, pair.parts, is_identity=pair.parts == whole, scale=scale)
 
 
 def _share_missing_rows(views: list[View], num_rows: int) -> list[View]:

@@ -57,7 +57,8 @@ def require_plain(sources: Sequence[Checkpoint], steps: Sequence["Step"]) -> Non
     refuse_quantized([sources[index] for index in used])
     for index, names in used.items():
         source = sources[index]
-        codes = [name for name in names if source.tensors[name].dtype not in FLOATS]
+        plain = {name for name in names if source.tensors[name].dtype in FLOATS}
+        codes = [name for name in names if name not in plain and name not in source.scales]
         if codes:
             raise _quantized(source, None, codes)
 

@@ -120,7 +120,8 @@ def _pair_deltas(deltas: Checkpoint, mllm: Checkpoint, recipe: Recipe) -> Alignm
 
 def as_model(checkpoint: Checkpoint) -> Model:
     """What the alignment needs to know of a checkpoint."""
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    scales = set(checkpoint.scales.values())
+    shapes = {n: info.shape for n, info in checkpoint.tensors.items() if n not in scales}
     return Model(checkpoint.source.given, shapes, checkpoint.config)
 
 

@@ -96,7 +96,11 @@ class Reader:
         self._compute = torch.float64 if torch.float64 in stored else torch.float32
         rows, self._cols = matrix_shape(step.shape)
         self._numel = rows * self._cols
-        self._by_rows = step.method in METHODS and METHODS[step.method].row_wise
+        row_wise = step.method in METHODS and METHODS[step.method].row_wise
+        self._scales = {
+            slot: run.inputs.scales(view) for slot, view in enumerate(step.inputs) if view.scale
+        }
+        self._by_rows = row_wise or bool(step.scale) or bool(self._scales)
         self._factors = {
             slot: _Factors(run, view, self._compute)
             for slot, view in enumerate(step.inputs)
@@ -113,11 +117,13 @@ class Reader:
         for slot, view in enumerate(self._step.inputs):
             scratch = self._workspace.scratch(slot)
             found.append(self._run.inputs.chunk(view, self._step.shape, begin, end, scratch))
-        for fingerprint, (_, data) in zip(hashes or [], found, strict=False):
-            fingerprint.update(data)
-        if hashes is not None and begin == 0:
+        if hashes is not None and begin == 0:  # before the data, wherever that is cut
             for slot, factors in self._factors.items():
                 factors.fingerprint(hashes[slot])
+            for slot, (_, data) in self._scales.items():
+                hashes[slot].update(data)
+        for fingerprint, (_, data) in zip(hashes or [], found, strict=False):
+            fingerprint.update(data)
         return found
 
     def load(self, raw: Raw, begin: int, end: int) -> list[Tensor]:
@@ -126,6 +132,9 @@ class Reader:
             self._workspace.load(slot, tensor, self._compute)
             for slot, (tensor, _) in enumerate(raw)
         ]
+        for slot, (scales, _) in self._scales.items():
+            rows = scales[begin // self._cols : end // self._cols].to(self._run.device)
+            loaded[slot].view(-1, self._cols).mul_(rows[:, None])
         for slot, factors in self._factors.items():
             factors.add_to(loaded[slot].view(-1, self._cols), begin // self._cols)
         self._fill_missing_rows(loaded, begin, end)

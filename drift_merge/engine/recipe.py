@@ -14,6 +14,7 @@ from typing import Any
 from drift_merge.engine.weights import Weight, parse_weight
 from drift_merge.errors import RecipeError
 from drift_merge.maths.catalog import METHODS, Method
+from drift_merge.storage.compressed import COMPRESSED
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 SOURCE_DTYPE = "source"  # every tensor keeps the dtype it has in the mllm
@@ -56,7 +57,8 @@ class Recipe:
     seed: int = 0  # of random masks
     modules: str = PRIOR_MODULES
     layers: str | None = None
-    dtype: str = SOURCE_DTYPE  # of the output: a key of DTYPES, or "source"
+    dtype: str = SOURCE_DTYPE  # of the output: a key of DTYPES, "source", or one of COMPRESSED
+    through: str | None = None  # a compressed prior: delta is rounded to this dtype before
     max_shard_size: str = DEFAULT_SHARD_SIZE
     on_mismatch: str = "error"  # "error" or "skip"
     map_file: Path | None = None  # YAML of name patterns
@@ -68,7 +70,7 @@ class Recipe:
                 "No reasoner is given.",
                 remedy="Name the reasoner first and the mllm last: REASONER MLLM.",
             )
-        one_of("--dtype", self.dtype, [*DTYPES, SOURCE_DTYPE])
+        self._check_dtype()
         one_of("--on-mismatch", self.on_mismatch, ["error", "skip"])
         parse_size(self.max_shard_size)
         # One form for one meaning: "0.10" on the command line is 0.1 in a file.
@@ -85,6 +87,22 @@ class Recipe:
             from drift_merge.engine.method_rules import check_method
 
             check_method(self)
+
+    def _check_dtype(self) -> None:
+        compressed = list(COMPRESSED) if self.method == PRIOR else []
+        one_of("--dtype", self.dtype, [*DTYPES, SOURCE_DTYPE, *compressed])
+        if self.through is not None:
+            one_of("--through", self.through, [*DTYPES, SOURCE_DTYPE])
+        if self.through is not None and self.dtype not in COMPRESSED:
+            raise RecipeError(
+                f"--through is {self.through}, but --dtype {self.dtype} is not compressed.",
+                remedy=f"Leave it out, or compress: --dtype {' or '.join(COMPRESSED)}",
+            )
+        if self.dtype in COMPRESSED and self.allow_nonfinite:
+            raise RecipeError(
+                f"--dtype {self.dtype} cannot hold NaN or Inf, which --allow-nonfinite allows.",
+                remedy="Leave one of them out.",
+            )
 
     @property
     def parsed_weights(self) -> tuple[Weight, ...]:
@@ -120,7 +138,9 @@ class Recipe:
             values.pop(name)
         values["map_file"] = self.map_file.name if self.map_file else None
         if self.method == PRIOR:
-            return {key: values[key] for key in _SHARED}
+            through = {} if self.through is None else {"through": self.through}
+            return {key: values[key] for key in _SHARED} | through
+        values.pop("through")
         values["weights"] = [parse_weight(weight).plain for weight in self.weights]
         if self.mllm_weight is not None:
             values["mllm_weight"] = self.parsed_mllm_weight.plain

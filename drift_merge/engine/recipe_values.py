@@ -31,6 +31,7 @@ _ANY = (
     *("method", "reasoner", "mllm", "base", "modules", "layers", "map", "on-mismatch"),
     *("dtype", "max-shard-size", "allow-nonfinite"),
 )
+_COMPRESSED = ("through",)  # of a prior alone
 _OWN = {LAYER_SWAP: ("keep-layers", "transition"), TIES: ("trim",)}  # of one method alone
 _WHOLE = ("seed", "transition")  # whole numbers
 _LISTS = ("modules", "layers")  # may be lists; joined by commas
@@ -43,7 +44,8 @@ def known_keys() -> list[str]:
     """Every key that a file of ours may have."""
     names = {name.replace("_", "-") for method in METHODS for name in option_kinds(method)}
     own = [key for keys in _OWN.values() for key in keys]
-    return [*_ANY, "weight", "mllm-weight", "variant", "seed", *own, *sorted(names), *RUNNING]
+    weights = ("weight", "mllm-weight")
+    return [*_ANY, *_COMPRESSED, *weights, "variant", "seed", *own, *sorted(names), *RUNNING]
 
 
 def option_kinds(method: str) -> dict[str, type]:
@@ -60,7 +62,7 @@ def option_kinds(method: str) -> dict[str, type]:
 def method_keys(method: str) -> list[str]:
     """The keys that a recipe of this method may have."""
     if method == PRIOR:
-        return list(_ANY)
+        return [*_ANY, *_COMPRESSED]
     entry = METHODS[method]
     taken = {name for variant in entry.variants for name in entry.defaults[variant]}
     taken |= {name for names in entry.required.values() for name in names}

@@ -6,11 +6,12 @@ inputs alone; threads, order and interruption are the stream's business.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from drift_merge.engine.compressing import Compressing, Sink
 from drift_merge.engine.finiteness import count_nonfinite, refuse_nonfinite
 from drift_merge.engine.frank import FrankWeights
 from drift_merge.engine.plan import Plan, Step
@@ -22,6 +23,7 @@ from drift_merge.maths.deltas import PairSums, delta_
 from drift_merge.maths.methods import METHODS
 from drift_merge.maths.rounding import change_kept
 from drift_merge.storage import fingerprints
+from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.mapped import RELEASE_BYTES
@@ -29,13 +31,6 @@ from drift_merge.storage.mapped import RELEASE_BYTES
 _COPY_WINDOW = 2**20  # bytes
 
 Formula = Callable[[int, list[Tensor]], Tensor]  # first element and loaded chunks -> output chunk
-
-
-class Sink(Protocol):
-    """Where the bytes of an output go."""
-
-    def write(self, info: TensorInfo, begin: int, data: Any) -> None:
-        """Put bytes at [begin, begin + len) of the data of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +47,12 @@ class Target:
     def info(self) -> TensorInfo:
         """Where the tensor lies in its output."""
         return self.plan.layout.tensors[self.step.name]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that are written, scales included."""
+        tensors = self.plan.layout.tensors
+        return sum(tensors[name].size_bytes for name in (self.step.name, self.step.scale) if name)
 
 
 Bundle = Sequence[Target]  # the same tensor with the same inputs, for one or several outputs
@@ -113,6 +114,7 @@ class _Work:
     sums: PairSums
     written: Fingerprint = field(default_factory=Fingerprint)
     kept: float | None = None
+    compressing: Compressing | None = None  # a tensor of a compressed prior
     nonfinite: dict[str, int] = field(default_factory=dict)
 
 
@@ -134,7 +136,11 @@ def _combine(run: Run, bundle: Bundle) -> list[dict[str, Any]]:
 
 def _begin(target: Target, reader: Reader) -> _Work:
     sums = PairSums(has_base=target.step.has_base)
-    return _Work(target, _formula(target, reader, sums), sums)
+    work = _Work(target, _formula(target, reader, sums), sums)
+    if target.plan.recipe.dtype in COMPRESSED:
+        infos = target.plan.layout.tensors
+        work.compressing = Compressing(target.step, infos, target.writer, work.written)
+    return work
 
 
 def _chunk(
@@ -147,7 +153,15 @@ def _chunk(
     # One chunk of each tensor tells how much of the change rounding keeps.
     before = loaded[0].clone() if begin == 0 and step.weights else None
     result = work.formula(begin, loaded)
+    if work.compressing is not None:
+        result = work.compressing.rounded(result)
+    if work.compressing is not None and step.scale:
+        if not work.compressing.write(workspace, result, begin) or not work.sums.is_finite:
+            _count_all(work, raw, result)
+        return
     out, data = workspace.store(result, dtype)
+    if work.compressing is not None:
+        work.compressing.add_plain(result, out)
     if before is not None:
         work.kept = change_kept(before, result, out)
     # The rounded values are looked at: what was finite may be too large for the output dtype.
@@ -231,7 +245,7 @@ class _Pace:
             return
         self.run.inputs.release(self.bundle[0].step, self.mark, end, size)
         share = (end - self.mark) / size
-        self.run.progress(round(share * sum(target.info.size_bytes for target in self.bundle)))
+        self.run.progress(round(share * sum(target.size_bytes for target in self.bundle)))
         self.mark = end
 
 
@@ -244,6 +258,8 @@ def _summary(work: _Work, inputs: list[str]) -> dict[str, Any]:
         result |= {"fingerprint_reasoner": inputs[1], **work.sums.summary()}
     elif len(inputs) > 1:
         result["fingerprint_reasoners"] = inputs[1:]
+    if work.compressing is not None:
+        result |= work.compressing.summary()
     if step.weights:
         result["change_kept"] = work.kept
     if step.weights and isinstance(work.target.state, FrankWeights):

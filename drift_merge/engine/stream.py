@@ -19,6 +19,7 @@ from drift_merge.engine.reader import Progress, Run
 from drift_merge.engine.recipe import PRIOR
 from drift_merge.engine.steps import Bundle, Made, Target, run_bundle, settings_of
 from drift_merge.engine.workers import start
+from drift_merge.storage.compressed import stored_fingerprints
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.journal import Results
 from drift_merge.storage.output import OutputDirectory
@@ -70,7 +71,7 @@ def stream(
             for writer, (plan, output) in zip(writers, jobs, strict=True)
         ]
         for (plan, _), done in zip(jobs, results, strict=True):
-            progress(sum(plan.layout.tensors[name].size_bytes for name in done))
+            progress(sum(plan.layout.tensors[n].size_bytes for n in stored_fingerprints(done)))
         run = Run(inputs, torch.device(device), progress)
         states = [_whole_model(run, plan, threads) for plan, _ in jobs]
         bundles = _large_first(_bundles([plan for plan, _ in jobs], writers, results, states))

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drift_merge.maths.compression import widen
+
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -108,7 +110,7 @@ class Workspace:
             self._inputs[slot, compute] = buffer
         target = buffer[:numel]
         if self._is_cpu:
-            return target.copy_(raw)
+            return widen(raw, target)
         staging = self._staging.setdefault(slot, HostBuffer(pinned=True))
         pinned = staging.tensor(raw.dtype, numel)
         pinned.copy_(raw)

@@ -94,6 +94,13 @@ class PairSums:
             return 0.0
         if self.has_base:
             return self.product / (ours * theirs)
-        # The law of cosines keeps 1 - cos exact for near relatives, where the product, a float32
-        # sum, would lose it: their cosines differ from 1 in the sixth digit only.
-        return 1.0 - (self.delta_squared - (ours - theirs) ** 2) / (2.0 * ours * theirs)
+        return cosine_of(ours, theirs, self.delta_squared)
+
+
+def cosine_of(one: float, other: float, distance_squared: float) -> float:
+    """The cosine of two vectors from their norms, not 0, and their squared distance.
+
+    The law of cosines keeps 1 - cos exact for near relatives, where the product, a float32 sum,
+    would lose it: their cosines differ from 1 in the sixth digit only.
+    """
+    return 1.0 - (distance_squared - (one - other) ** 2) / (2.0 * one * other)

@@ -11,10 +11,13 @@ from drift_merge.engine.cards import (
     lineage_section,
     where,
 )
-from drift_merge.priors.summary import advice, summarize
+from drift_merge.priors.summary import advice, stored_sentence, summarize
 
 TAGS = ["drift", "drift-prior", "reasoning-prior", "weight-diff", "task-vector", "not-a-model"]
-_DEFAULTS = {"layers": None, "on_mismatch": "error", "map_file": None, "allow_nonfinite": False}
+_DEFAULTS = {
+    **{"layers": None, "on_mismatch": "error", "map_file": None, "allow_nonfinite": False},
+    "through": None,
+}
 
 
 def prior_card(manifest: dict[str, Any], published: Published | None = None) -> bytes:
@@ -81,12 +84,14 @@ def _facts(manifest: dict[str, Any]) -> str:
     without = f"; {missing:,} of them have no partner in the base and no delta" if missing else ""
     layers = f", layers `{parameters['layers']}`" if parameters.get("layers") else ""
     outside = f"{coverage['records'].get('outside_tower', 0):,} tensors are outside the tower"
+    stored = stored_sentence(manifest["tensors"])
+    compressed = f"\n- {stored} delta = codes * scales, row by row" if stored else ""
     return (
         f"- Modules: `{parameters['modules']}`{layers}\n"
         f"- Coverage: {coverage['matched']:,} of {coverage['selected']:,} selected tensors"
         f"{without}; {outside}\n"
         f"- Stored as {parameters['dtype']}: {manifest['num_elements']:,} elements, "
-        f"{in_words(manifest['size_bytes'])} in {len(manifest['shards']):,} shard(s)"
+        f"{in_words(manifest['size_bytes'])} in {len(manifest['shards']):,} shard(s){compressed}"
     )
 
 

@@ -5,7 +5,9 @@ manifest depends on the recipe and the inputs alone: no time, no host, no thread
 """
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from drift_merge.engine.manifests import (
@@ -19,8 +21,10 @@ from drift_merge.engine.manifests import (
 from drift_merge.engine.plan import Plan, Step
 from drift_merge.engine.prepare import Prepared
 from drift_merge.engine.seals import describe_index, seal
-from drift_merge.errors import SourceError
+from drift_merge.errors import CheckpointError, SourceError
 from drift_merge.priors.samples import sample_mllm
+from drift_merge.storage.checkpoint import Checkpoint, open_deltas
+from drift_merge.storage.compressed import describe_stored
 from drift_merge.storage.journal import Results
 from drift_merge.storage.mapped import MappedCheckpoint
 
@@ -47,6 +51,12 @@ class Prior:
         tensors: dict[str, dict[str, Any]] = self.manifest["tensors"]
         return tensors
 
+    def norm(self, name: str) -> float | None:
+        """The L2 norm of a delta as it is stored; None where it held NaN or Inf."""
+        entry = self.tensors[name]
+        norm: float | None = entry.get("norm_stored", entry["norm_delta"])
+        return norm
+
 
 def build_manifest(prepared: Prepared, plan: Plan, results: Results) -> dict[str, Any]:
     """The content of `prior.json`."""
@@ -68,7 +78,7 @@ def build_manifest(prepared: Prepared, plan: Plan, results: Results) -> dict[str
         "sources": sources,
         "coverage": describe_coverage(alignment) | _missing_in_base(prepared, plan),
         "findings": describe_findings(prepared.findings),
-        "num_elements": sum(info.numel for info in plan.layout.tensors.values()),
+        "num_elements": sum(prod(step.shape) for step in plan.steps),
         "size_bytes": plan.write_bytes,
         "shards": [shard.file for shard in plan.layout.shards],
         "index": describe_index(plan),
@@ -100,11 +110,16 @@ def _entry(plan: Plan, step: Step, results: Results, mapped: MappedCheckpoint) -
         "module": step.module,
         "shape": list(step.shape),
         "dtype": step.dtype,
-    }
+    } | describe_storage(step)
     if reasoner.rows is not None:
         entry["rows_matched"] = reasoner.rows.num_matched
         entry["rows_unmatched"] = reasoner.rows.num_unmatched
     return entry | result | sample_mllm(plan, mapped, step)
+
+
+def describe_storage(step: Step) -> dict[str, str]:
+    """What a manifest says of a compressed tensor beside its dtype: the name of its scales."""
+    return {"scale": step.scale} if step.scale else {}
 
 
 def open_prior(path: Path) -> Prior:
@@ -122,3 +137,26 @@ def open_prior(path: Path) -> Prior:
         )
     manifest = read_manifest(file, kind="drift-prior", format_version=FORMAT_VERSION)
     return Prior(path, manifest)
+
+
+def open_shards(prior: Prior) -> Checkpoint:
+    """The headers of a prior's shards, equal to what its manifest says; no tensor data is read.
+
+    Raises:
+        CheckpointError: a shard is missing or broken, or of another run.
+    """
+    deltas = open_deltas(str(prior.path))
+    expected = describe_stored(prior.tensors)
+    found = {name: (info.dtype, info.shape) for name, info in deltas.tensors.items()}
+    names = sorted(expected.keys() | found.keys())
+    for name in (name for name in names if expected.get(name) != found.get(name)):
+        ours, theirs = (
+            "nothing" if name not in side else f"{side[name][0]} {side[name][1]}"
+            for side in (found, expected)
+        )
+        raise CheckpointError(
+            f"{prior.path}: {name} is {ours} in the shards, but the manifest says {theirs}.",
+            remedy="They are of different runs; make or download the prior again after a look: "
+            f"drift-prior verify {quote(str(prior.path))}",
+        )
+    return deltas

@@ -55,6 +55,43 @@ def _row(module: str, entries: Iterable[Mapping[str, Any]]) -> ModuleRow:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a compressed prior keeps of delta: cosines of delta and its stored form."""
+
+    cosine: float  # over all tensors as one vector
+    worst: float  # of one tensor
+    worst_name: str
+
+
+def stored_cosines(tensors: Mapping[str, Mapping[str, Any]]) -> Kept | None:
+    """The cosines that a compressed prior has recorded; None for any other."""
+    entries = {n: e for n, e in tensors.items() if e.get("cosine_stored") is not None}
+    if not entries:
+        return None
+    product = delta = stored = 0.0
+    for entry in entries.values():
+        ours, theirs = entry["norm_delta"] or 0.0, entry["norm_stored"] or 0.0
+        product += entry["cosine_stored"] * ours * theirs
+        delta += ours**2
+        stored += theirs**2
+    scale = sqrt(delta) * sqrt(stored)
+    name = min(entries, key=lambda n: float(entries[n]["cosine_stored"]))
+    worst = float(entries[name]["cosine_stored"])
+    return Kept(product / scale if scale else 0.0, worst, name)
+
+
+def stored_sentence(tensors: Mapping[str, Mapping[str, Any]]) -> str:
+    """One sentence: what the stored form of a compressed prior keeps; empty for any other."""
+    kept = stored_cosines(tensors)
+    if kept is None:
+        return ""
+    return (
+        f"Compressed: cosine of delta and its stored form {kept.cosine:.6f} overall, "
+        f"{kept.worst:.6f} at worst ({kept.worst_name})."
+    )
+
+
 def advice(cosine: float) -> str:
     """One sentence: what the cosine of the two towers says about merging them."""
     if cosine < 0.3:

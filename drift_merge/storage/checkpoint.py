@@ -7,12 +7,13 @@ checked against it, and a directory that two readers could understand differentl
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from drift_merge.errors import CheckpointError
+from drift_merge.storage.compressed import find_scales
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
 from drift_merge.storage.sources import Source, parse_source
 from drift_merge.storage.weight_map import (
@@ -45,6 +46,7 @@ class Checkpoint:
     shards: dict[str, ShardHeader]  # by file name, sorted
     sidecars: tuple[str, ...]  # files that are not weights, relative to `path`, sorted
     adapters: Mapping[str, Adapter] = field(default_factory=dict)  # by stored name of the tensor
+    scales: Mapping[str, str] = field(default_factory=dict)  # compressed tensor -> its scales
 
     @property
     def size_bytes(self) -> int:
@@ -230,7 +232,7 @@ def open_deltas(text: str, *, headers_only: bool = False, quiet: bool = False) -
 
         if headers_only:
             source, headers = hub_artifacts.fetch_prior_headers(source)
-            return assemble(source, None, {}, headers, ())
+            return _with_scales(assemble(source, None, {}, headers, ()))
         manifest = hub_artifacts.PRIOR_MANIFEST
         source, directory = hub_artifacts.fetch_artifact(source, manifest, quiet=quiet)
     names = sorted(p.name for p in directory.glob("prior-*.safetensors")) if directory else []
@@ -240,4 +242,8 @@ def open_deltas(text: str, *, headers_only: bool = False, quiet: bool = False) -
             remedy="Make one with: drift-prior compute REASONER MLLM -o PRIOR",
         )
     shards = [read_header(directory / name, name) for name in names]
-    return assemble(source, directory, {}, shards, ())
+    return _with_scales(assemble(source, directory, {}, shards, ()))
+
+
+def _with_scales(deltas: Checkpoint) -> Checkpoint:
+    return replace(deltas, scales=find_scales(deltas.tensors, deltas.source.given))

@@ -215,7 +215,8 @@ class Biasing:
         slots.whole_sq = delta_sq
         is_partial = partial_slots(slots.names, units, self._entries)
         if any(is_partial) and len(self._settings.seals) == 1:
-            recorded = [self._entries[name]["norm_delta"] ** 2 for name in slots.names]
+            entries = [self._entries[name] for name in slots.names]
+            recorded = [e.get("norm_stored", e["norm_delta"]) ** 2 for e in entries]
             whole = torch.tensor(recorded, dtype=torch.float64, device=delta_sq.device)
             mask = torch.tensor(is_partial, device=delta_sq.device)
             slots.whole_sq = torch.where(mask, whole, delta_sq)

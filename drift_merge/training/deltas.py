@@ -2,13 +2,13 @@
 
 The prior's files are mapped, so all local ranks share one copy in the page cache, and a rank
 touches only the pages of its regions. Several priors are combined with their weights on the
-way. How a delta is stored (or compressed) is known to `read_delta` alone.
+way. How a delta is stored (or compressed) is known to `priors.tensors` alone.
 
 Shapes: a stored delta is seen as a matrix, see `units.matrix`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,12 +16,9 @@ import torch
 from torch import Tensor
 
 from drift_merge.engine.seals import check_seal
-from drift_merge.engine.workspace import DTYPES
-from drift_merge.errors import AlignmentError, CheckpointError, RecipeError
+from drift_merge.errors import AlignmentError, RecipeError
 from drift_merge.priors.manifest import MANIFEST, Prior, open_prior
-from drift_merge.storage.checkpoint import open_deltas
-from drift_merge.storage.headers import TensorInfo
-from drift_merge.storage.mapped import MappedCheckpoint
+from drift_merge.priors.tensors import Deltas, open_deltas
 from drift_merge.storage.sources import parse_source
 from drift_merge.training.units import Block, Unit, matrix
 
@@ -31,13 +28,12 @@ class OpenPrior:
     """A prior with its shards mapped."""
 
     prior: Prior
-    mapped: MappedCheckpoint
-    flat: dict[str, Tensor] = field(default_factory=dict)  # stored tensors seen so far
+    deltas: Deltas
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Canonical name -> shape of every delta."""
-        return {name: tuple(entry["shape"]) for name, entry in self.prior.tensors.items()}
+        return self.deltas.shapes
 
     @property
     def seal(self) -> str:
@@ -49,15 +45,6 @@ class OpenPrior:
         """How a prior for other weights is computed, for messages."""
         source = self.prior.manifest["sources"]["reasoner"]
         return f"drift-prior compute {source['repo_id'] or source['source']} MLLM -o PRIOR"
-
-    def stored(self, name: str) -> Tensor:
-        """A stored tensor, flat and read only, as a window on the map."""
-        info: TensorInfo = self.mapped.checkpoint.tensors[name]
-        # Looked at each time: a file that was cut short would kill the process (SIGBUS).
-        data = self.mapped.view(info)
-        if name not in self.flat:
-            self.flat[name] = torch.frombuffer(data, dtype=DTYPES[info.dtype])
-        return self.flat[name]
 
 
 def load_prior(where: str | Path) -> Prior:
@@ -89,22 +76,11 @@ def open_for_training(prior: Prior | str | Path) -> OpenPrior:
         CheckpointError: a tensor is missing or has another shape; see also `load_prior`.
     """
     loaded = prior if isinstance(prior, Prior) else load_prior(prior)
-    checkpoint = open_deltas(str(loaded.path))
-    for name, entry in loaded.tensors.items():
-        info = checkpoint.tensors.get(name)
-        if info is None or info.shape != tuple(entry["shape"]) or info.dtype != entry["dtype"]:
-            found = "nothing" if info is None else f"{info.dtype} {info.shape}"
-            raise CheckpointError(
-                f"{loaded.path}: {name} is {found} in the shards, but the manifest says"
-                f" {entry['dtype']} {tuple(entry['shape'])}.",
-                remedy=f"Check the prior, then make or download it again: drift-prior verify"
-                f" {loaded.path}",
-            )
-    return OpenPrior(loaded, MappedCheckpoint(checkpoint))
+    return OpenPrior(loaded, open_deltas(loaded))
 
 
 def read_delta(opened: OpenPrior, name: str, block: Block, out: Tensor) -> None:
-    """Copy a block of a stored delta to `out`: the one place that knows how deltas are stored.
+    """Copy a block of a stored delta to `out`, decompressed.
 
     Args:
         opened: the prior.
@@ -112,14 +88,8 @@ def read_delta(opened: OpenPrior, name: str, block: Block, out: Tensor) -> None:
         block: of the stored matrix.
         out: shape (block.rows, block.cols), float32 or float64, written to.
     """
-    stored = opened.stored(name)
-    _, cols = matrix(opened.mapped.checkpoint.tensors[name].shape)
-    if block.cols == cols:  # whole rows are one range
-        begin = block.row * cols
-        out.view(-1).copy_(stored[begin : begin + block.numel])
-        return
-    strides, begin = (cols, 1), block.row * cols + block.col
-    out.copy_(stored.as_strided((block.rows, block.cols), strides, begin))
+    rows, cols = (block.row, block.row + block.rows), (block.col, block.col + block.cols)
+    opened.deltas.block(name, rows, cols, out)
 
 
 class DeltaSource(Protocol):

@@ -107,7 +107,7 @@ class TestMaking:
         ("flags", "code"),
         [
             (("--modules", "atn"), 2),
-            (("--dtype", "int8"), 2),
+            (("--dtype", "int4"), 2),
             (("--max-shard-size", "5 apples"), 2),
             (("--layers", "99"), 2),
             (("--threads", "0"), 2),

@@ -139,7 +139,7 @@ def test_a_file_that_is_not_there_is_exit_2(call, pair, tmp_path):
     assert "absent.yaml" in result.err
 
 
-@pytest.mark.parametrize("text", ["dtype: int8", "threads: 0", "on-mismatch: maybe", "device: tpu"])
+@pytest.mark.parametrize("text", ["dtype: int4", "threads: 0", "on-mismatch: maybe", "device: tpu"])
 def test_a_wrong_value_is_exit_2_as_on_the_command_line(call, pair, tmp_path, text):
     file = write(tmp_path / "run.yaml", f"{text}\n")
     flags = ("--config", file, "-o", tmp_path / "out")

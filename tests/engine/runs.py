@@ -11,7 +11,9 @@ from drift_merge.engine.recipe import MERGE_MODULES, Recipe
 from drift_merge.maths.deltas import delta
 from drift_merge.maths.merging import linear
 from drift_merge.merges.make import MadeMerge, make_merge
+from drift_merge.priors.compress import compress_prior, compress_recipe, plan_compression
 from drift_merge.priors.compute import ComputedPrior, compute_prior
+from drift_merge.priors.manifest import open_prior
 from tests.checkpoints import Stored
 
 TORCH = {
@@ -41,6 +43,15 @@ def run_prior(
     prepared = prepare(request, quiet=True)
     options = RunOptions(threads=threads, overwrite=overwrite)
     return compute_prior(prepared, prepared.plan(), out, options)
+
+
+def run_compress(
+    prior: Path, out: Path, *, threads: int = 1, overwrite: bool = False, **recipe: Any
+) -> ComputedPrior:
+    """`drift-prior compress`, without the command line."""
+    opened = open_prior(prior)
+    plan = plan_compression(opened, compress_recipe(opened, **({"dtype": "int8"} | recipe)))
+    return compress_prior(opened, plan, out, RunOptions(threads=threads, overwrite=overwrite))
 
 
 def run_linear(

@@ -109,7 +109,7 @@ STREAM = """
 import json, sys, threading
 from pathlib import Path
 import torch
-from tests.engine.runs import run_linear, run_prior
+from tests.engine.runs import run_compress, run_linear, run_prior
 reasoner, mllm, out = map(Path, sys.argv[1:])
 small = Path(str(out) + "-warm")
 # The first run pays for what is loaded once; it is not what grows with a tensor.
@@ -123,6 +123,8 @@ before = status("RssAnon")
 watcher = threading.Thread(target=watch)
 watcher.start()
 run_prior(reasoner, mllm, out / "prior", threads=2)
+run_prior(reasoner, mllm, out / "float8", threads=2, dtype="float8_e4m3fn")
+run_compress(out / "prior", out / "int8", threads=2)
 run_linear(reasoner, mllm, out / "merge", 0.3, threads=2)
 done.set()
 watcher.join()

@@ -15,7 +15,8 @@ from tests import checkpoints as c
 from tests.engine.damage import data_start, edit_json, flip, rewrite
 from tests.engine.runs import run_linear, run_prior
 
-NAMES = {"prior": "prior.json", "merge": "drift_merge.json"}
+NAMES = {"prior": "prior.json", "merge": "drift_merge.json", "compressed": "prior.json"}
+PRIORS = ("prior", "based", "compressed")
 LARGE = 10**6  # a sample of all tensors
 
 
@@ -25,6 +26,7 @@ def made(tmp_path_factory):
     directory = tmp_path_factory.mktemp("made")
     pair = c.make_pair(directory, mllm_sidecars=c.SIDECARS)
     run_prior(*pair, directory / "prior", max_shard_size="1KB")
+    run_prior(*pair, directory / "compressed", max_shard_size="1KB", dtype="int8")
     run_linear(*pair, directory / "merge", max_shard_size="4KB")
     base = c.write_checkpoint(directory / "base", c.reasoner_tensors(seed=9), c.text_config())
     run_prior(*pair, directory / "based", base=base)
@@ -33,7 +35,7 @@ def made(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(params=["prior", "merge"])
+@pytest.fixture(params=["prior", "merge", "compressed"])
 def artifact(request, made, tmp_path):
     """A copy to damage."""
     shutil.copytree(made / request.param, tmp_path / request.param)
@@ -41,7 +43,7 @@ def artifact(request, made, tmp_path):
 
 
 def verify(path, **values):
-    if path.name in ("prior", "based"):
+    if path.name in PRIORS:
         return verify_prior(open_prior(path), **values)
     return verify_merge(open_merge(path), **values)
 
@@ -63,12 +65,12 @@ def manifest_of(path):
 def test_a_fresh_output_passes(artifact):
     report = verify(artifact)
     tensors = c.read_tensors(artifact)
-    assert report.num_tensors == len(tensors)
+    assert report.num_tensors == sum(not name.endswith(":scale") for name in tensors)
     assert report.size_bytes == sum(len(t.data) for t in tensors.values())
     assert report.recomputed == ()
 
 
-@pytest.mark.parametrize("name", ["prior", "merge", "based", "two"])
+@pytest.mark.parametrize("name", ["prior", "merge", "compressed", "based", "two"])
 def test_a_fresh_output_passes_against_its_sources(made, name):
     extra = {"base": "base"} if name == "based" else {}
     report = verify(made / name, **sources(made, made / name, **extra), sample=LARGE, seed=3)
@@ -260,7 +262,7 @@ def test_a_value_made_nonfinite_behind_a_matching_fingerprint_is_found(artifact)
     name, tensor = next(iter(c.read_shard(shard).items()))
     values = tensor.values.copy()
     values.flat[0] = np.inf
-    forged = c.store(values)
+    forged = c.store(values, tensor.dtype)
     raw = shard.read_bytes()
     at = data_start(shard)
     shard.write_bytes(raw[:at] + forged.data + raw[at + len(forged.data) :])
@@ -268,7 +270,9 @@ def test_a_value_made_nonfinite_behind_a_matching_fingerprint_is_found(artifact)
     manifest = json.loads(file.read_text())
     del manifest["seal"]
     key = "fingerprint_delta" if artifact.name == "prior" else "fingerprint"
-    manifest["tensors"][name][key] = fingerprints.of_bytes(forged.data)
+    entry = name.removesuffix(":scale")
+    key = key if entry == name else "fingerprint_scale"
+    manifest["tensors"][entry][key] = fingerprints.of_bytes(forged.data)
     file.write_text(json.dumps(seal(manifest)))
     with pytest.raises(VerificationError, match=f"{name} holds 1 NaN or Inf"):
         verify(artifact)

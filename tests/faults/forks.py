@@ -108,6 +108,7 @@ def _serve() -> None:
     import drift_merge.engine.stream
     import drift_merge.merges.make
     import drift_merge.merges.verify
+    import drift_merge.priors.compress
     import drift_merge.priors.compute
     import drift_merge.priors.verify  # noqa: F401
 

@@ -38,9 +38,13 @@ def run(*arguments: str) -> Result:
 
 
 def command(name: str, pair: Pair, out: Path) -> list[str]:
-    """The command line of `align`, `compute` or `linear` on a pair."""
+    """The command line of `align`, `compute`, `linear` on a pair, or `compress` of its prior."""
     if name == "align":
         return ["drift-prior", "align", *pair.arguments]
+    if name == "compress":
+        prior = str(pair.mllm.parent / "compute")
+        options = ["--dtype", "int8", "-o", str(out), "--threads", "1"]
+        return ["drift-prior", "compress", prior, *options]
     program = "drift-prior" if name == "compute" else "drift-merge"
     return [program, name, *pair.arguments, "-o", str(out), "--threads", "1"]
 

@@ -12,6 +12,7 @@ from tests.faults.forks import Forks
 BIG = "model.layers.0.mlp.extra_proj.weight"  # several chunks of the stream
 COMMANDS = {
     "compute": ("drift-prior", "compute"),
+    "int8": ("drift-prior", "compute", "--dtype", "int8"),
     "linear": ("drift-merge", "linear", "--weight", "0.3"),
 }
 SHARDINGS = {"whole": 1, "few": (1, 3), "many": (4, 7)}
