@@ -3,6 +3,7 @@
 Reads no values. Shapes are those of the whole parameter, whatever of it this rank holds.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from drift_merge.training.lora import Adapted, find_adapted
 
 LABEL = "the live model"
 _QUANTISED = ("Params4bit", "Int8Params")  # bitsandbytes
+_MODEL_KEYS = {"model_type", "text_config", "num_key_value_heads"}
 _PACKED = ("qweight", "weight_packed")  # GPTQ and AWQ; compressed-tensors
 
 
@@ -24,10 +26,11 @@ class Live:
     parameters: dict[str, nn.Parameter | None]  # None: a weight that is packed into other tensors
     shapes: dict[str, Shape]
     adapted: dict[str, Adapted]  # base weights that PEFT trains through factors, by name
+    config: Mapping[str, Any]  # transformers' config as plain data, or {}
 
     def model(self) -> Model:
         """What the alignment needs of it."""
-        return Model(LABEL, dict(self.shapes))
+        return Model(LABEL, dict(self.shapes), self.config)
 
 
 def look_at(model: nn.Module) -> Live:
@@ -36,7 +39,7 @@ def look_at(model: nn.Module) -> Live:
     Raises:
         AlignmentError: FSDP1 has flattened them, or some are on the meta device.
     """
-    live = Live({}, {}, find_adapted(model))
+    live = Live({}, {}, find_adapted(model), _config(model))
     for path, module in model.named_modules():
         _refuse_fsdp1(module)
         prefix = f"{path}." if path else ""
@@ -59,6 +62,16 @@ def is_quantised(parameter: Tensor | None) -> bool:
     if parameter is None:
         return True
     return type(parameter).__name__ in _QUANTISED or not parameter.is_floating_point()
+
+
+def _config(model: nn.Module) -> Mapping[str, Any]:
+    """The config of the outermost module that has one of a model (an engine has one of its own)."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        plain = config.to_dict() if hasattr(config, "to_dict") else config
+        if isinstance(plain, Mapping) and _MODEL_KEYS & plain.keys():
+            return plain
+    return {}
 
 
 def _full_shape(parameter: nn.Parameter, module: nn.Module) -> Shape:
