@@ -12,14 +12,18 @@ has it or is not whole, and a resumed run continues exactly.
 """
 
 import sys
+import warnings
 from typing import Any
 
-from drift_merge.errors import RecipeError
+import torch
+
+from drift_merge.errors import RecipeError, VerificationError
 from drift_merge.training.handle import Handle
 from drift_merge.training.wiring import Wiring, optional
 
 _callback = optional("transformers.trainer_callback", install="pip install 'drift_merge[train]'")
 
+_SAMPLE = 32  # values of each of two parameters
 STATE = "drift_merge"  # key in the trainer's stateful_callbacks; not the name of a class
 
 
@@ -54,19 +58,33 @@ class DriftCallback(_callback.TrainerCallback):  # type: ignore[misc, name-defin
         """Attach, with the state of the checkpoint if the run is resumed."""
         _log_before_reporters(self)
         saved = state.stateful_callbacks.get(STATE)
-        if state.global_step and saved is None and self._wiring.options.get("strict", True):
+        is_strict = self._wiring.options.get("strict", True)
+        if state.global_step and saved is None and is_strict:
             raise RecipeError(
                 f"this run resumes at step {state.global_step:,} from a checkpoint without a"
                 " DriftCallback's state: it was trained without the prior so far.",
                 remedy="Resume from a checkpoint that was trained with it, or start the prior's"
                 " schedule here: DriftCallback(..., strict=False)",
             )
-        self._wiring.start(model, optimizer=optimizer, total_steps=state.max_steps, state=saved)
+        if saved is not None:
+            _check_weights(model, saved["weights"], state.global_step, is_strict=is_strict)
+        self._wiring.start(
+            model,
+            optimizer=optimizer,
+            total_steps=state.max_steps,
+            state=None if saved is None else saved["handle"],
+        )
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Keep the state where the next checkpoint will find it."""
-        if self.handle is not None:
-            state.stateful_callbacks[STATE] = self.handle.state_dict()
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, *, model: Any = None, **_: Any
+    ) -> None:
+        """Keep the state where the checkpoint that may follow will find it."""
+        if self.handle is None:
+            return
+        weights = _sample(model) if control.should_save else None
+        state.stateful_callbacks[STATE] = {"handle": self.handle.state_dict(), "weights": weights}
+
+    on_epoch_end = on_step_end
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Add the metrics to what the trainer logs of training."""
@@ -101,3 +119,33 @@ def _log_before_reporters(callback: DriftCallback) -> None:
     first = sum(isinstance(one, _callback.DefaultFlowCallback) for one in others[:1])
     # A new list: the caller is walking over the old one.
     handler.callbacks = [*others[:first], callback, *others[first:]]
+
+
+def _sample(model: Any) -> list[float] | None:
+    """A few values of the weights that are trained; None where they are sharded."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ends = [parameter.detach() for parameter in (trained[0], trained[-1])]
+    if any(type(p) is not torch.Tensor or hasattr(p, "ds_id") or not p.numel() for p in ends):
+        return None
+    return [value for p in ends for value in p.flatten()[:_SAMPLE].double().tolist()]
+
+
+def _check_weights(model: Any, saved: list[float] | None, step: int, *, is_strict: bool) -> None:
+    """Refuse to go on from weights that are not those of the checkpoint.
+
+    Trainer's loading leaves a model as it is, with no more than a line in the log, where names on
+    the disk differ from those in memory: LLaVA and Qwen2.5-VL with transformers 5.23.
+    """
+    if saved is None or _sample(model) in (None, saved):
+        return
+    message = (
+        f"this run resumes at step {step:,}, but the model does not have the weights of that step:"
+        " the trainer has not loaded them."
+    )
+    remedy = (
+        "Make the model from the checkpoint, then resume from the same:"
+        " AutoModelForImageTextToText.from_pretrained(CHECKPOINT)"
+    )
+    if is_strict:
+        raise VerificationError(message, remedy=remedy)
+    warnings.warn(f"{message} {remedy}", stacklevel=2)

@@ -65,7 +65,7 @@ def train(
     run, plan = run_of(out), fingerprints.of_json(prepared.plan)
     with OutputDirectory(out, plan=plan, overwrite=overwrite) as output:
         last = enter_run(run, prepared, resume=resume)
-        trainer, callback = _trainer(prepared, run, device, progress)
+        trainer, callback = _trainer(prepared, last, run, device, progress)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         report = None if callback is None else callback.report
         manifest = _describe(prepared, trainer.state.log_history, report)
@@ -96,12 +96,13 @@ class _Watch(_transformers.TrainerCallback):  # type: ignore[misc, name-defined]
 
 
 def _trainer(
-    prepared: Prepared, run: Path, device: str, progress: Progress
+    prepared: Prepared, last: Path | None, run: Path, device: str, progress: Progress
 ) -> tuple[Any, DriftCallback | None]:
     request = prepared.request
     processor = load_processor(prepared.directory, request.mllm)
+    # The trainer does not load a checkpoint whose names on the disk differ from those in memory.
     model = _transformers.AutoModelForImageTextToText.from_pretrained(
-        prepared.directory, dtype=torch.float32
+        last or prepared.directory, dtype=torch.float32
     )
     if not request.train_all:
         _freeze_outside_tower(model, prepared.checkpoint.config, request.mllm)

@@ -3,6 +3,7 @@
 Made when a test runs; needs transformers and Pillow, not torchvision.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,13 +173,13 @@ class Setup(NamedTuple):
             sample = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
             if self.name == "qwen2_5_vl":
                 sample["mm_token_type_ids"] = (ids == IMAGE).int()
-            samples.append(sample | {"image": pixels})
+            samples.append(sample | {"shot": pixels})
         return samples
 
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """A batch of samples of equal length."""
-        images = torch.cat([sample["image"] for sample in samples])
-        keys = [key for key in samples[0] if key != "image"]
+        images = torch.cat([sample["shot"] for sample in samples])
+        keys = [key for key in samples[0] if key != "shot"]
         batch = {key: torch.stack([sample[key] for sample in samples]) for key in keys}
         return batch | self.family.pixels(images)
 
@@ -253,3 +254,71 @@ def assert_weights(model: nn.Module, expected: dict[str, Tensor], rate: float) -
         # Gradients go through some hundred float32 operations; weights are rounded once more.
         limit = 4 * torch.finfo(torch.float32).eps * expected[name].abs().max().item()
         assert difference <= limit + 2e-5 * rate, (name, difference)
+
+
+SPOKEN = "what color shape is it a red blue circle square the answer"  # the words of the data
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }} : {% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}{% endfor %}"
+    "{% endif %}{% if message['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
+)
+
+
+def tokenizer() -> Any:
+    """Whole words; token 90 is the image's, as in the configs above."""
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    known = ["<pad>", "<s>", "</s>", "<unk>", ":", "user", "assistant", *SPOKEN.split()]
+    words = {f"w{i}": i for i in range(VOCABULARY)} | {"<image>": IMAGE}
+    words = {w: i for w, i in words.items() if w != f"w{IMAGE}" and i >= len(known)}
+    words |= {word: i for i, word in enumerate(known)}
+    raw = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    raw.pre_tokenizer = WhitespaceSplit()
+    raw.add_special_tokens([AddedToken("<image>", special=True)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+
+
+def write_llava_processor(directory: Path) -> None:
+    """Complete a tiny LLaVA: tokenizer, chat template, image processor without torchvision."""
+    from transformers import LlavaProcessor
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    size = {"height": VISION["image_size"], "width": VISION["image_size"]}
+    LlavaProcessor(
+        LlavaImageProcessorPil(size={"shortest_edge": VISION["image_size"]}, crop_size=size),
+        tokenizer(),
+        patch_size=VISION["patch_size"],
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    ).save_pretrained(directory)
+
+
+def write_questions(directory: Path, count: int = 12) -> Path:
+    """A JSON Lines file and its generated pictures."""
+    from PIL import Image, ImageDraw
+
+    lines = []
+    for number in range(count):
+        color, shape = ("red", "blue")[number % 2], ("circle", "square")[number // 2 % 2]
+        picture = Image.new("RGB", (28, 28), "white")
+        draw = ImageDraw.Draw(picture)
+        box = (4 + number, 5, 20 + number % 4, 22)
+        (draw.ellipse if shape == "circle" else draw.rectangle)(box, fill=color)
+        picture.save(directory / f"{number}.png")
+        asked = ("what color is it", color) if number % 3 else ("what shape is it", f"a {shape}")
+        lines.append({"image": f"{number}.png", "question": asked[0], "answer": asked[1]})
+    path = directory / "data.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
