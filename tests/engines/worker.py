@@ -3,8 +3,11 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,13 +29,20 @@ def main() -> None:
         world_size=world,
         timeout=PATIENCE,
     )
-    found = SCENARIOS[spec["scenario"]](directory, **spec["settings"])
+    found = scenario_named(spec["scenario"])(directory, **spec["settings"])
     torch.save(found, directory / f"{rank}.pt")
     torch.distributed.barrier()
     # Not destroy_process_group(): engines leave threads that may wait for it forever.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def scenario_named(name: str) -> Callable[..., Any]:
+    """One of the engines' scenarios, or a function by its dotted name."""
+    module, dot, function = name.rpartition(".")
+    found: Callable[..., Any] = getattr(import_module(module), function) if dot else SCENARIOS[name]
+    return found
 
 
 if __name__ == "__main__":
