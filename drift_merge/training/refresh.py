@@ -18,7 +18,7 @@ from drift_merge.engine.plan import Step, view_of
 from drift_merge.engine.reader import Reader, Run
 from drift_merge.errors import AlignmentError, RecipeError
 from drift_merge.names.align import align
-from drift_merge.names.name_map import read_name_map
+from drift_merge.names.name_map import NameMap, SideMap, read_name_map
 from drift_merge.names.tensors import Alignment, Model
 from drift_merge.names.vocabulary import Vocabulary, read_vocabulary
 from drift_merge.storage.adapters import base_of, is_adapter, join_adapter
@@ -85,11 +85,12 @@ def _align(checkpoint: Checkpoint, opened: OpenPrior, names: set[str]) -> Alignm
     manifest = opened.prior.manifest
     map_file = manifest["parameters"]["map_file"]
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    maps = read_name_map(Path(map_file)) if map_file else NameMap()
     alignment = align(
         Model(checkpoint.source.given, shapes, checkpoint.config),
-        Model(str(opened.prior.path), {name: opened.shapes[name] for name in opened.shapes}),
+        Model(str(opened.prior.path), dict(opened.shapes)),
         modules=manifest["parameters"]["modules"],
-        name_map=read_name_map(Path(map_file)) if map_file else None,
+        name_map=NameMap(reasoner=maps.reasoner, mllm=SideMap(tower="")),
         vocabularies=_vocabularies(checkpoint, manifest["sources"]["mllm"], names),
     )
     missing = sorted(names - {pair.canonical for pair in alignment.pairs})
