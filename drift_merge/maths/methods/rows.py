@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drift_merge.maths.chunks import BLOCK, Chunk, Read, Settings, blocks
 from drift_merge.maths.methods.spherical import (
+    LONGER,
     OPPOSITE,
     Gram,
     angle_of,
@@ -20,13 +21,15 @@ from drift_merge.maths.methods.spherical import (
     combined,
     gram,
     product,
+    vectors,
 )
 
 
 def measure_nuslerp(read: Read, settings: Settings) -> list[float] | list[Tensor] | None:
     """Coefficients for the whole tensor; or per column the products; None for rows."""
     if settings.flags["flatten"]:
-        theta = angle_of(products, settings) if (products := gram(read)) else None
+        products = gram(read)
+        theta = None if products is None else angle_of(products, settings)
         return list(arc(_fraction(settings), theta, straight_above=1.0))
     if not _by_columns(settings):
         return None
@@ -76,18 +79,26 @@ def _fraction(settings: Settings) -> float:
 
 
 def _products(chunk: Chunk, width: int, dim: int) -> list[Tensor]:
-    """v_0 . v_0, v_0 . d and d . d along rows or columns, float64; overwrites the chunk."""
+    """v_0 . v_0, v_1 . v_1, v_0 . v_1, v_0 . d and d . d along rows or columns, float64.
+
+    As in `spherical.gram`; overwrites the chunk.
+    """
+    first, other = (vector.view(-1, width) for vector in vectors(chunk))
+    found = [(a * b).sum(dim).double() for a, b in ((other, other), (first, other))]
     first, step = (vector.view(-1, width) for vector in basis(chunk))
     pairs = ((first, first), (first, step), (step, step))
-    return [(a * b).sum(dim).double() for a, b in pairs]
+    square, *rest = [(a * b).sum(dim).double() for a, b in pairs]
+    return [square, *found, *rest]
 
 
 def _arcs(t: float, products: Sequence[Tensor], settings: Settings) -> tuple[Tensor, Tensor]:
     """`spherical.arc` of many angles at once."""
-    square, along, step = products
-    one, other = square.sqrt(), (square + 2.0 * along + step).clamp_(min=0.0).sqrt_()
+    one, other, (direct, along, step) = products[0].sqrt(), products[1].sqrt(), products[2:]
     gap = (2.0 * along + step) / (one + other)
-    chord = ((step - gap * gap).clamp_(min=0.0) / (one * other)).sqrt_()
+    square = (step - gap * gap) / (one * other)
+    is_long = torch.maximum(one, other) > LONGER * torch.minimum(one, other)
+    square = torch.where(is_long, 2.0 - 2.0 * direct / (one * other), square)
+    chord = square.clamp_(min=0.0).sqrt_()
     theta = 2.0 * (chord / 2.0).clamp_(max=1.0).asin_()
     if settings.variant == "mergekit":
         theta = torch.where((one * other == 0.0) & (one + other > 0.0), pi / 2.0, theta)
@@ -104,7 +115,7 @@ def measure_model_stock(read: Read, settings: Settings) -> list[float] | None:
         return None
     count = 1 + len(settings.weights)
     products = gram(read)
-    if not products:
+    if products is None:
         return [1.0 / count] * count
     cosines = [_cosine(products, i, j, settings) for i, j in combinations(range(count), 2)]
     ratio = float(_ratio(torch.tensor(fsum(cosines) / len(cosines)).double(), count, settings))

@@ -2,38 +2,66 @@
 
 The merged vectors are v_0 = theta_m and v_i = theta_i, or with a base v_x = theta_x - theta_b.
 Their inner products are folded as those of v_0 and the differences d_i = v_i - v_0: close
-relatives have angles that float32 products of the vectors themselves would lose.
+relatives have angles that float32 products of the vectors themselves would lose. The squares of
+the v_i are summed too: next to a much longer v_0 they would be lost in those sums.
 
 Shapes: N = merged models: the mllm first, then the reasoners.
 """
 
 from collections.abc import Callable, Sequence
 from math import acos, asin, cos, fsum, pi, sin, sqrt
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
+from torch import Tensor, dot
 
 from drift_merge.maths.chunks import Chunk, Read, Settings, blocks
 from drift_merge.maths.methods.deltas import all_weights
 from drift_merge.maths.methods.elementwise import add_deltas, combination
 
-Gram = list[list[float]]  # N x N
+
+class Gram(NamedTuple):
+    """Inner products of N vectors, measured so that neither small angles nor lengths are lost."""
+
+    basis: list[list[float]]  # N x N: of v_0, d_1, ..., d_{N-1}
+    squares: list[float]  # N: of each v_i with itself
+    direct: list[float]  # N: of v_0 with each v_i
+
+
 # Float32 products do not tell an angle this close to pi from pi, and 1 / sin would make much of it.
 OPPOSITE = pi - 0.004
+# Between vectors of such different lengths the angle comes from their product: the difference,
+# which keeps small angles exact, is hardly but the longer one.
+LONGER = 4.0
 
 
-def gram(read: Read) -> Gram:
-    """Inner products of v_0, d_1, ..., d_{N-1}; float64 across blocks of fixed positions."""
-    sums: Gram | None = None
+def gram(read: Read) -> Gram | None:
+    """Inner products over a whole tensor; float64 across blocks of fixed positions.
+
+    None for a tensor without entries.
+    """
+    sums: list[list[float]] = []
+    lengths = [(0.0, 0.0)]
     for block in blocks(read):
-        vectors = basis(block)
-        sums = sums or [[0.0] * len(vectors) for _ in vectors]
-        for i, one in enumerate(vectors):
+        first, *rest = vectors(block)
+        found = [(float(dot(v, v)), float(dot(first, v))) for v in rest]
+        lengths = lengths if sums else [(0.0, 0.0)] * len(found)
+        lengths = [(a + c, b + d) for (a, b), (c, d) in zip(lengths, found, strict=True)]
+        over = basis(block)
+        sums = sums or [[0.0] * len(over) for _ in over]
+        for i, one in enumerate(over):
             for j in range(i + 1):
-                sums[i][j] += float(torch.dot(one, vectors[j]))
-    if sums is None:
-        return []
-    return [[sums[max(i, j)][min(i, j)] for j in range(len(sums))] for i in range(len(sums))]
+                sums[i][j] += float(dot(one, over[j]))
+    if not sums:
+        return None
+    whole = [[sums[max(i, j)][min(i, j)] for j in range(len(sums))] for i in range(len(sums))]
+    square = whole[0][0]
+    return Gram(whole, [square, *(a for a, _ in lengths)], [square, *(b for _, b in lengths)])
+
+
+def vectors(chunk: Chunk) -> list[Tensor]:
+    """v_0, v_1, ..., v_{N-1}; the chunk stays as it is."""
+    models = [chunk.mllm, *chunk.reasoners]
+    return models if chunk.base is None else [model - chunk.base for model in models]
 
 
 def basis(chunk: Chunk) -> list[Tensor]:
@@ -45,10 +73,13 @@ def basis(chunk: Chunk) -> list[Tensor]:
 
 def product(products: Gram, i: int, j: int) -> float:
     """The inner product of v_i and v_j."""
-    terms = [products[0][0]]
-    terms += [products[0][i]] if i else []
-    terms += [products[0][j]] if j else []
-    terms += [products[i][j]] if i and j else []
+    if i == j:
+        return products.squares[i]
+    found = products.basis
+    terms = [found[0][0]]
+    terms += [found[0][i]] if i else []
+    terms += [found[0][j]] if j else []
+    terms += [found[i][j]] if i and j else []
     return fsum(terms)
 
 
@@ -62,10 +93,12 @@ def combined(chunk: Chunk, coefficients: Sequence[float]) -> Tensor:
 
 def angle(products: Gram) -> float | None:
     """The angle between v_0 and v_1 in [0, pi], exact for small ones too; None if one is 0."""
-    square, along, step = products[0][0], products[0][1], products[1][1]
-    one, other = sqrt(square), sqrt(max(square + 2.0 * along + step, 0.0))
+    along, step = products.basis[0][1], products.basis[1][1]
+    one, other = (sqrt(square) for square in products.squares[:2])
     if one * other == 0.0:
         return None
+    if max(one, other) > LONGER * min(one, other):
+        return acos(max(-1.0, min(1.0, products.direct[1] / (one * other))))
     # |a/|a| - b/|b||^2 by the law of cosines; |a| - |b| from the difference, not from two roots.
     gap = (2.0 * along + step) / (one + other)
     chord = sqrt(max(step - gap * gap, 0.0) / (one * other))
@@ -75,7 +108,7 @@ def angle(products: Gram) -> float | None:
 def angle_of(products: Gram, settings: Settings) -> float | None:
     """`angle`; in variant `mergekit` pi / 2 where one of the two vectors is 0, and not both."""
     theta = angle(products)
-    if theta is None and settings.variant == "mergekit" and products[0][0] + products[1][1] > 0.0:
+    if theta is None and settings.variant == "mergekit" and sum(products.squares[:2]) > 0.0:
         return pi / 2.0
     return theta
 
@@ -99,7 +132,7 @@ def solved(solve: Solve) -> Callable[[Read, Settings], list[float]]:
 
     def measure(read: Read, settings: Settings) -> list[float]:
         products = gram(read)
-        return list(solve(products, settings)) if products else []
+        return [] if products is None else list(solve(products, settings))
 
     return measure
 
@@ -198,7 +231,7 @@ def _karcher_mean(
 def _length(products: Gram, coefficients: Sequence[float]) -> float:
     """|sum(c_i v_i)|, from |sum(c_i) v_0 + sum(c_i d_i)|: exact where the c_i cancel."""
     over_basis = [fsum(coefficients), *coefficients[1:]]
-    rows = zip(over_basis, products, strict=True)
+    rows = zip(over_basis, products.basis, strict=True)
     square = fsum(a * b * x for a, row in rows for b, x in zip(over_basis, row, strict=True))
     return sqrt(max(square, 0.0))
 

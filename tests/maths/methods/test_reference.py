@@ -183,6 +183,21 @@ def test_slerp_and_nuslerp_follow_the_arc(seed, shape, t):
     assert close(merge("nuslerp", mllm, [reasoner], base, **pair), exact, every, factor=999)
 
 
+# Shorter ones beside a base are rounding of the base.
+@pytest.mark.parametrize(("numel", "length"), [(1, 1e-6), (3, 1e-2), (3, 1e-4), (4096, 1e-4)])
+@pytest.mark.parametrize("flatten", [True, False])
+def test_a_vector_that_is_short_beside_the_other_keeps_its_angle(numel, length, flatten):
+    base, mllm, reasoner = draws(3, (numel,), 2)
+    along = mllm - base
+    for step in (-along, (reasoner - base).roll(1)):  # opposite; at some angle
+        short = base + length * step if numel > 1 else -length * mllm
+        inputs = (mllm, [short]) if numel == 1 else (mllm, [short], base)
+        found = merge("nuslerp", *inputs, flatten=flatten, mllm_weight=0.5, weights=[0.5])
+        b, m, r = lists(base if numel > 1 else torch.zeros(1), mllm, short)
+        exact = reference.add(b, reference.slerp(*reference.deltas([m, r], b), 0.5))
+        assert close(found, exact, (base, mllm, short), factor=999)
+
+
 @pytest.mark.parametrize("column_wise", [False, True])
 def test_nuslerp_takes_rows_or_columns_one_by_one(column_wise):
     base, mllm, reasoner = draws(5, (6, 4), 2)
