@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from drift_merge.errors import RecipeError
+from drift_merge.training.hooks import unwrap_accelerated
 from drift_merge.training.units import Region, Unit
 
 _SHARDED = ("placements", "_hp_mapping", "ds_id")  # of parameters: DTensor, ZeRO-1 and 2, ZeRO-3
@@ -81,10 +82,11 @@ def layout_for(model: nn.Module, optimizer: Any = None) -> GradientLayout:
 
     Args:
         model: as it is trained, after fully_shard() or deepspeed.initialize().
-        optimizer: DeepSpeed's engine or ZeRO optimizer, any other optimizer, or None.
+        optimizer: DeepSpeed's engine or ZeRO optimizer, any other, accelerate's, or None.
     """
     from drift_merge.training import deepspeed, sharded
 
+    optimizer = unwrap_accelerated(optimizer)
     if deepspeed.is_deepspeed(optimizer) or deepspeed.is_deepspeed(model):
         return deepspeed.layout_for(model, optimizer)
     return sharded.ShardedLayout() if sharded.is_sharded(model) else PlainLayout()
