@@ -9,6 +9,7 @@ from torch import nn
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
+import drift_merge  # noqa: E402
 from drift_merge.training.lora import directions, find_adapted, require_supported  # noqa: E402
 from tests.trainers import tiny  # noqa: E402
 
@@ -168,3 +169,116 @@ def test_a_weight_packed_by_bitsandbytes_is_projected_with_the_shape_it_acts_wit
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert torch.equal(layer.base_layer.weight.data, before)
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    return tiny.make_setup("llava", tmp_path_factory.mktemp("llava"))
+
+
+RULES = ("absolute", "absolute_param_norm", "gradnorm", "adaptive_cosine")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
+def test_attach_biases_the_factors_of_an_mllm_as_written_by_hand(setup, kind, rule):
+    model = tiny.with_lora(setup, torch.float64, **CONFIGS[kind])
+    batch = {
+        key: value.double() if value.is_floating_point() else value
+        for key, value in setup.collate(setup.samples(2)).items()
+    }
+    gradients = tiny.gradients_of(model, [batch])
+    expected = tiny.biased_factors(model, gradients, setup, rule, alpha=0.7)
+    handle = drift_merge.attach(model, setup.prior, rule=rule, alpha=0.7)
+    for name, parameter in model.named_parameters():
+        parameter.grad = gradients[name].clone() if name in gradients else None
+    handle.apply()
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        scale = max(1.0, expected[name].abs().max().item())
+        # The norms that the prior records were summed in float32.
+        limit = 1e-6 if rule == "absolute_param_norm" else 1e-12
+        assert (gradient - expected[name]).abs().max().item() <= limit * scale, name
+    assert handle.metrics()["drift/bias_ratio"] > 0
+
+
+def test_what_lora_does_not_train_is_counted_as_frozen(setup):
+    handle = drift_merge.attach(tiny.with_lora(setup), setup.prior)
+    coverage = handle.coverage
+    assert coverage.matched == coverage.selected == 14  # attention and mlp of two layers
+    assert len(coverage.frozen) == 8  # k, o, gate and up have no adapter
+    assert coverage.units == 6
+
+
+def test_at_pefts_start_with_b_zero_every_rule_is_finite(setup):
+    for rule in RULES:
+        model = tiny.with_lora(setup)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.zeros_(parameter)
+        optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+        drift_merge.attach(model, setup.prior, rule=rule, optimizer=optimizer)
+        before = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_A" in n}
+        for _ in range(2):  # A moves from the second step on
+            model(**setup.collate(setup.samples(2))).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        for name, parameter in model.named_parameters():
+            assert parameter.isfinite().all()
+            if name in before:
+                assert not torch.equal(parameter, before[name])
+
+
+def test_descent_with_the_prior_alone_moves_an_adapter_towards_the_reasoner(setup):
+    model = tiny.with_lora(setup, torch.float64)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    handle = drift_merge.attach(model, setup.prior, rule="absolute", optimizer=optimizer)
+    layers = tiny.lora_layers(model)
+
+    def distance():
+        return sum(
+            float((tiny.acting_weight(layer).detach() * setup.deltas[name]).sum())
+            for name, (layer, _) in layers.items()
+        )
+
+    before = distance()
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert distance() > before
+    assert handle.report()["distance"] > 0
+
+
+def test_a_copy_that_peft_saves_is_trained_and_biased_as_an_ordinary_weight(setup):
+    model = tiny.with_lora(setup, modules_to_save=["gate_proj"])
+    handle = drift_merge.attach(model, setup.prior, rule="absolute")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    handle.apply()
+    copies = {n: p for n, p in model.named_parameters() if "modules_to_save" in n}
+    assert len(copies) == 2
+    for name, parameter in copies.items():
+        path = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
+        assert torch.equal(parameter.grad, -setup.deltas[path])
+
+
+def test_a_quantised_base_is_trained_through_lora_and_refused_without(setup):
+    pytest.importorskip("bitsandbytes")
+    config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="float32")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        setup.mllm, quantization_config=config, dtype=torch.float32, device_map="cpu"
+    )
+    with pytest.raises(drift_merge.AlignmentError, match=r"(?i)quanti"):
+        drift_merge.attach(model, setup.prior)
+    model = peft.prepare_model_for_kbit_training(model)
+    config = peft.LoraConfig(r=4, target_modules=tiny.LORA_TARGETS)
+    model = peft.get_peft_model(model, config)
+    handle = drift_merge.attach(model, setup.prior)
+    assert handle.coverage.units == 6
+    model(**setup.collate(setup.samples(2))).loss.backward()
+    before = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    handle.apply()
+    moved = {n for n, p in model.named_parameters() if n in before and (p.grad != before[n]).any()}
+    assert moved == {n for n in before if "lora_B" in n}  # A's direction is 0 while B is 0

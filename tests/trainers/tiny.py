@@ -322,3 +322,66 @@ def write_questions(directory: Path, count: int = 12) -> Path:
     path = directory / "data.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+LORA_TARGETS = r".*language_model.*\.(q_proj|v_proj|down_proj)"
+
+
+def with_lora(setup: Setup, dtype: torch.dtype = torch.float32, **config: Any) -> Any:
+    """The mllm with adapters whose factors are all random: PEFT begins with B = 0."""
+    import peft
+
+    torch.manual_seed(1)
+    values = {"r": 4, "lora_alpha": 6, "target_modules": LORA_TARGETS} | config
+    model = peft.get_peft_model(setup.model(), peft.LoraConfig(**values)).to(dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return model
+
+
+def lora_layers(model: nn.Module) -> dict[str, tuple[nn.Module, dict[str, nn.Parameter]]]:
+    """Path of the weight in the mllm -> PEFT's layer and its trained factors by full name."""
+    layers = {}
+    for path, module in model.named_modules():
+        if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
+            factors = {
+                f"{path}.{name}": parameter
+                for name, parameter in module.named_parameters()
+                if parameter.requires_grad
+            }
+            layers[path.removeprefix("base_model.model.") + ".weight"] = (module, factors)
+    return layers
+
+
+def acting_weight(layer: Any) -> Tensor:
+    """The weight as PEFT's forward pass applies it, differentiable in its factors."""
+    dtype = next(layer.parameters()).dtype
+    zero = torch.zeros(1, layer.in_features, dtype=dtype)
+    return (layer(torch.eye(layer.in_features, dtype=dtype)) - layer(zero)).T
+
+
+def biased_factors(
+    model: nn.Module, gradients: dict[str, Tensor], setup: Setup, rule: str, alpha: float = 1.0
+) -> dict[str, Tensor]:
+    """One rule on the factors of every weight together; D by autograd of <delta, W>, float64."""
+    result = {name: gradient.double() for name, gradient in gradients.items()}
+    tower = dict(setup.model().named_parameters())
+    for name, (layer, factors) in lora_layers(model).items():
+        delta = setup.deltas[name]
+        product = (acting_weight(layer) * delta).sum()
+        ds = [d.double() for d in torch.autograd.grad(product, list(factors.values()))]
+        gs = [gradients[factor].double() for factor in factors]
+        norm_g = sum(float(g.norm() ** 2) for g in gs) ** 0.5
+        norm_d = sum(float(d.norm() ** 2) for d in ds) ** 0.5
+        cosine = sum(float((g * d).sum()) for g, d in zip(gs, ds, strict=True)) / norm_g / norm_d
+        coefficient = {
+            "absolute": 1.0,
+            "absolute_param_norm": float(tower[name].double().norm() / delta.double().norm()),
+            "gradnorm": norm_g / norm_d,
+            "adaptive_cosine": 0.5 * (1 + cosine) * norm_g / norm_d,
+        }[rule]
+        for factor, g, d in zip(factors, gs, ds, strict=True):
+            result[factor] = g - alpha * coefficient * d
+    return result

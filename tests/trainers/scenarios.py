@@ -1,0 +1,60 @@
+"""What one process of a distributed run does; see tests.engines.launch. Results are plain data."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.trainers import tiny
+
+RATE = 0.5
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+
+
+def setup_at(source: str, name: str = "llava") -> tiny.Setup:
+    at = Path(source)
+    return tiny.Setup(tiny.FAMILIES[name], at / "mllm", at / "prior", {}, name)
+
+
+def trainer_zero(directory: Path, *, source: str, stage: int, steps: int = 1) -> dict[str, Any]:
+    """Trainer under DeepSpeed: two ranks, two micro-batches a step."""
+    # It would compile a shared-memory operation and leave a lock behind.
+    import deepspeed  # noqa: F401
+    import transformers
+
+    from drift_merge.training.hf import DriftCallback
+    from tests.trainers.test_hf import InOrder, arguments
+
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    setup, order = setup_at(source), []
+
+    class Watch(transformers.TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            order.append("on_pre_optimizer_step")
+
+    def rule(sums: Any) -> Any:
+        from drift_merge.maths.injection import RULES
+
+        order.append("bias")
+        return RULES["adaptive_cosine"](sums)
+
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 2,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+    }
+    trainer = InOrder(
+        model=setup.model(),
+        args=arguments(directory / "out", deepspeed=config, max_steps=steps, use_cpu=True),
+        train_dataset=setup.samples(8 * steps),
+        data_collator=setup.collate,
+        callbacks=[Watch(), DriftCallback(setup.prior, rule=rule)],
+    )
+    trainer.train()
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    engine = trainer.model_wrapped
+    weights = {n: safe_get_full_fp32_param(p).clone() for n, p in engine.module.named_parameters()}
+    return {"weights": weights, "order": order, "log": trainer.state.log_history[0]}
