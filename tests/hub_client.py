@@ -18,7 +18,7 @@ def environment(hub: HubServer, home: Path) -> dict[str, str]:
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
+        "NO_PROXY": "127.0.0.1,127.0.0.2",
     }
 
 

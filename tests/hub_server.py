@@ -24,6 +24,8 @@ from tests.hub_repo import Repo, git_sha1, info, is_large, sha256, tree
 from tests.hub_store import Account, RefusedError, Store
 
 _SENT_AT_ONCE = 65_536
+# Two hosts, as in the world: clients take what comes from one host for one server.
+_HOSTS = {"hub": "127.0.0.1", "cdn": "127.0.0.2"}
 _ERROR_CODES = {
     "RepoNotFound": "Repository not found",
     "RevisionNotFound": "Invalid rev id",
@@ -66,7 +68,7 @@ class Exchange:
 
 
 class HubServer:
-    """The Hub and its CDN, each on its own port of 127.0.0.1, until the `with` block ends."""
+    """The Hub and its CDN, each on its own loopback address, until the `with` block ends."""
 
     def __init__(self, store: Path | None = None) -> None:
         self.repos: dict[str, Repo] = {}
@@ -81,7 +83,7 @@ class HubServer:
         self._changed = threading.Condition()
         self.closing = threading.Event()
         self._servers = [self._listen("hub"), self._listen("cdn")]
-        self.url, self.cdn_url = (f"http://127.0.0.1:{s.server_port}" for s in self._servers)
+        self.url, self.cdn_url = ("http://{}:{}".format(*s.server_address) for s in self._servers)
 
     def __enter__(self) -> "HubServer":
         self._threads = [
@@ -100,7 +102,7 @@ class HubServer:
 
     def _listen(self, origin: str) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"hub": self, "origin": origin})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = ThreadingHTTPServer((_HOSTS[origin], 0), handler)
         server.daemon_threads = True
         return server
 

@@ -77,7 +77,7 @@ def explain(error: Exception, target: Target) -> DriftMergeError:
     error = origin_of(error)
     if isinstance(error, errors.LocalTokenNotFoundError):
         return no_token(target)
-    if isinstance(error, errors.HfHubHTTPError):
+    if status_of(error):  # before 1.0 some answers are the transport's own errors
         return _explain_answer(error, target)
     if is_offline() or isinstance(error, errors.OfflineModeIsEnabled):
         return SourceError(
@@ -148,7 +148,7 @@ def _may_pass(error: Exception) -> bool:
     from huggingface_hub import errors
 
     error = origin_of(error)
-    if isinstance(error, errors.HfHubHTTPError):
+    if status_of(error):
         return status_of(error) in _PASSING_STATUS
     refusals = (ValueError, FileNotFoundError, PermissionError, errors.OfflineModeIsEnabled)
     return not (is_offline() or isinstance(error, refusals))
