@@ -15,6 +15,7 @@ DeepSpeed is not imported: its optimizers are known by their class and attribute
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -105,13 +106,11 @@ class PartitionedLayout:
     def _fragment(self, unit: Unit) -> Tensor | None:
         """This rank's part of the gradient of the whole parameter."""
         parameter = _parameter(unit)
-        if parameter._hp_mapping is None:
-            return None
-        index = parameter._index_in_param_group
-        try:
-            fragment: Tensor = parameter._hp_mapping.get_lp_grad_fragment(index)
-        except ValueError:  # there is none before the boundary
-            return None
+        fragment: Tensor | None = None
+        if parameter._hp_mapping is not None:
+            with suppress(ValueError):  # there is none before the boundary
+                index = parameter._index_in_param_group
+                fragment = parameter._hp_mapping.get_lp_grad_fragment(index)
         return fragment
 
     def _cut(self, unit: Unit, fragment: Tensor) -> Tensor | None:
@@ -209,8 +208,7 @@ def find_optimizer(model: nn.Module, optimizer: Any = None) -> Any:
         RecipeError: there is none to be found.
     """
     for thing in (optimizer, model):
-        is_engine = isinstance(thing, nn.Module) and hasattr(thing, "was_step_applied")
-        if is_engine:
+        if isinstance(thing, nn.Module) and hasattr(thing, "was_step_applied"):  # the engine
             return thing.optimizer
     if optimizer is not None:
         return optimizer
@@ -248,10 +246,12 @@ def layout_for(model: nn.Module, optimizer: Any = None) -> GradientLayout:
     return LAYOUTS[name](found)
 
 
-def hook_step(optimizer: Any, before: Callable[[], object]) -> Callable[[], None]:
-    """Call `before` at the start of every `optimizer.step()` of one of DeepSpeed's optimizers.
+def hook_step(
+    optimizer: Any, before: Callable[[], object], skipped: Callable[[], object]
+) -> Callable[[], None]:
+    """Call `before` at the start of `optimizer.step()`, which the engine calls at boundaries only.
 
-    The engine calls it only at the boundary of gradient accumulation.
+    `skipped` is called after a step that was not taken because of an overflow.
 
     Returns:
         What undoes it, in any order with other wrappers of `step`.
@@ -260,9 +260,13 @@ def hook_step(optimizer: Any, before: Callable[[], object]) -> Callable[[], None
     is_active = True
 
     def step(*arguments: Any, **options: Any) -> Any:
-        if is_active:
-            before()
-        return original(*arguments, **options)
+        if not is_active:
+            return original(*arguments, **options)
+        before()
+        result = original(*arguments, **options)
+        if getattr(optimizer, "overflow", False):
+            skipped()
+        return result
 
     def remove() -> None:
         nonlocal is_active

@@ -149,7 +149,7 @@ class Handle:
             self._prepare()
         self._check_once = lambda: require_current(model, units, layout)
         act = self._step if self._settings.when == "step" else self._count_step
-        undo = hook_optimizer(model, optimizer, units, act)
+        undo = hook_optimizer(model, optimizer, units, act, self._skips.add)
         if undo is not None:
             self._undo.append(undo)
             self._is_hooked = True

@@ -14,7 +14,11 @@ Undo = Callable[[], None]
 
 
 def hook_optimizer(
-    model: nn.Module, optimizer: Any, units: Iterable[Unit], apply: Apply
+    model: nn.Module,
+    optimizer: Any,
+    units: Iterable[Unit],
+    apply: Apply,
+    skipped: Callable[[], None],
 ) -> Undo | None:
     """Call `apply` before every step of an optimizer.
 
@@ -23,6 +27,7 @@ def hook_optimizer(
         optimizer: of torch, accelerate or DeepSpeed; None for none.
         units: what will be biased; the optimizer must hold their parameters.
         apply: called with the loss scale that gradients still carry, and found_inf.
+        skipped: called after a step that DeepSpeed did not take, since it found Inf.
 
     Returns:
         What undoes it; None where there is no optimizer to hook.
@@ -37,7 +42,7 @@ def hook_optimizer(
     if deepspeed.is_deepspeed(optimizer) or deepspeed.is_deepspeed(model):
         optimizer = deepspeed.find_optimizer(model, unwrap_accelerated(optimizer))
         if not isinstance(optimizer, torch.optim.Optimizer):
-            return deepspeed.hook_step(optimizer, lambda: apply(None, None))
+            return deepspeed.hook_step(optimizer, lambda: apply(None, None), skipped)
     plain = unwrap(optimizer)
     _require_parameters(plain, units)
 

@@ -1,4 +1,4 @@
-"""Steps that a fused optimizer skips since GradScaler found Inf: only the device knows them."""
+"""Steps that were biased but not taken, since GradScaler or DeepSpeed found Inf."""
 
 from typing import Any
 
@@ -13,8 +13,12 @@ class Skips:
         self._total = 0
         self._pending: list[tuple[Tensor, Any]] = []  # found_inf on the host, event of its copy
 
+    def add(self) -> None:
+        """Count the step that has just been skipped."""
+        self._total += 1
+
     def note(self, found_inf: Tensor | None) -> None:
-        """Take down whether the step that is about to be taken will be skipped."""
+        """Take down whether a fused optimizer will skip the next step: only the device knows."""
         if found_inf is None:
             return
         if found_inf.device.type == "cpu":
