@@ -27,7 +27,7 @@ def run_once(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         key = repr((scenario, sorted(settings.items())))
         if key not in known:
             directory = tmp_path_factory.mktemp(scenario) / "run"
-            known[key] = launch(scenario, directory, source=str(source), **settings)
+            known[key] = launch(scenario, directory, **{"source": str(source)} | settings)
         return known[key]
 
     return run

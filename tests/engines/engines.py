@@ -32,14 +32,16 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=toy.LEARNING_RATE, momentum=toy.MOMENTUM)
 
 
-def plain_steps(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None]:
+def plain_steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, set_to_none: bool = True
+) -> Callable[[Tensor], None]:
     """The loop that everybody writes."""
 
     def step(tokens: Tensor) -> None:
         for micro in tokens:
             (model(micro) / toy.ACCUMULATION).backward()
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none)
 
     return step
 
@@ -80,6 +82,7 @@ def fsdp(
     tensor_parallel: bool = False,
     dtype: str = "fp32",
     is_reshard: bool = True,
+    set_to_none: bool = True,
     change: str | None = None,
 ) -> Trainer:
     """FSDP2 by layer and root; a mesh of two dimensions is HSDP, or FSDP by TP."""
@@ -103,7 +106,8 @@ def fsdp(
         fully_shard(layer, **options)
     fully_shard(model, **options)
     optimizer = sgd(model)
-    return Trainer(model, optimizer, plain_steps(model, optimizer), lambda: whole(model), data)
+    steps = plain_steps(model, optimizer, set_to_none=set_to_none)
+    return Trainer(model, optimizer, steps, lambda: whole(model), data)
 
 
 def tensor_parallel(directory: Path) -> Trainer:
@@ -140,6 +144,7 @@ def deepspeed(
     clip: float = 0.0,
     give: str = "engine",
     loss_scale: float = 0,
+    first_scale_power: int = 16,
     change: str | None = None,
     before: Callable[[toy.Toy], None] = lambda model: None,
 ) -> Trainer:
@@ -170,7 +175,12 @@ def deepspeed(
     if dtype == "fp16":
         # Refused on CPUs without the instructions, though torch computes it on any.
         type(ds.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
-        config["fp16"] = {"enabled": True, "loss_scale": loss_scale}
+        config["fp16"] = {
+            "enabled": True,
+            "loss_scale": loss_scale,  # 0 for a dynamic one
+            "initial_scale_power": first_scale_power,
+            "hysteresis": 1,
+        }
     if accumulate_in:
         config["data_types"] = {"grad_accum_dtype": accumulate_in}
     engine, optimizer, _, _ = ds.initialize(

@@ -3,8 +3,10 @@
 Results are plain data and whole tensors, so that the test compares them with training by hand.
 """
 
+import gc
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,6 +158,22 @@ def changed_weights(
 CHANGED = "model.language_model.layers.1.mlp.up_proj.weight"
 
 
+def overflow(directory: Path, *, source: str, stage: int) -> dict[str, Any]:
+    """fp16 with a loss scale that is far too large at first: DeepSpeed skips until it fits."""
+    trainer = ENGINES["deepspeed"](
+        Path(source), stage=stage, dtype="fp16", loss_scale=0, first_scale_power=18
+    )
+    handle = attached(trainer, source, rule="absolute", schedule="linear", total_steps=8)
+    train(trainer, range(8))
+    engine = trainer.model
+    return {
+        "steps": handle.steps,
+        "skipped": engine.skipped_steps,
+        "taken": engine.global_steps - engine.skipped_steps,
+        "is_finite": all(bool(w.isfinite().all()) for w in trainer.weights().values()),
+    }
+
+
 def apply_by_hand(directory: Path, *, source: str) -> dict[str, Any]:
     """FSDP2 without a hook: handle.apply() before the step."""
     trainer = ENGINES["fsdp"](Path(source))
@@ -239,6 +257,51 @@ def _other_optimizer(source: Path) -> None:
     attached(trainer, str(source), optimizer=other)
 
 
+def memory(directory: Path, *, source: str, engine: str, **settings: Any) -> dict[str, Any]:
+    """Anonymous memory that attach() and the first step add, at its highest."""
+    trainer = ENGINES[engine](Path(source), **settings)
+    if engine == "deepspeed":  # gradients come from a backward pass alone
+        micro_batches = toy.batches(0, 2)[trainer.data_ranks[0]]
+        for micro in micro_batches[:-1]:
+            trainer.model.backward(trainer.model(micro))
+            trainer.model.step()
+        trainer.model.backward(trainer.model(micro_batches[-1]))
+    else:
+        for parameter in trainer.model.parameters():
+            parameter.grad = torch.full_like(parameter, 1e-3)
+    gc.collect()
+    before = anonymous_bytes()
+    with highest_anonymous() as seen:
+        handle = attached(trainer, source, optimizer=None)
+        handle.apply()
+    return {"added": max(seen) - before, "elements": handle.coverage.elements}
+
+
+def anonymous_bytes() -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("RssAnon:")[1].split()[0]) * 1024
+
+
+@contextmanager
+def highest_anonymous() -> Iterator[list[int]]:
+    """Look every millisecond."""
+    seen: list[int] = []
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(0.001):
+            seen.append(anonymous_bytes())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        thread.join()
+        seen.append(anonymous_bytes())
+
+
 WRONG: dict[str, Callable[[Path], None]] = {
     "fully_shard after attach": _shard_after,
     "fully_shard of a layer after attach": _shard_a_layer_after,
@@ -255,6 +318,8 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     "resume": resume,
     "remove": remove,
     "changed_weights": changed_weights,
+    "overflow": overflow,
     "apply_by_hand": apply_by_hand,
     "refusals": refusals,
+    "memory": memory,
 }

@@ -48,6 +48,7 @@ CASES = {
     "fsdp2": Case("fsdp"),
     "fsdp2-bf16": Case("fsdp", settings={"dtype": "bf16"}),
     "fsdp2-no-reshard": Case("fsdp", settings={"is_reshard": False}),
+    "fsdp2-zeroed": Case("fsdp", settings={"set_to_none": False}),
     "hsdp-1x2": Case("fsdp", settings={"mesh": [1, 2]}),
     "hsdp-2x1": Case("fsdp", settings={"mesh": [2, 1]}, groups=0),
     "hsdp-2x2": Case("fsdp", 4, {"mesh": [2, 2]}),

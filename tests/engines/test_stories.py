@@ -103,6 +103,14 @@ def test_other_weights_than_the_priors_are_refused_on_every_rank(run_once, name)
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_step_that_deepspeed_skips_is_not_counted(run_once, stage):
+    for rank in run_once("overflow", stage=stage):
+        assert rank["skipped"] > 0
+        assert rank["steps"] == rank["taken"] > 0
+        assert rank["is_finite"]
+
+
 def test_apply_by_hand_under_fsdp2_equals_the_hook(source, run_once):
     expected = toy.train_by_hand(source, "adaptive_cosine", 2)
     for rank in run_once("apply_by_hand"):

@@ -6,6 +6,7 @@ of a tensor; every weight is representable in bfloat16.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,15 +26,22 @@ RULES = ("absolute", "absolute_param_norm", "gradnorm", "adaptive_cosine")
 Weights = dict[str, Tensor]
 
 
+class Sizes(NamedTuple):
+    """What may be larger where memory is measured."""
+
+    hidden: int = HIDDEN
+    intermediate: int = INTERMEDIATE
+
+
 class Attention(nn.Module):
     """Nine heads of one element each; k and v have a single head, a single row."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.q_proj = nn.Linear(HIDDEN, HIDDEN)
-        self.k_proj = nn.Linear(HIDDEN, 1)
-        self.v_proj = nn.Linear(HIDDEN, 1)
-        self.o_proj = nn.Linear(HIDDEN, HIDDEN, bias=False)
+        self.q_proj = nn.Linear(sizes.hidden, sizes.hidden)
+        self.k_proj = nn.Linear(sizes.hidden, 1)
+        self.v_proj = nn.Linear(sizes.hidden, 1)
+        self.o_proj = nn.Linear(sizes.hidden, sizes.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, 9), (B, T, 1) twice
@@ -43,23 +51,23 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(HIDDEN, INTERMEDIATE, bias=False)
-        self.up_proj = nn.Linear(HIDDEN, INTERMEDIATE, bias=False)
-        self.down_proj = nn.Linear(INTERMEDIATE, HIDDEN, bias=False)
+        self.gate_proj = nn.Linear(sizes.hidden, sizes.intermediate, bias=False)
+        self.up_proj = nn.Linear(sizes.hidden, sizes.intermediate, bias=False)
+        self.down_proj = nn.Linear(sizes.intermediate, sizes.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(HIDDEN, bias=False)
-        self.self_attn = Attention()
-        self.post_attention_layernorm = nn.LayerNorm(HIDDEN, bias=False)
-        self.mlp = Mlp()
+        self.input_layernorm = nn.LayerNorm(sizes.hidden, bias=False)
+        self.self_attn = Attention(sizes)
+        self.post_attention_layernorm = nn.LayerNorm(sizes.hidden, bias=False)
+        self.mlp = Mlp(sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x))
@@ -67,11 +75,11 @@ class Layer(nn.Module):
 
 
 class Tower(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(VOCABULARY, HIDDEN)
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
-        self.norm = nn.LayerNorm(HIDDEN, bias=False)
+        self.embed_tokens = nn.Embedding(VOCABULARY, sizes.hidden)
+        self.layers = nn.ModuleList(Layer(sizes) for _ in range(LAYERS))
+        self.norm = nn.LayerNorm(sizes.hidden, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed_tokens(tokens)
@@ -81,10 +89,10 @@ class Tower(nn.Module):
 
 
 class Inner(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.visual = nn.Linear(HIDDEN, HIDDEN)
-        self.language_model = Tower()
+        self.visual = nn.Linear(sizes.hidden, sizes.hidden)
+        self.language_model = Tower(sizes)
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = self.language_model(tokens)
@@ -94,10 +102,10 @@ class Inner(nn.Module):
 class Toy(nn.Module):
     """Names in memory as transformers gives them: model.language_model.layers..., lm_head."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes = Sizes()) -> None:  # noqa: B008  (it is never changed)
         super().__init__()
-        self.model = Inner()
-        self.lm_head = nn.Linear(HIDDEN, VOCABULARY, bias=False)
+        self.model = Inner(sizes)
+        self.lm_head = nn.Linear(sizes.hidden, VOCABULARY, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The mean loss of predicting the next token: a number."""
@@ -106,9 +114,9 @@ class Toy(nn.Module):
         return functional.cross_entropy(logits, tokens.roll(-1, 1).flatten())
 
 
-def make_prior(directory: Path) -> Path:
+def make_prior(directory: Path, sizes: Sizes = Sizes()) -> Path:  # noqa: B008
     """Write reasoner, mllm and their prior; return the directory."""
-    shapes = {name: tuple(p.shape) for name, p in Toy().named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in Toy(sizes).named_parameters()}
     text = {_on_disk(n): s for n, s in shapes.items() if "visual" not in n}
     tensors = {}
     for seed, side in ((1, "reasoner"), (2, "mllm")):
@@ -116,15 +124,15 @@ def make_prior(directory: Path) -> Path:
         tensors[side] = {
             name: c.store(_values(name, shape, seed)) for name, shape in chosen.items()
         }
-    sizes = {
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_attention_heads": HIDDEN,
+    config = {
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.intermediate,
+        "num_attention_heads": sizes.hidden,
         "num_key_value_heads": 1,
         "vocab_size": VOCABULARY,
     }
-    c.write_checkpoint(directory / "reasoner", tensors["reasoner"], c.text_config(LAYERS, **sizes))
-    c.write_checkpoint(directory / "mllm", tensors["mllm"], c.mllm_config(LAYERS, **sizes))
+    c.write_checkpoint(directory / "reasoner", tensors["reasoner"], c.text_config(LAYERS, **config))
+    c.write_checkpoint(directory / "mllm", tensors["mllm"], c.mllm_config(LAYERS, **config))
     run_prior(
         directory / "reasoner", directory / "mllm", directory / "prior", modules="attn,mlp,norm"
     )
@@ -135,7 +143,8 @@ def make_prior(directory: Path) -> Path:
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> Toy:
     """The mllm in a dtype."""
     stored = torch.load(directory / "mllm.pt", weights_only=True)
-    toy = Toy().to(dtype)
+    rows, cols = stored["model.layers.0.mlp.up_proj.weight"].shape
+    toy = Toy(Sizes(cols, rows)).to(dtype)
     with torch.no_grad():
         for name, parameter in toy.named_parameters():
             parameter.copy_(stored[_on_disk(name)])
@@ -194,7 +203,7 @@ def train_by_hand(
     toy = load(directory, dtype)
     bias = deltas(directory) if rule else {}
     bias = {n: d for n, d in bias.items() if any(f".{m}." in n for m in modules)}
-    origin = {name: p.detach().double() for name, p in toy.named_parameters()}
+    origin = {name: p.detach().double().clone() for name, p in toy.named_parameters()}
     weights = {name: w.clone() for name, w in origin.items()}
     speed = {name: torch.zeros_like(w) for name, w in origin.items()}
     for step in range(steps):
