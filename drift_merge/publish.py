@@ -7,7 +7,7 @@ drift_merge.pull("org/name", "here/")
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +18,18 @@ from drift_merge.engine.cards import Published
 from drift_merge.errors import DriftMergeError, SourceError
 from drift_merge.hub import pull as puller
 from drift_merge.hub.cache import fetch_verified
-from drift_merge.hub.files import CARD, collect, hash_files, parents, published, strays
+from drift_merge.hub.files import CARD, collect, hash_files, parents, published, strays, title_of
 from drift_merge.hub.licenses import FILE, RolledUp, read_license, roll_up
 from drift_merge.hub.push import Pushed, PushPlan, check_visibility
 from drift_merge.hub.push import push as send
-from drift_merge.hub.repository import State, look, parse_target, require_account, to_delete
+from drift_merge.hub.repository import (
+    Request,
+    look,
+    look_if_possible,
+    parse_target,
+    require_account,
+    to_delete,
+)
 from drift_merge.merges.card import merge_card
 from drift_merge.merges.manifest import open_merge
 from drift_merge.merges.verify import verify_merge
@@ -35,7 +42,6 @@ from drift_merge.storage.hub_artifacts import (
     fetch_manifest,
     list_remote,
 )
-from drift_merge.storage.hub_faults import is_offline
 from drift_merge.storage.sources import Source, parse_source
 
 _log = logging.getLogger(__name__)
@@ -62,19 +68,6 @@ class Kind:
 
 PRIOR = Kind(PRIOR_MANIFEST, open_prior, verify_prior, prior_card)
 MERGE = Kind(MERGE_MANIFEST, open_merge, verify_merge, merge_card)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the user wants of a push."""
-
-    repo_id: str  # "org/name"
-    public: bool = False
-    revision: str | None = None  # branch, or refs/pr/N; None for main
-    pull_request: bool = False
-    overwrite: bool = False  # another artifact of ours may be replaced
-    license: str | None = None  # in the place of what the parents say
-    card: Path | None = None  # in the place of the one made from the manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +106,11 @@ def prepare_push(
     made = _made(kind, manifest, request, licenses)
     files = collect(directory, kind.manifest, manifest, made)
     _say_edited(kind, artifact, request, say)
-    state = _look(target, say) if dry_run else look(target)
+    state = look_if_possible(target, say) if dry_run else look(target)
     delete = to_delete(
         target, state, files, kind.manifest, manifest["tensors"], overwrite=request.overwrite
     )
-    title = _title(manifest)
+    title = title_of(manifest)
     asked = (request.public, request.pull_request)
     plan = PushPlan(target, state, tuple(files), tuple(delete), title, *asked)
     check_visibility(plan, say)
@@ -147,14 +140,6 @@ def _made(
     return made
 
 
-def _title(manifest: Mapping[str, Any]) -> str:
-    """What the commits are about; equal for equal artifacts, and for no others."""
-    mllm, *others = (source["label"] for source in parents(manifest))
-    what = "Prior" if manifest["kind"] == "drift-prior" else "Merge"
-    seal = str(manifest["seal"]).partition(":")[2][:8]
-    return f"{what} of {' + '.join(others)} and {mllm} [{seal}]"[-190:]
-
-
 def _say_edited(kind: Kind, artifact: Any, request: Request, say: Say) -> None:
     """Tell the user whose edited card would otherwise be left behind in silence."""
     from drift_merge.engine.manifests import describe_tool
@@ -168,21 +153,6 @@ def _say_edited(kind: Kind, artifact: Any, request: Request, say: Say) -> None:
             f"{card} has been edited; the card on the Hub is made from the manifest. "
             f"To send yours: --card {card}"
         )
-
-
-def _look(target: Any, say: Say) -> State:
-    from huggingface_hub import get_token
-
-    if is_offline():
-        say("The Hub was not asked what is there (offline).")
-        return State(exists=False)
-    if get_token() is None:
-        say("No token is set here: what is private on the Hub is not seen. See: hf auth login")
-    try:
-        return look(target)
-    except DriftMergeError as error:
-        say(f"The Hub could not be asked what is there: {error.message}")
-        return State(exists=False)
 
 
 def push_prepared(
@@ -276,20 +246,39 @@ def hub_id(text: str) -> Source | None:
     return source if source.repo_id is not None and "/" in source.repo_id else None
 
 
-def push(directory: str | Path, repo_id: str, **options: Any) -> str:
+def push(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    public: bool = False,
+    revision: str | None = None,
+    pull_request: bool = False,
+    overwrite: bool = False,
+    license: str | None = None,
+    card: str | Path | None = None,
+) -> str:
     """Verify a prior or a merge and push it to the Hub; return its address there.
 
     Args:
         directory: of the artifact.
-        repo_id: "org/name"; created if it does not exist, private unless `public`.
-        options: public, revision, pull_request, overwrite, license, card: see `Request`.
+        repo_id: "org/name"; created if it does not exist.
+        public: anybody may see it; else a new repository is private.
+        revision: branch, made from main if it does not exist; None for main.
+        pull_request: send it as a pull request.
+        overwrite: replace another prior or merge that is there.
+        license: identifier, in the place of what the parents' cards say.
+        card: file, in the place of the card that is made from the manifest.
 
     Raises:
-        VerificationError, OutputError, SourceError, RecipeError.
+        VerificationError: the artifact is damaged (nothing was sent), or the Hub has other bytes.
+        OutputError: no token, no right to write, or the repository holds something else.
+        SourceError, RecipeError: no such artifact, no answer; options that are not valid.
     """
     path = Path(directory)
     kind = MERGE if (path / MERGE_MANIFEST).is_file() else PRIOR
-    ready = prepare_push(kind, path, Request(repo_id, **options), _log.warning)
+    own_card = Path(card) if card is not None else None
+    wishes = (public, revision, pull_request, overwrite, license, own_card)
+    ready = prepare_push(kind, path, Request(repo_id, *wishes), _log.warning)
     return push_prepared(kind, ready, _log.info).url
 
 

@@ -13,7 +13,8 @@ from drift_merge.cli.entry import print_json
 
 if TYPE_CHECKING:
     from drift_merge.hub.push import Pushed
-    from drift_merge.publish import Kind, Ready, Request
+    from drift_merge.hub.repository import Request
+    from drift_merge.publish import Kind, Ready
 
 _OPTIONS = options.chain(
     click.option("--public", is_flag=True, help="Anybody may see it; default private."),
@@ -72,7 +73,8 @@ def _push(
 ) -> None:
     from drift_merge.cli.progress import progress
     from drift_merge.cli.render import note
-    from drift_merge.publish import Request, prepare_push, push_prepared
+    from drift_merge.hub.repository import Request
+    from drift_merge.publish import prepare_push, push_prepared
 
     dry_run, threads = values.pop("dry_run"), values.pop("threads")
     as_json, quiet = values.pop("as_json"), values.pop("quiet")

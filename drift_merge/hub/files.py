@@ -175,6 +175,14 @@ def parents(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [sources["mllm"], *reasoners, *base]
 
 
+def title_of(manifest: Mapping[str, Any]) -> str:
+    """What commits and a pull request are called; equal for equal artifacts, and no others."""
+    mllm, *others = (source["label"] for source in parents(manifest))
+    what = "Prior" if manifest["kind"] == "drift-prior" else "Merge"
+    seal = str(manifest["seal"]).partition(":")[2][:8]
+    return f"{what} of {' + '.join(others)} and {mllm} [{seal}]"[-190:]
+
+
 def _named(source: Any) -> Any:
     """A source, or a list of them, without the path of a local one."""
     if isinstance(source, list):

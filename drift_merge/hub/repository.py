@@ -1,9 +1,10 @@
 """The repository that is written to: who asks, what is in it, and whether it may be written."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import DriftMergeError, OutputError, RecipeError
@@ -11,7 +12,7 @@ from drift_merge.hub.files import CARD, PushFile
 from drift_merge.hub.refusals import Target, no_token, persistently
 from drift_merge.storage import hub
 from drift_merge.storage.hub_artifacts import WORDS, RemoteFile, list_remote, listed_files
-from drift_merge.storage.hub_faults import LIBRARY, endpoint
+from drift_merge.storage.hub_faults import LIBRARY, endpoint, is_offline
 from drift_merge.storage.sources import Source, parse_source
 
 MAIN = "main"
@@ -22,6 +23,19 @@ _HARMLESS = (
     *(".eval_results/*", "assets/*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.svg", "*.gif"),
 )
 _REWRITTEN = (CARD, "LICENSE.md", "meta.yaml")  # of an artifact, beside what its manifest names
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user wants of a push."""
+
+    repo_id: str  # "org/name"
+    public: bool = False
+    revision: str | None = None  # branch, or refs/pr/N; None for main
+    pull_request: bool = False
+    overwrite: bool = False  # another artifact of ours may be replaced
+    license: str | None = None  # in the place of what the parents say
+    card: Path | None = None  # in the place of the one made from the manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,22 @@ def look(target: Target) -> State:
         return State(exists=False)
     files = list_remote(_at(target, found.sha)) if found.sha else {}
     return State(True, has_revision, bool(found.private), found.sha, files)
+
+
+def look_if_possible(target: Target, say: Callable[[str], None]) -> State:
+    """What is there now, or nothing with a sentence why the Hub could not be asked."""
+    from huggingface_hub import get_token
+
+    if is_offline():
+        say("The Hub was not asked what is there (offline).")
+        return State(exists=False)
+    if get_token() is None:
+        say("No token is set here: what is private on the Hub is not seen. See: hf auth login")
+    try:
+        return look(target)
+    except DriftMergeError as error:
+        say(f"The Hub could not be asked what is there: {error.message}")
+        return State(exists=False)
 
 
 def _at(target: Target, commit: str) -> Source:
