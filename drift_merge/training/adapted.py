@@ -21,6 +21,8 @@ from drift_merge.training.units import Region, Unit, matrix
 class AdaptedPiece:
     """The factors of one weight, and the units of it that one tensor of the prior covers."""
 
+    is_fixed = False
+
     def __init__(
         self, units: Sequence[Unit], slot: int, adapted: Adapted, layout: GradientLayout
     ) -> None:

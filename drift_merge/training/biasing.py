@@ -94,8 +94,8 @@ class Biasing:
     def measure(self, *, start: Sequence[float] | None) -> None:
         """Measure |delta|, and where the weights are; again after delta has changed."""
         found = [injector.positions() for injector in self.injectors]
-        for parts, injector, sums in zip(self._parts, self.injectors, found, strict=True):
-            self._set_norms(parts, injector, sums[:, DELTA_SQ])
+        for injector, sums in zip(self.injectors, found, strict=True):
+            self._set_norms(injector, sums[:, DELTA_SQ])
         measured = torch.cat([sums[:, DOT].cpu() for sums in found])
         self.start = measured
         if start is not None:
@@ -206,17 +206,15 @@ class Biasing:
         self._use(placed)
         self._is_placed = True
 
-    def _set_norms(self, parts: Parts, injector: Injector, delta_sq: Tensor) -> None:
-        slots = injector.slots
-        units = self._matching.units
+    def _set_norms(self, injector: Injector, delta_sq: Tensor) -> None:
+        names, units = injector.slots.names, self._matching.units
         adapted = {unit.name for unit in units if unit.is_adapted}
-        is_adapted = torch.tensor([name in adapted for name in slots.names], device=delta_sq.device)
-        slots.delta_sq = delta_sq.masked_fill(is_adapted, 0.0)
-        slots.whole_sq = delta_sq
-        is_partial = partial_slots(slots.names, units, self._entries)
+        is_adapted = torch.tensor([name in adapted for name in names], device=delta_sq.device)
+        whole_sq = delta_sq
+        is_partial = partial_slots(names, units, self._entries)
         if any(is_partial) and len(self._settings.seals) == 1:
-            entries = [self._entries[name] for name in slots.names]
-            recorded = [e.get("norm_stored", e["norm_delta"]) ** 2 for e in entries]
+            recorded = [self._entries[name]["norm_delta"] ** 2 for name in names]
             whole = torch.tensor(recorded, dtype=torch.float64, device=delta_sq.device)
             mask = torch.tensor(is_partial, device=delta_sq.device)
-            slots.whole_sq = torch.where(mask, whole, delta_sq)
+            whole_sq = torch.where(mask, whole, delta_sq)
+        injector.set_norms(delta_sq.masked_fill(is_adapted, 0.0), whole_sq)

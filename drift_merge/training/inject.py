@@ -20,7 +20,7 @@ from drift_merge.training.pieces import COLUMNS, DELTA_SQ, DOT, GRAD_SQ, Piece, 
 
 # Elements that are measured together where no group is waited for: small tensors share the
 # arithmetic of the rule, large ones are alone.
-_CPU_BATCH = 2**17
+_CPU_BATCH = 2**20
 _GPU_BATCH = 2**26
 _TINY = 1e-300
 
@@ -43,12 +43,13 @@ class Slots:
             setattr(self, name, getattr(self, name).to(device))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
     """Pieces of whole slots that are measured before any of them is biased."""
 
     pieces: tuple[Piece, ...]
     rows: slice | Tensor  # their slots
+    is_fixed: bool  # delta is the same at every step
 
 
 class Injector:
@@ -58,6 +59,7 @@ class Injector:
         self.pieces, self.slots, self.rule = tuple(pieces), slots, rule
         self.missing: set[Piece] = set()  # without a gradient at the last step
         self._local = local()
+        self._norms: dict[_Batch, tuple[Tensor, Tensor]] = {}
         self._groups = _by_group(self.pieces)
         self._pool: ThreadPoolExecutor | None = None
         self.to(slots.alpha.device)
@@ -66,6 +68,7 @@ class Injector:
         """Work on the device where the gradients are."""
         self.device = device
         self.slots.to(device)
+        self._norms.clear()
         shape = (len(self.slots.names), COLUMNS)
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)  # of the last step
         self.strength = torch.zeros(shape[0], dtype=torch.float64, device=device)  # alpha * c
@@ -74,6 +77,11 @@ class Injector:
             (group, list(_cut(pieces, size if group is None else None)))
             for group, pieces in self._groups
         ]
+
+    def set_norms(self, delta_sq: Tensor, whole_sq: Tensor) -> None:
+        """Take over what `positions` has measured of delta, both of shape (P,)."""
+        self.slots.delta_sq, self.slots.whole_sq = delta_sq, whole_sq
+        self._norms.clear()
 
     def positions(self) -> Tensor:
         """theta*delta in column DOT and delta*delta in column DELTA_SQ, shape (P, COLUMNS)."""
@@ -122,16 +130,8 @@ class Injector:
         if scale is not None:
             self.sums[rows, GRAD_SQ] /= scale * scale
             self.sums[rows, DOT] /= scale
-        delta_norm = (slots.delta_sq[rows] + self.sums[rows, DELTA_SQ]).sqrt()
-        # Where a part of delta is added, or a projection of it, |theta| shrinks in proportion:
-        # their ratio, the strength of `absolute_param_norm`, is that of the whole tensor.
-        share = delta_norm / slots.whole_sq[rows].sqrt().clamp(min=_TINY)
-        sums = Sums(
-            grad_sq=self.sums[rows, GRAD_SQ],
-            dot=self.sums[rows, DOT],
-            delta_norm=delta_norm,
-            mllm_norm=slots.mllm_norm[rows] * share,
-        )
+        delta_norm, mllm_norm = self._norms_of(batch)
+        sums = Sums(self.sums[rows, GRAD_SQ], self.sums[rows, DOT], delta_norm, mllm_norm)
         self.strength[rows] = self.rule(sums) * slots.alpha[rows] * factor
         scratch = self._scratch(self.device)
         is_cpu = self.device.type == "cpu"  # on which the last piece is still in the cache
@@ -140,6 +140,20 @@ class Injector:
                 continue  # bit for bit: g - 0 * delta would lose the sign of a zero
             coefficient = self.strength[piece.slot]
             piece.bias(coefficient if scale is None else coefficient * scale, scratch)
+
+    def _norms_of(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """|delta| of what is added, and the |theta| that belongs to it."""
+        if batch in self._norms:
+            return self._norms[batch]
+        rows, slots = batch.rows, self.slots
+        delta_norm = (slots.delta_sq[rows] + self.sums[rows, DELTA_SQ]).sqrt()
+        # Where a part of delta is added, or a projection of it, |theta| shrinks in proportion:
+        # their ratio, the strength of `absolute_param_norm`, is that of the whole tensor.
+        share = delta_norm / slots.whole_sq[rows].sqrt().clamp(min=_TINY)
+        norms = (delta_norm, slots.mllm_norm[rows] * share)
+        if batch.is_fixed:
+            self._norms[batch] = norms
+        return norms
 
     def _scratch(self, device: torch.device) -> Scratch:
         """This thread's buffers."""
@@ -199,9 +213,9 @@ def _cut(pieces: Sequence[Piece], size: int | None) -> Iterator[_Batch]:
 
 def _batch(pieces: Sequence[Piece]) -> _Batch:
     slots = sorted({piece.slot for piece in pieces})
-    if slots[-1] - slots[0] + 1 == len(slots):
-        return _Batch(tuple(pieces), slice(slots[0], slots[-1] + 1))
-    return _Batch(tuple(pieces), torch.tensor(slots))
+    is_run = slots[-1] - slots[0] + 1 == len(slots)
+    rows = slice(slots[0], slots[-1] + 1) if is_run else torch.tensor(slots)
+    return _Batch(tuple(pieces), rows, all(piece.is_fixed for piece in pieces))
 
 
 def _reduce(sums: Tensor, batches: Sequence[_Batch], group: ProcessGroup | None) -> None:

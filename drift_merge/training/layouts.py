@@ -124,5 +124,4 @@ def require_current(model: nn.Module, units: Iterable[Unit], layout: GradientLay
 
 
 def _rows(tensor: Tensor, unit: Unit) -> Tensor:
-    flat = tensor.reshape(-1)
-    return flat[unit.begin : unit.begin + unit.numel]
+    return tensor.reshape(-1).narrow(0, unit.begin, unit.numel)
