@@ -88,17 +88,14 @@ def read_delta(opened: OpenPrior, name: str, block: Block, out: Tensor) -> None:
         block: of the stored matrix.
         out: shape (block.rows, block.cols), float32 or float64, written to.
     """
-    rows, cols = (block.row, block.row + block.rows), (block.col, block.col + block.cols)
     target = out if out.device.type == "cpu" else torch.empty(out.shape, dtype=out.dtype)
-    opened.deltas.block(name, rows, cols, target)
-    if target is not out:
-        out.copy_(target)
-
-
-def read_range(opened: OpenPrior, name: str, begin: int, end: int, out: Tensor) -> None:
-    """Copy elements [begin, end) of a flattened delta to `out`, flat: whole rows, faster."""
-    target = out if out.device.type == "cpu" else torch.empty(out.shape, dtype=out.dtype)
-    opened.deltas.flat(name, begin, end, target)
+    width = opened.deltas.matrix(name)[1]
+    if block.cols == width:  # whole rows are one range
+        begin = block.row * width
+        opened.deltas.flat(name, begin, begin + block.numel, target.view(-1))
+    else:
+        rows, cols = (block.row, block.row + block.rows), (block.col, block.col + block.cols)
+        opened.deltas.block(name, rows, cols, target)
     if target is not out:
         out.copy_(target)
 
@@ -150,11 +147,7 @@ class FileDeltas:
 
 def _read_unit(opened: OpenPrior, unit: Unit, block: Block, out: Tensor) -> None:
     """Read a block of a unit, which may be stored transposed."""
-    origin, cols = unit.origin, matrix(unit.shape)[1]
-    if block.cols == cols == opened.deltas.matrix(unit.name)[1] and not origin.is_transposed:
-        begin = (origin.row + block.row) * cols
-        read_range(opened, unit.name, begin, begin + block.numel, out)
-        return
+    origin = unit.origin
     if not origin.is_transposed:
         place = Block(origin.row + block.row, block.rows, origin.col + block.col, block.cols)
         read_delta(opened, unit.name, place, out.view(block.rows, block.cols))
