@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.trainers import tiny
 
 RATE = 0.5
@@ -58,3 +60,70 @@ def trainer_zero(directory: Path, *, source: str, stage: int, steps: int = 1) ->
     engine = trainer.model_wrapped
     weights = {n: safe_get_full_fp32_param(p).clone() for n, p in engine.module.named_parameters()}
     return {"weights": weights, "order": order, "log": trainer.state.log_history[0]}
+
+
+def lora(
+    directory: Path, *, source: str, engine: str, rule: str, use_dora: bool = False
+) -> dict[str, Any]:
+    """One step of SGD on the factors of an adapter; every rank has a batch of its own."""
+    import drift_merge
+
+    setup = setup_at(source)
+    model = tiny.with_lora(setup, use_dora=use_dora)
+    rank = torch.distributed.get_rank()
+    batch = setup.collate(setup.samples(4)[2 * rank : 2 * rank + 2])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if engine in ("zero2", "zero3"):
+        return _lora_zero(model, setup, batch, int(engine[-1]), rule)
+    wrapped = model
+    if engine == "ddp":
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    elif engine == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in model.base_model.model.model.language_model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=RATE)
+    handle = drift_merge.attach(wrapped, setup.prior, rule=rule, optimizer=optimizer)
+    wrapped(**batch).loss.backward()
+    optimizer.step()
+    gather = (lambda p: p.full_tensor()) if engine == "fsdp" else (lambda p: p)
+    weights = {n: gather(p.detach()).clone() for n, p in model.named_parameters()}
+    return {"weights": weights, "metrics": handle.metrics()}
+
+
+def _lora_zero(
+    model: Any, setup: tiny.Setup, batch: dict[str, Any], stage: int, rule: str
+) -> dict[str, Any]:
+    import deepspeed
+
+    import drift_merge
+
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+    }
+    trained = [p for p in model.parameters() if p.requires_grad]
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=torch.optim.SGD(trained, lr=RATE),
+        config=config,
+        dist_init_required=False,
+    )
+    handle = drift_merge.attach(engine, setup.prior, rule=rule, optimizer=engine)
+    engine.backward(engine(**batch).loss)
+    engine.step()
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {
+        n: safe_get_full_fp32_param(p).clone()
+        for n, p in engine.module.named_parameters()
+        if p.requires_grad
+    }
+    return {"weights": weights, "metrics": handle.metrics()}
