@@ -13,6 +13,7 @@ import json
 import re
 import threading
 import time
+from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tests import hub_writes
 from tests.hub_repo import Repo, git_sha1, info, is_large, sha256, tree
-from tests.hub_store import Account, Exchange, Fault, RefusedError, Store
+from tests.hub_store import Account, RefusedError, Store
 
 _SENT_AT_ONCE = 65_536
 # Two hosts, as in the world: clients take what comes from one host for one server.
@@ -31,6 +32,39 @@ _ERROR_CODES = {
     "EntryNotFound": "Entry not found",
     "GatedRepo": "Access to this model is restricted",
 }
+
+
+@dataclass
+class Fault:
+    """What to do to requests whose "METHOD /path" matches; the oldest matching fault acts."""
+
+    match: str  # regular expression, searched
+    times: int = 1_000_000  # how many requests it strikes
+    status: int = 0  # answer with this status instead
+    code: str = ""  # X-Error-Code of that answer
+    headers: dict[str, str] = field(default_factory=dict)  # more headers of that answer
+    delay_seconds: float = 0.0  # before the answer
+    cut_after: int = -1  # close the connection after so many bytes of the body
+    bytes_per_second: float = 0.0  # throttle both bodies; 0 is unthrottled
+    ignore_range: bool = False  # answer 200 with the whole file
+    body: bytes | None = None  # answer 200 with this instead
+    cut_request_after: int = -1  # close the connection after so many bytes of the request's body
+    loses_answer: bool = False  # do what is asked, then close the connection without an answer
+    spoils: bool = False  # keep an uploaded file with its first byte changed
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request and what was sent for it."""
+
+    method: str
+    path: str
+    range: str  # the Range header, or ""
+    has_token: bool
+    origin: str  # "hub" or "cdn"
+    status: int
+    bytes_sent: int  # of the body
+    bytes_received: int = 0  # of the request's body
 
 
 class HubServer:

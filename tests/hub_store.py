@@ -1,43 +1,10 @@
-"""What a `HubServer` keeps: faults to strike with, a log, accounts by token, uploads as files."""
+"""What a `HubServer` that is written to keeps: accounts by token, and uploads as files."""
 
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-
-@dataclass
-class Fault:
-    """What to do to requests whose "METHOD /path" matches; the oldest matching fault acts."""
-
-    match: str  # regular expression, searched
-    times: int = 1_000_000  # how many requests it strikes
-    status: int = 0  # answer with this status instead
-    code: str = ""  # X-Error-Code of that answer
-    headers: dict[str, str] = field(default_factory=dict)  # more headers of that answer
-    delay_seconds: float = 0.0  # before the answer
-    cut_after: int = -1  # close the connection after so many bytes of the body
-    bytes_per_second: float = 0.0  # throttle both bodies; 0 is unthrottled
-    ignore_range: bool = False  # answer 200 with the whole file
-    body: bytes | None = None  # answer 200 with this instead
-    cut_request_after: int = -1  # close the connection after so many bytes of the request's body
-    loses_answer: bool = False  # do what is asked, then close the connection without an answer
-    spoils: bool = False  # keep an uploaded file with its first byte changed
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """One request and what was sent for it."""
-
-    method: str
-    path: str
-    range: str  # the Range header, or ""
-    has_token: bool
-    origin: str  # "hub" or "cdn"
-    status: int
-    bytes_sent: int  # of the body
-    bytes_received: int = 0  # of the request's body
 
 
 @dataclass(frozen=True)
