@@ -42,7 +42,7 @@ def patiently(call: Callable[[], T], source: Source, *, retry_answers: bool = Tr
         try:
             return call()
         except foreign_errors() as error:
-            if wait is None or not _may_pass(error, retry_answers):
+            if wait is None or not may_pass(error, retry_answers):
                 raise explain(error, source) from error
             time.sleep(asked_wait(error) or wait)
     raise AssertionError("unreachable: the last attempt returns or raises")
@@ -180,7 +180,13 @@ def origin_of(error: Exception) -> Exception:
     return error
 
 
-def _may_pass(error: Exception, retry_answers: bool) -> bool:
+def may_pass(error: Exception, retry_answers: bool = True) -> bool:
+    """Whether the same request may succeed a little later.
+
+    Args:
+        error: of `foreign_errors`.
+        retry_answers: count answers such as HTTP 503 among them.
+    """
     from huggingface_hub import errors
 
     error = origin_of(error)
