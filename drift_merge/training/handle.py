@@ -1,6 +1,5 @@
 """The handle of a prior at work: apply, report, save and restore, refresh, remove."""
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from drift_merge.training.settings import Settings, State, check_state, describe
 from drift_merge.training.skips import Skips
 from drift_merge.training.units import Unit
 
+_BIASED = "_drift_merge_biased"  # attribute of a gradient: by whom, and its version then
+
 
 class Handle:
     """A prior at work in a training run; made by `attach`."""
@@ -31,7 +32,6 @@ class Handle:
         self._skips = Skips()
         self._start: list[float] | None = None  # theta_0 * delta by slot, for saved states
         self._refreshed_at: int | None = None
-        self._seen: tuple[weakref.ref[Tensor], int] | None = None  # a gradient as we left it
         self._parameter: nn.Parameter | None = None  # whose gradient that is
         self._check_once: Callable[[], None] | None = None  # before the first step
 
@@ -189,7 +189,8 @@ class Handle:
         self._count_step(scale, found_inf)
         gradient = None if self._parameter is None else self._parameter.grad
         if gradient is not None:
-            self._seen = (weakref.ref(gradient), gradient._version)
+            # Not a weakref, with which torch refuses to move the parameters of FSDP2.
+            setattr(gradient, _BIASED, (id(self), gradient._version))
 
     def _count_step(self, scale: float | Tensor | None, found_inf: Tensor | None) -> None:
         self._count += 1
@@ -197,11 +198,10 @@ class Handle:
 
     def _refuse_repetition(self) -> None:
         """Refuse gradients that nobody has touched since we biased them."""
-        if self._seen is None or self._parameter is None:
+        gradient = None if self._parameter is None else self._parameter.grad
+        if gradient is None:
             return
-        seen, version = self._seen
-        gradient = self._parameter.grad
-        if gradient is not None and seen() is gradient and gradient._version == version:
+        if getattr(gradient, _BIASED, None) == (id(self), gradient._version):
             raise RecipeError(
                 "these gradients are biased already: there was no backward() since.",
                 remedy="Call apply() once per optimizer step, and zero_grad() after it.",
