@@ -6,16 +6,15 @@ is that of the biased gradient, and `gradient_clipping` bounds it. Mind that sin
 unless the config says 0. (ZeRO-0 in fp32 steps torch's own optimizer, after clipping.) fp16
 gradients still carry the loss scale; a step that overflows is skipped by DeepSpeed as ever.
 
-ZeRO-1 and 2 give a rank a flat piece of all parameters of a group laid end to end, ZeRO-3 a flat
-piece of every parameter: the rank reads that range of delta and no more. BF16_Optimizer (ZeRO-1
-in bf16 with fp32 accumulation) keeps whole fp32 gradients on every rank and takes its norm of
-them there, so every rank biases all of them.
+ZeRO-1 and 2 give a rank a flat piece of all parameters of a group laid end to end (see
+`zero_partitions`), ZeRO-3 a flat piece of every parameter; the rank reads that range of delta
+and no more. BF16_Optimizer (ZeRO-1 in bf16 with fp32 accumulation) keeps whole fp32 gradients on
+every rank and takes its norm of them there, so every rank biases all of them.
 
 DeepSpeed is not imported: its optimizers are known by their class and attributes (0.19.8).
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,6 +24,12 @@ from torch.distributed import ProcessGroup
 from drift_merge.errors import RecipeError
 from drift_merge.training.layouts import GradientLayout, PlainLayout
 from drift_merge.training.units import Region, Unit
+from drift_merge.training.zero_partitions import (
+    PartitionedLayout,
+    loss_scale_of,
+    overlap,
+    several,
+)
 
 
 class WholeLayout:
@@ -36,7 +41,7 @@ class WholeLayout:
     @property
     def loss_scale(self) -> float | Tensor | None:
         """What the gradients are still multiplied with; None for 1."""
-        return _loss_scale(self._optimizer)
+        return loss_scale_of(self._optimizer)
 
     def region(self, unit: Unit) -> Region | None:
         """All of the unit."""
@@ -62,66 +67,6 @@ class WholeLayout:
         return None
 
 
-class PartitionedLayout:
-    """ZeRO-1 and 2: a rank's fragment of a parameter, if it has one."""
-
-    def __init__(self, optimizer: Any) -> None:
-        self._optimizer = optimizer
-        self._is_offloaded = bool(getattr(optimizer, "cpu_offload", False))
-
-    @property
-    def loss_scale(self) -> float | Tensor | None:
-        """What the gradients are still multiplied with; None for 1."""
-        return _loss_scale(self._optimizer)
-
-    def region(self, unit: Unit) -> Region | None:
-        """The part of the unit in this rank's partition, or None."""
-        mapping = _parameter(unit)._hp_mapping
-        if mapping is None:
-            return None
-        address = mapping.lp_fragment_address
-        return _overlap(unit, address.start, address.start + address.numel)
-
-    def gradient(self, unit: Unit) -> Tensor | None:
-        """The averaged gradient of the region, as a view; None before the boundary."""
-        fragment = self._fragment(unit)
-        return None if fragment is None else self._cut(unit, fragment)
-
-    def put(self, unit: Unit, gradient: Tensor) -> None:
-        """`gradient` is a view; with offload, the norm taken of it before is taken again."""
-        fragment = self._fragment(unit) if self._is_offloaded else None
-        if fragment is not None:
-            name = self._optimizer.get_param_id(_parameter(unit))
-            self._optimizer.norm_for_param_grads[name] = torch.linalg.vector_norm(fragment)
-
-    def values(self, unit: Unit) -> Tensor | None:
-        """The fp32 master values of the region."""
-        mapping = _parameter(unit)._hp_mapping
-        return None if mapping is None else self._cut(unit, mapping.hp_fragment.detach())
-
-    def group(self, unit: Unit) -> ProcessGroup | None:
-        """The ranks that share the partition, this one included whatever it holds."""
-        return _several(_parameter(unit)._dp_group)
-
-    def _fragment(self, unit: Unit) -> Tensor | None:
-        """This rank's part of the gradient of the whole parameter."""
-        parameter = _parameter(unit)
-        fragment: Tensor | None = None
-        if parameter._hp_mapping is not None:
-            with suppress(ValueError):  # there is none before the boundary
-                index = parameter._index_in_param_group
-                fragment = parameter._hp_mapping.get_lp_grad_fragment(index)
-        return fragment
-
-    def _cut(self, unit: Unit, fragment: Tensor) -> Tensor | None:
-        region = self.region(unit)
-        if region is None or region.flat is None:
-            return None
-        begin, end = region.flat
-        start: int = _parameter(unit)._hp_mapping.lp_fragment_address.start
-        return fragment.view(-1).narrow(0, unit.begin + begin - start, end - begin)
-
-
 class Stage3Layout:
     """ZeRO-3: rank k holds elements [k * n, (k + 1) * n) of every parameter."""
 
@@ -132,12 +77,12 @@ class Stage3Layout:
     @property
     def loss_scale(self) -> float | Tensor | None:
         """What the gradients are still multiplied with; None for 1."""
-        return _loss_scale(self._optimizer)
+        return loss_scale_of(self._optimizer)
 
     def region(self, unit: Unit) -> Region | None:
         """The part of the unit in this rank's piece of its parameter, or None."""
         start, size = self._start(unit), _parameter(unit).partition_numel()
-        return _overlap(unit, start, start + size)  # beyond the parameter there is only padding
+        return overlap(unit, start, start + size)  # beyond the parameter there is only padding
 
     def gradient(self, unit: Unit) -> Tensor | None:
         """The gradient of the region in fp32: a view where DeepSpeed keeps it so, or a copy."""
@@ -163,7 +108,7 @@ class Stage3Layout:
 
     def group(self, unit: Unit) -> ProcessGroup | None:
         """The ranks that share the parameter, this one included whatever it holds."""
-        return _several(_parameter(unit).ds_process_group)
+        return several(_parameter(unit).ds_process_group)
 
     def _start(self, unit: Unit) -> int:
         parameter = _parameter(unit)
@@ -246,6 +191,13 @@ def layout_for(model: nn.Module, optimizer: Any = None) -> GradientLayout:
     return LAYOUTS[name](found)
 
 
+def parameters_of(optimizer: Any) -> list[nn.Parameter]:
+    """The model's parameters that one of DeepSpeed's optimizers steps."""
+    names = ("bit16_groups", "bf16_groups", "fp16_groups")
+    groups = next(getattr(optimizer, name) for name in names if hasattr(optimizer, name))
+    return [parameter for group in groups for parameter in group]
+
+
 def hook_step(
     optimizer: Any, before: Callable[[], object], skipped: Callable[[], object]
 ) -> Callable[[], None]:
@@ -281,23 +233,3 @@ def hook_step(
 def _parameter(unit: Unit) -> Any:
     assert unit.parameter is not None
     return unit.parameter
-
-
-def _overlap(unit: Unit, start: int, stop: int) -> Region | None:
-    """The part of a unit in elements [start, stop) of its parameter."""
-    begin = max(unit.begin, start) - unit.begin
-    end = min(unit.begin + unit.numel, stop) - unit.begin
-    return Region(flat=(begin, end)) if begin < end else None
-
-
-def _several(group: ProcessGroup) -> ProcessGroup | None:
-    return group if torch.distributed.get_world_size(group) > 1 else None
-
-
-def _loss_scale(optimizer: Any) -> float | Tensor | None:
-    scaler = getattr(optimizer, "torch_autocast_gradscaler", None)
-    if scaler is not None:
-        scale: Tensor = scaler._get_scale_async()  # get_scale() would wait for the device
-        return scale
-    found = getattr(optimizer, "loss_scale", None)
-    return None if found is None or found == 1 else float(found)

@@ -42,9 +42,10 @@ def hook_optimizer(
     if deepspeed.is_deepspeed(optimizer) or deepspeed.is_deepspeed(model):
         optimizer = deepspeed.find_optimizer(model, unwrap_accelerated(optimizer))
         if not isinstance(optimizer, torch.optim.Optimizer):
+            _require_parameters(deepspeed.parameters_of(optimizer), units)
             return deepspeed.hook_step(optimizer, lambda: apply(None, None), skipped)
     plain = unwrap(optimizer)
-    _require_parameters(plain, units)
+    _require_parameters([p for group in plain.param_groups for p in group["params"]], units)
 
     def before_step(hooked: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _refuse_closure(hooked, args, kwargs)
@@ -79,8 +80,8 @@ def unwrap(optimizer: Any) -> torch.optim.Optimizer:
     return plain
 
 
-def _require_parameters(optimizer: torch.optim.Optimizer, units: Iterable[Unit]) -> None:
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+def _require_parameters(parameters: Iterable[nn.Parameter], units: Iterable[Unit]) -> None:
+    held = set(map(id, parameters))
     ours = {id(u.parameter): u.parameter_name for u in units if not u.is_adapted}
     missing = [name for key, name in ours.items() if key not in held]
     if missing:

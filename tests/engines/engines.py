@@ -29,7 +29,10 @@ class Trainer:
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=toy.LEARNING_RATE, momentum=toy.MOMENTUM)
+    """Two groups, as trainers make them for weight decay; nothing that is frozen."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [{"params": [p for p in trained if (p.ndim > 1) is flag]} for flag in (True, False)]
+    return torch.optim.SGD(groups, lr=toy.LEARNING_RATE, momentum=toy.MOMENTUM)
 
 
 def plain_steps(
@@ -46,13 +49,14 @@ def plain_steps(
     return step
 
 
-def whole(model: nn.Module) -> toy.Weights:
-    weights = {}
-    for name, parameter in model.named_parameters():
-        values = parameter.detach()
-        values = values.full_tensor() if isinstance(values, DTensor) else values
-        weights[name.removeprefix("module.")] = values.clone()
-    return weights
+def weights_of(model: nn.Module) -> toy.Weights:
+    return {name.removeprefix("module."): whole(p) for name, p in model.named_parameters()}
+
+
+def whole(values: Tensor) -> Tensor:
+    """A copy of a tensor without its shards."""
+    values = values.detach()
+    return (values.full_tensor() if isinstance(values, DTensor) else values).clone()
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -72,7 +76,7 @@ def ddp(directory: Path, *, is_view: bool = False) -> Trainer:
     model = DistributedDataParallel(toy.load(directory), gradient_as_bucket_view=is_view)
     optimizer = sgd(model)
     steps = plain_steps(model, optimizer)
-    return Trainer(model, optimizer, steps, lambda: whole(model), rank_and_world())
+    return Trainer(model, optimizer, steps, lambda: weights_of(model), rank_and_world())
 
 
 def fsdp(
@@ -107,7 +111,7 @@ def fsdp(
     fully_shard(model, **options)
     optimizer = sgd(model)
     steps = plain_steps(model, optimizer, set_to_none=set_to_none)
-    return Trainer(model, optimizer, steps, lambda: whole(model), data)
+    return Trainer(model, optimizer, steps, lambda: weights_of(model), data)
 
 
 def tensor_parallel(directory: Path) -> Trainer:
@@ -115,7 +119,9 @@ def tensor_parallel(directory: Path) -> Trainer:
     model = toy.load(directory)
     parallelize(model, init_device_mesh("cpu", (rank_and_world()[1],)))
     optimizer = sgd(model)
-    return Trainer(model, optimizer, plain_steps(model, optimizer), lambda: whole(model), (0, 1))
+    return Trainer(
+        model, optimizer, plain_steps(model, optimizer), lambda: weights_of(model), (0, 1)
+    )
 
 
 def parallelize(model: toy.Toy, mesh: Any) -> None:
@@ -140,6 +146,7 @@ def deepspeed(
     stage: int,
     dtype: str = "fp32",
     is_offloaded: bool = False,
+    options: dict[str, Any] | None = None,  # of zero_optimization
     accumulate_in: str | None = None,
     clip: float = 0.0,
     give: str = "engine",
@@ -156,9 +163,7 @@ def deepspeed(
     _, world = rank_and_world()
     model = load(directory, change)
     before(model)
-    zero: dict[str, Any] = {"stage": stage}
-    if stage == 3:
-        zero["stage3_param_persistence_threshold"] = 0
+    zero: dict[str, Any] = {"stage": stage} | (options or {})
     if is_offloaded:
         zero["offload_optimizer"] = {"device": "cpu"}
     config: dict[str, Any] = {
@@ -207,6 +212,8 @@ def _master(optimizer: Any, parameter: nn.Parameter) -> Tensor:
     """The fp32 values that DeepSpeed steps on."""
     from deepspeed.utils import safe_get_full_fp32_param
 
+    if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id"):
+        return parameter.detach().clone()
     values = safe_get_full_fp32_param(parameter)
     if values is not None:
         return values.detach().clone()

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 import drift_merge
 from drift_merge.errors import DriftMergeError
 from drift_merge.training.deltas import FileDeltas
 from drift_merge.training.units import matrix
 from tests.engines import toy
-from tests.engines.engines import ENGINES, Trainer
+from tests.engines.engines import ENGINES, Trainer, whole
 
 
 @contextmanager
@@ -189,6 +191,26 @@ def apply_by_hand(directory: Path, *, source: str) -> dict[str, Any]:
     return {"weights": trainer.weights()}
 
 
+def partial_gradient(directory: Path, *, source: str) -> dict[str, Any]:
+    """A repeated DTensor whose gradient is still a sum over ranks, as sequence parallelism has."""
+    model = toy.load(Path(source))
+    mesh = init_device_mesh("cpu", (2,))
+    rank = torch.distributed.get_rank()
+    mlp = model.model.language_model.layers[0].mlp
+    mlp.up_proj.weight = nn.Parameter(
+        DTensor.from_local(mlp.up_proj.weight.detach(), mesh, [Replicate()])
+    )
+    for parameter in model.parameters():
+        if isinstance(parameter, DTensor):
+            share = torch.full(parameter.shape, (rank + 1.0) / 3)
+            parameter.grad = DTensor.from_local(share, mesh, [Partial()])
+        else:
+            parameter.grad = torch.ones_like(parameter)
+    handle = attached(Trainer(model, None, lambda t: None, dict, (0, 1)), source, rule="gradnorm")
+    handle.apply()
+    return {"gradients": {name: whole(p.grad) for name, p in model.named_parameters()}}
+
+
 def refusals(directory: Path, *, source: str) -> dict[str, Any]:
     """What goes wrong, and what is said of it."""
     return {name: _message(lambda act=act: act(Path(source))) for name, act in WRONG.items()}
@@ -320,6 +342,7 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     "changed_weights": changed_weights,
     "overflow": overflow,
     "apply_by_hand": apply_by_hand,
+    "partial_gradient": partial_gradient,
     "refusals": refusals,
     "memory": memory,
 }

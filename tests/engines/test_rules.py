@@ -70,6 +70,9 @@ CASES = {
     "zero3-fp16": zero(3, dtype="fp16", loss_scale=1024),
     "zero2-offload": zero(2, is_offloaded=True),
     "zero3-offload": zero(3, is_offloaded=True),
+    "zero2-round-robin": zero(2, options={"round_robin_gradients": True}),
+    "zero2-all-reduce": zero(2, options={"reduce_scatter": False}),
+    "zero3-no-persistence": zero(3, options={"stage3_param_persistence_threshold": 0}),
     "zero2-optimizer": zero(2, give="optimizer"),
     "zero3-optimizer": zero(3, give="optimizer"),
 }

@@ -117,6 +117,17 @@ def test_apply_by_hand_under_fsdp2_equals_the_hook(source, run_once):
         assert toy.largest_error(source, rank["weights"], expected) < EXACT
 
 
+def test_gradients_that_are_still_sums_over_ranks_are_reduced_first(source, run_once):
+    start, deltas = dict(toy.load(source).named_parameters()), toy.deltas(source)
+    for rank in run_once("partial_gradient"):
+        for name, found in rank["gradients"].items():
+            expected = torch.ones(found.shape, dtype=torch.float64)
+            if "_proj" in name:
+                c = toy.coefficient("gradnorm", expected, deltas[name], start[name])
+                expected = expected - toy.ALPHA * c * deltas[name]
+            torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [

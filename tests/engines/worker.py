@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from importlib import import_module
@@ -13,7 +14,7 @@ import torch
 
 from tests.engines.scenarios import SCENARIOS
 
-PATIENCE = timedelta(seconds=60)  # for a collective: less than the launcher's
+PATIENCE = timedelta(seconds=120)  # for a collective: less than the launcher's
 
 
 def main() -> None:
@@ -32,10 +33,6 @@ def main() -> None:
     found = scenario_named(spec["scenario"])(directory, **spec["settings"])
     torch.save(found, directory / f"{rank}.pt")
     torch.distributed.barrier()
-    # Not destroy_process_group(): engines leave threads that may wait for it forever.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def scenario_named(name: str) -> Callable[..., Any]:
@@ -45,5 +42,17 @@ def scenario_named(name: str) -> Callable[..., Any]:
     return found
 
 
+def leave(code: int) -> None:
+    """Without destroy_process_group(): engines leave threads that may wait for it forever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        leave(1)
+    leave(0)
