@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from drift_merge.maths.injection import Rule, Sums
-from drift_merge.training.pieces import COLUMNS, DELTA_SQ, DOT, GRAD_SQ, Piece, Scratch, add_cells
+from drift_merge.training.pieces import COLUMNS, DELTA_SQ, DOT, GRAD_SQ, Adder, Piece, Scratch
 
 # Elements that are measured together where no group is waited for: small tensors share the
 # arithmetic of the rule, large ones are alone.
@@ -59,6 +59,7 @@ class Injector:
         self.pieces, self.slots, self.rule = tuple(pieces), slots, rule
         self.missing: set[Piece] = set()  # without a gradient at the last step
         self._local = local()
+        self._adder = Adder()
         self._norms: dict[_Batch, tuple[Tensor, Tensor]] = {}
         self._groups = _by_group(self.pieces)
         self._pool: ThreadPoolExecutor | None = None
@@ -74,7 +75,7 @@ class Injector:
         self.strength = torch.zeros(shape[0], dtype=torch.float64, device=device)  # alpha * c
         size = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
         self._batches = [
-            (group, list(_cut(pieces, size if group is None else None)))
+            (group, list(_cut(pieces, size if group is None else None, device)))
             for group, pieces in self._groups
         ]
 
@@ -89,7 +90,7 @@ class Injector:
 
         def add(batch: _Batch) -> None:
             for piece in batch.pieces:
-                add_cells(sums, piece.position(self._scratch(sums.device)))
+                self._adder.add(sums, piece.position(self._scratch(sums.device)))
 
         for group, batches in self._batches:
             self._each(batches, add, in_parallel=group is None)
@@ -123,7 +124,7 @@ class Injector:
             if found is None:
                 self.missing.add(piece)
             cells += found or []
-        add_cells(self.sums, cells)
+        self._adder.add(self.sums, cells)
 
     def _bias(self, batch: _Batch, factor: float, scale: float | Tensor | None) -> None:
         rows, slots = batch.rows, self.slots
@@ -196,25 +197,25 @@ def _by_group(pieces: Sequence[Piece]) -> list[tuple[ProcessGroup | None, list[P
     return list(groups.values())
 
 
-def _cut(pieces: Sequence[Piece], size: int | None) -> Iterator[_Batch]:
+def _cut(pieces: Sequence[Piece], size: int | None, device: torch.device) -> Iterator[_Batch]:
     """Batches of about `size` elements, or one; slots and ties stay together."""
     batch: list[Piece] = []
     numel = 0
     for piece in sorted(pieces, key=lambda piece: piece.slot):
         is_tied = bool(batch) and (piece.slot == batch[-1].slot or piece.tie == batch[-1].tie)
         if batch and size is not None and numel + piece.numel > size and not is_tied:
-            yield _batch(batch)
+            yield _batch(batch, device)
             batch, numel = [], 0
         batch.append(piece)
         numel += piece.numel
     if batch:
-        yield _batch(batch)
+        yield _batch(batch, device)
 
 
-def _batch(pieces: Sequence[Piece]) -> _Batch:
+def _batch(pieces: Sequence[Piece], device: torch.device) -> _Batch:
     slots = sorted({piece.slot for piece in pieces})
     is_run = slots[-1] - slots[0] + 1 == len(slots)
-    rows = slice(slots[0], slots[-1] + 1) if is_run else torch.tensor(slots)
+    rows = slice(slots[0], slots[-1] + 1) if is_run else torch.tensor(slots, device=device)
     return _Batch(tuple(pieces), rows, all(piece.is_fixed for piece in pieces))
 
 

@@ -226,15 +226,27 @@ class DensePiece:
         self.source.chunk(self.unit, begin, block, delta)
 
 
-def add_cells(sums: Tensor, cells: Sequence[Cell]) -> None:
-    """Add many 0-dim values to their rows and columns of the sums."""
-    by_kind: dict[tuple[torch.device, torch.dtype], list[Cell]] = {}
-    for cell in cells:
-        by_kind.setdefault((cell[2].device, cell[2].dtype), []).append(cell)
-    for kind in by_kind.values():  # nearly always one: a kernel for all cells together
-        index = torch.tensor([row * COLUMNS + column for row, column, _ in kind])
-        values = torch.stack([value for _, _, value in kind]).to(sums.device, sums.dtype)
-        sums.view(-1).index_add_(0, index.to(sums.device), values)
+class Adder:
+    """Adds 0-dim values to rows and columns of sums, many by one kernel."""
+
+    def __init__(self) -> None:
+        # Where the cells of a batch go is the same at every step; to send it to a device each
+        # time would wait for the host.
+        self._index: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
+
+    def add(self, sums: Tensor, cells: Sequence[Cell]) -> None:
+        """Add `cells` to `sums`, shape (P, COLUMNS)."""
+        by_kind: dict[tuple[torch.device, torch.dtype], list[Cell]] = {}
+        for cell in cells:
+            by_kind.setdefault((cell[2].device, cell[2].dtype), []).append(cell)
+        for kind in by_kind.values():  # nearly always one
+            places = tuple(row * COLUMNS + column for row, column, _ in kind)
+            index = self._index.get((sums.device, places))
+            if index is None:
+                index = torch.tensor(places, device=sums.device)
+                self._index[sums.device, places] = index
+            values = torch.stack([value for _, _, value in kind]).to(sums.device, sums.dtype)
+            sums.view(-1).index_add_(0, index, values)
 
 
 def computed(stored: Tensor, scratch: Scratch) -> Tensor:
