@@ -8,7 +8,6 @@ drift_merge.pull("org/name", "here/")
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from drift_merge.hub import pull as puller
 from drift_merge.hub.cache import fetch_verified
 from drift_merge.hub.files import CARD, collect, hash_files, parents, published, strays, title_of
 from drift_merge.hub.licenses import FILE, RolledUp, read_license, roll_up
+from drift_merge.hub.progress import Progress, no_progress
 from drift_merge.hub.push import Pushed, PushPlan, check_visibility
 from drift_merge.hub.push import push as send
 from drift_merge.hub.repository import (
@@ -47,13 +47,6 @@ from drift_merge.storage.sources import Source, parse_source
 _log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]  # a sentence for the user
-# Label and bytes of a task -> a context that yields what takes the bytes done since the last call.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-
-
-def no_progress(_label: str, _total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """A progress that shows nothing."""
-    return nullcontext(lambda _: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +186,12 @@ def pull_artifact(
     threads: int = 1,
     progress: Progress = no_progress,
     say: Say = lambda _: None,
-    quiet: bool = False,
 ) -> puller.Pulled:
     """Fetch an artifact to a directory, verified against its manifest; see `hub.pull.pull`."""
     verify = partial(_verify, kind, threads=threads, progress=progress)
     source = puller.hub_source(text)
     return puller.pull(
-        source, kind.manifest, out, verify, overwrite=overwrite, quiet=quiet, say=say
+        source, kind.manifest, out, verify, overwrite=overwrite, progress=progress, say=say
     )
 
 

@@ -1,6 +1,5 @@
 """`drift-prior pull` and `drift-merge pull`: an artifact from the Hugging Face Hub."""
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +91,6 @@ def _pull(
         threads=threads,
         progress=partial(progress, quiet=silent),
         say=(lambda _: None) if silent else note,
-        quiet=silent or not sys.stderr.isatty(),
     )
     if as_json:
         value = {"repo_id": pulled.source.repo_id, "commit": pulled.source.revision}

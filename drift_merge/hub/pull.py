@@ -17,6 +17,7 @@ from typing import Any
 from drift_merge.errors import OutputError, RecipeError, SourceError
 from drift_merge.hub.files import BESIDE, CARD, PushFile
 from drift_merge.hub.licenses import FILE as LICENSES
+from drift_merge.hub.progress import Progress, no_progress, watched
 from drift_merge.storage import hub
 from drift_merge.storage.hub_artifacts import (
     RemoteFile,
@@ -66,7 +67,7 @@ def pull(
     verify: Callable[[Path], object],
     *,
     overwrite: bool = False,
-    quiet: bool = False,
+    progress: Progress = no_progress,
     say: Callable[[str], None] = lambda _: None,
 ) -> Pulled:
     """Fetch an artifact to `out`.
@@ -77,7 +78,7 @@ def pull(
         out: directory to create.
         verify: checks a directory against its manifest, or raises.
         overwrite: replace an existing `out` after success.
-        quiet: no progress bars of huggingface_hub.
+        progress: shows the bytes that arrive.
         say: takes sentences for the user.
 
     Raises:
@@ -101,10 +102,15 @@ def pull(
         _require_space(output, wanted, kept)
         if kept:
             say(f"Resumed: {len(kept):,} of {len(names):,} files had arrived.")
-        with hub.progress_bars(shown=not quiet):
-            for name in [name for name in names if name not in kept]:
-                _fetch_one(source, output.payload, name, wanted[name])
-                output.record({name: {"digest": _digest(wanted[name])}})
+        missing = {name: file for name, file in wanted.items() if name not in kept}
+        with (
+            hub.progress_bars(shown=False),
+            progress("Fetching", sum(file.size_bytes for file in missing.values())) as advance,
+            watched(output.payload, advance),
+        ):
+            for name, file in missing.items():
+                _fetch_one(source, output.payload, name, file)
+                output.record({name: {"digest": _digest(file)}})
         shutil.rmtree(output.payload / _STAGING, ignore_errors=True)
         verify(output.payload)
         output.publish()

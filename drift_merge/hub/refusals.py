@@ -84,6 +84,13 @@ def explain(error: Exception, target: Target) -> DriftMergeError:
             f"HF_HUB_OFFLINE forbids to send anything to {target.repo_id}.",
             remedy="Send it with the network on: HF_HUB_OFFLINE=0, and the same command again.",
         )
+    if isinstance(error, ValueError) and "README.md" in str(error):
+        words = " ".join(str(error).split())
+        return OutputError(
+            f"{endpoint()} does not accept the card of {target.repo_id}: {words}",
+            remedy="Give your own with --card, or another --license; then the same command sends "
+            "the card alone.",
+        )
     return SourceError(
         f"Sending to {target.repo_id} at {endpoint()} failed: {first_line(error)}.",
         remedy="Check the network and the proxy settings, then run the same command again: what "

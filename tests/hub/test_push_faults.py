@@ -218,7 +218,8 @@ def test_a_refusal_is_an_error_at_once(hub, repo, built, waits, request_, status
     hub.inject(re.escape(request_), status=status, code=code)
     result = pushed(built)
     if (status, request_) == (400, "POST /api/validate-yaml"):
-        assert_refusal(result, 3, ["Invalid metadata"])  # the client's own words
+        # The client looks at this answer itself, and says so in its own words.
+        assert_refusal(result, 6, ["does not accept the card", "Invalid metadata", "--card"])
     else:
         assert_refusal(result, 6, [message])
     assert waits == []
