@@ -170,7 +170,9 @@ def to_delete(
         manifest = _read_manifest(target, state, name)
         listed = _listed(manifest, state, name)
         if name == manifest_name and manifest.get("tensors") == tensors:
-            return [each for each in listed if each not in ours]
+            stale = [each for each in listed if each not in ours]
+            signs = [each for each in (CARD, name) if each in state.files]
+            return [*signs, *stale] if stale else []
         if not overwrite:
             raise _another(target, manifest, name)
         old = dict.fromkeys((*_REWRITTEN, name, *listed))

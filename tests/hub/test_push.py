@@ -9,8 +9,10 @@ import yaml
 from drift_merge.errors import CheckpointError
 from drift_merge.priors.manifest import open_prior
 from drift_merge.storage.checkpoint import open_checkpoint
+from tests.engine.runs import run_prior
 from tests.faults.harness import assert_json_refusal, assert_refusal, run
 from tests.hub.places import MERGED, REPO, files_at, shards_of
+from tests.hub_client import go_offline
 
 NAMES_OF_MODELS = re.compile(
     r"config\.json|generation_config\.json|(model|pytorch_model|adapter_model).*|tokenizer.*"
@@ -288,11 +290,13 @@ def test_files_that_others_have_added_stay(hub, built, tmp_path):
 
 
 def test_the_same_tensors_in_other_shards_leave_no_shard_behind(hub, built, tmp_path):
-    from tests.engine.runs import run_prior
-
     push(built.prior)
     run_prior(*built.pair, tmp_path / "one")
+    begin = len(hub.repos[REPO].log)
     push(tmp_path / "one")
+    first, *between, _ = (set(names) for _, _, names in hub.repos[REPO].log[begin:])
+    assert not {"README.md", "prior.json"} & first
+    assert all("README.md" not in names for names in between)
     assert [n for n in files_at(hub) if n.endswith(".safetensors")] == shards_of(tmp_path / "one")
 
 
@@ -333,8 +337,6 @@ def test_an_edited_card_is_named_and_can_be_sent(hub, own):
 
 
 def test_offline_mode_is_named(hub, built, monkeypatch):
-    from tests.hub_client import go_offline
-
     go_offline(monkeypatch)
     refused(3, "HF_HUB_OFFLINE", directory=built.prior)
 
