@@ -7,7 +7,8 @@
 
 The hook is registered on `trainer.optimizers`, the container of all optimizers, as torchtitan
 does for its own load balancing. Names must be Hugging Face's (its transformers backend) or those
-of a layout that drift_merge knows; torchtitan's own Llama permutes q and k, and is refused.
+of a layout that drift_merge knows; torchtitan's own Llama permutes q and k, and is refused. To
+resume a checkpoint that was trained without the prior: `exclude_from_loading=["drift_merge"]`.
 """
 
 import json
@@ -64,4 +65,5 @@ def attach_to(trainer: Any, prior: Any, **options: Any) -> None:
         return result
 
     trainer.checkpointer.load = load_and_attach
-    trainer.checkpointer.states[STATE] = state
+    if hasattr(trainer.checkpointer, "states"):  # not where checkpoints are switched off
+        trainer.checkpointer.states[STATE] = state

@@ -1,5 +1,6 @@
 """What one process of a distributed run does; see tests.engines.launch. Results are plain data."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,77 @@ def _lora_zero(
         if p.requires_grad
     }
     return {"weights": weights, "metrics": handle.metrics()}
+
+
+def verl_engine(directory: Path, *, source: str, text: str) -> dict[str, Any]:
+    """verl's FSDP2 engine: three steps whole, and two and one with a checkpoint between."""
+    os.environ["VERL_PLATFORM"] = "cpu"
+    os.environ["VERL_USE_EXTERNAL_MODULES"] = "tests.trainers.verl_cpu,drift_verl"
+    plugin = directory / f"plugin{torch.distributed.get_rank()}"
+    plugin.mkdir()
+    (plugin / "drift_verl.py").write_text(
+        "from drift_merge.training.verl import install\n"
+        f"install({str(Path(source) / 'prior')!r}, schedule='linear')\n"
+    )
+    sys.path.insert(0, str(plugin))
+    import verl  # noqa: F401
+
+    def weights(engine: Any) -> dict[str, Any]:
+        return {n: p.detach().full_tensor() for n, p in engine.module.named_parameters()}
+
+    whole, parts = _verl_engine(text), _verl_engine(text)
+    _verl_steps(whole, range(3))
+    _verl_steps(parts, range(2))
+    parts.save_checkpoint(str(directory / "saved"), global_step=2)
+    again = _verl_engine(text)
+    again.load_checkpoint(str(directory / "saved"), del_local_after_load=False)
+    _verl_steps(again, range(2, 3))
+    return {
+        "whole": weights(whole),
+        "again": weights(again),
+        "metrics": whole.drift.metrics(),
+        "resumed": again.drift.metrics(),
+        "files": sorted(path.name for path in (directory / "saved").iterdir()),
+    }
+
+
+def _verl_engine(text: str) -> Any:
+    from verl.trainer.config import CheckpointConfig
+    from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+    model = HFModelConfig(
+        path=text,
+        use_remove_padding=False,
+        enable_gradient_checkpointing=False,
+        override_config={"attn_implementation": "eager"},
+    )
+    names = ("param_dtype", "reduce_dtype", "buffer_dtype")
+    engine = FSDPEngineConfig(
+        strategy="fsdp2",
+        dtype="float32",
+        model_dtype="fp32",
+        use_torch_compile=False,
+        mixed_precision=dict.fromkeys(names, "fp32"),
+    )
+    optimizer = FSDPOptimizerConfig(
+        lr=0.01, total_training_steps=4, lr_warmup_steps=0, clip_grad=1e9
+    )
+    made = FSDPEngineWithLMHead(model, engine, optimizer, CheckpointConfig())
+    made.initialize()
+    return made
+
+
+def _verl_steps(engine: Any, steps: range) -> None:
+    for step in steps:
+        torch.manual_seed(10 * step + torch.distributed.get_rank())
+        ids = torch.randint(3, 80, (2, 12))
+        engine.optimizer.zero_grad()
+        positions = torch.arange(12).expand(2, 12)
+        mask = torch.ones_like(ids)
+        found = engine.module(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        )
+        logits = found.logits[:, :-1].flatten(0, 1)
+        torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).backward()
+        engine.optimizer_step()
