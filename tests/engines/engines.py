@@ -210,6 +210,7 @@ def deepspeed(
 
 def _master(optimizer: Any, parameter: nn.Parameter) -> Tensor:
     """The fp32 values that DeepSpeed steps on."""
+    import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
     if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id"):
@@ -217,6 +218,9 @@ def _master(optimizer: Any, parameter: nn.Parameter) -> Tensor:
     values = safe_get_full_fp32_param(parameter)
     if values is not None:
         return values.detach().clone()
+    if hasattr(parameter, "ds_id"):  # frozen
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
     pairs = zip(
         getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=True
     )
