@@ -14,7 +14,7 @@ from drift_merge.training.deltas import DeltaSource
 from drift_merge.training.layouts import GradientLayout
 from drift_merge.training.units import Block, Region, Unit, blocks
 
-# Elements. Smaller chunks stay in a smaller cache, but cost more in calls: 2**17 a quarter more.
+# Elements. Smaller chunks stay in a smaller cache, but cost more in calls: 2**17 a tenth more.
 CPU_CHUNK = 2**19
 GPU_CHUNK = 2**23
 _KEPT = 2**21  # elements of widened deltas that are kept on a CPU from the first pass to the second
