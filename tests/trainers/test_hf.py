@@ -221,6 +221,32 @@ def test_a_checkpoint_that_the_trainer_did_not_load_is_noticed(llava, tmp_path):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.parametrize("kind", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
+def test_lora_in_a_trainer_is_the_update_by_hand_and_resumes_exactly(llava, tmp_path, kind):
+    pytest.importorskip("peft")
+    model, samples = tiny.with_lora(llava, **kind), llava.samples(4)
+    batches = [llava.collate(samples[:2]), llava.collate(samples[2:])]
+    plain = tiny.gradients_of(model, batches)
+    biased = tiny.biased_factors(model, plain, llava, "adaptive_cosine")
+    expected = tiny.sgd(model, biased, RATE)
+    one = [DriftCallback(llava.prior)]
+    trainer = trainer_for(llava, tmp_path / "one", one, model=model, samples=samples)
+    trainer.train()
+    tiny.assert_weights(trainer.model, expected, RATE)
+
+    def run(out, checkpoint=None):
+        callbacks = [DriftCallback(llava.prior, schedule="linear")]
+        model = tiny.with_lora(llava, **kind)
+        trainer = trainer_for(llava, tmp_path / out, callbacks, model=model, **SCHEDULED)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return weights(trainer)
+
+    whole = run("whole")
+    resumed = run("resumed", str(tmp_path / "whole" / "checkpoint-2"))
+    for name, values in whole.items():
+        assert torch.equal(values, resumed[name]), name
+
+
 def test_resuming_with_another_prior_is_an_error(llava, setups, tmp_path):
     trainer_for(llava, tmp_path, [DriftCallback(llava.prior)], **SCHEDULED).train()
     import drift_merge
