@@ -109,8 +109,8 @@ def attach(
     if when == "microbatch":
         require_hookable(matching.units, layout)
         layout = PlainLayout()
-    handle = Handle(settings, matching.coverage, Biasing(settings, matching, layout, files))
+    handle = Handle(settings, matching, Biasing(settings, matching, layout, files))
     if state is not None:
         handle.load_state_dict(state)
-    handle.begin(model, optimizer, matching.units, layout)
+    handle.begin(model, optimizer, layout)
     return handle

@@ -161,6 +161,9 @@ class Biasing:
     def release(self) -> None:
         """Let go of deltas and buffers."""
         self.injectors, self._parts, self.hook_layouts = [], [], []
+        self._source = self._files
+        for opened in self._files.priors:
+            opened.deltas.close()
 
     @property
     def _regions(self) -> dict[Unit, Region]:

@@ -1,6 +1,6 @@
 """The handle of a prior at work: apply, report, save and restore, refresh, remove."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,11 @@ from drift_merge.maths.injection import FORMULA, SIGN
 from drift_merge.training.biasing import Biasing
 from drift_merge.training.hooks import hook_optimizer
 from drift_merge.training.layouts import GradientLayout, PlainLayout, require_current
-from drift_merge.training.matching import Coverage
+from drift_merge.training.matching import Coverage, Matching
 from drift_merge.training.microbatch import hook_parameter
 from drift_merge.training.report import flatten, make_report
 from drift_merge.training.settings import Settings, State, check_state, describe_state
 from drift_merge.training.skips import Skips
-from drift_merge.training.units import Unit
 
 _BIASED = "_drift_merge_biased"  # attribute of a gradient: by whom, and its version then
 
@@ -24,8 +23,8 @@ _BIASED = "_drift_merge_biased"  # attribute of a gradient: by whom, and its ver
 class Handle:
     """A prior at work in a training run; made by `attach`."""
 
-    def __init__(self, settings: Settings, coverage: Coverage, biasing: Biasing) -> None:
-        self._settings, self._coverage, self._biasing = settings, coverage, biasing
+    def __init__(self, settings: Settings, matching: Matching, biasing: Biasing) -> None:
+        self._settings, self._matching, self._biasing = settings, matching, biasing
         self._undo: list[Callable[[], None]] = []
         self._is_hooked = self._is_removed = False
         self._count = 0  # steps that were biased, those of the saved state included
@@ -38,7 +37,7 @@ class Handle:
     @property
     def coverage(self) -> Coverage:
         """What is biased, and what is not."""
-        return self._coverage
+        return self._matching.coverage
 
     @property
     def steps(self) -> int:
@@ -77,9 +76,11 @@ class Handle:
             first step.
         """
         self._refuse_removed()
+        if not self._biasing.is_ready:
+            self._prepare()
         return make_report(
             self._biasing.injectors,
-            self._coverage,
+            self.coverage,
             self._biasing.start,
             rule=self._settings.rule,
             steps=self.steps,
@@ -141,15 +142,13 @@ class Handle:
         self._biasing.release()
         self._is_removed, self._is_hooked = True, False
 
-    def begin(
-        self, model: nn.Module, optimizer: Any, units: Sequence[Unit], layout: GradientLayout
-    ) -> None:
+    def begin(self, model: nn.Module, optimizer: Any, layout: GradientLayout) -> None:
         """Hook in, and look at the weights unless they are sharded; `attach` calls it once."""
         if isinstance(layout, PlainLayout):
             self._prepare()
-        self._check_once = lambda: require_current(model, units, layout)
+        self._check_once = lambda: require_current(model, self._matching.units, layout)
         act = self._step if self._settings.when == "step" else self._count_step
-        undo = hook_optimizer(model, optimizer, units, act, self._skips.add)
+        undo = hook_optimizer(model, optimizer, self._matching.trained, act, self._skips.add)
         if undo is not None:
             self._undo.append(undo)
             self._is_hooked = True
@@ -213,10 +212,14 @@ class Handle:
                 "this handle was removed.", remedy="Attach the prior again: attach(model, prior)."
             )
 
-    def __repr__(self) -> str:
+    def describe(self) -> str:
+        """The rule, its formula and sign, alpha and coverage, for a log."""
         settings = self._settings
         alphas = ", ".join(f"{module} {alpha:g}" for module, alpha in settings.alphas.items())
         return (
-            f"<drift_merge.Handle rule={settings.rule} alpha=({alphas}) when={settings.when}:"
-            f" {FORMULA}; {SIGN}; {self._coverage.text()}>"
+            f"rule={settings.rule} alpha=({alphas}) when={settings.when}: {FORMULA}; {SIGN};"
+            f" {self.coverage.text()}"
         )
+
+    def __repr__(self) -> str:
+        return f"<drift_merge.Handle {self.describe()}>"

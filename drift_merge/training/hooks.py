@@ -1,13 +1,12 @@
 """Where a handle hooks itself in: before the step of an optimizer, whoever wraps it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from drift_merge.errors import RecipeError
-from drift_merge.training.units import Unit
 
 Apply = Callable[[float | Tensor | None, Tensor | None], None]  # (loss scale, found_inf)
 Undo = Callable[[], None]
@@ -16,7 +15,7 @@ Undo = Callable[[], None]
 def hook_optimizer(
     model: nn.Module,
     optimizer: Any,
-    units: Iterable[Unit],
+    trained: Mapping[str, nn.Parameter],
     apply: Apply,
     skipped: Callable[[], None],
 ) -> Undo | None:
@@ -25,7 +24,7 @@ def hook_optimizer(
     Args:
         model: as it is trained.
         optimizer: of torch, accelerate or DeepSpeed; None for none.
-        units: what will be biased; the optimizer must hold their parameters.
+        trained: the parameters that will be biased, by name; the optimizer must hold them.
         apply: called with the loss scale that gradients still carry, and found_inf.
         skipped: called after a step that DeepSpeed did not take, since it found Inf.
 
@@ -42,10 +41,10 @@ def hook_optimizer(
     if deepspeed.is_deepspeed(optimizer) or deepspeed.is_deepspeed(model):
         optimizer = deepspeed.find_optimizer(model, unwrap_accelerated(optimizer))
         if not isinstance(optimizer, torch.optim.Optimizer):
-            _require_parameters(deepspeed.parameters_of(optimizer), units)
+            _require_parameters(deepspeed.parameters_of(optimizer), trained)
             return deepspeed.hook_step(optimizer, lambda: apply(None, None), skipped)
     plain = unwrap(optimizer)
-    _require_parameters([p for group in plain.param_groups for p in group["params"]], units)
+    _require_parameters([p for group in plain.param_groups for p in group["params"]], trained)
 
     def before_step(hooked: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _refuse_closure(hooked, args, kwargs)
@@ -80,13 +79,14 @@ def unwrap(optimizer: Any) -> torch.optim.Optimizer:
     return plain
 
 
-def _require_parameters(parameters: Iterable[nn.Parameter], units: Iterable[Unit]) -> None:
+def _require_parameters(
+    parameters: Iterable[nn.Parameter], trained: Mapping[str, nn.Parameter]
+) -> None:
     held = set(map(id, parameters))
-    ours = {id(u.parameter): u.parameter_name for u in units if not u.is_adapted}
-    missing = [name for key, name in ours.items() if key not in held]
+    missing = [name for name, parameter in trained.items() if id(parameter) not in held]
     if missing:
         raise RecipeError(
-            f"the optimizer does not hold {len(missing):,} of the {len(ours):,} parameters to be"
+            f"the optimizer does not hold {len(missing):,} of the {len(trained):,} parameters to be"
             f" biased, e.g. {missing[0]}.",
             remedy="Pass the optimizer that was made from this model's parameters, after the model"
             " was wrapped, or freeze what is not trained.",

@@ -56,6 +56,11 @@ class PlainLayout:
         """The unit's rows of `parameter.grad`, flat; a copy where they are not contiguous."""
         assert unit.parameter is not None
         gradient = unit.parameter.grad
+        if gradient is not None and gradient.is_sparse:
+            raise RecipeError(
+                f"the gradient of {unit.parameter_name} is sparse; a delta is not.",
+                remedy="Make the embedding with sparse=False, or leave embed out.",
+            )
         return None if gradient is None else _rows(gradient, unit)
 
     def put(self, unit: Unit, gradient: Tensor) -> None:

@@ -58,6 +58,18 @@ class Matching:
     coverage: Coverage
     adapted: Mapping[str, Adapted]  # of the units that are adapted, by the name of the parameter
 
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters whose gradients will be biased: factors where a weight is adapted."""
+        found: dict[str, nn.Parameter] = {}
+        for unit in self.units:
+            if unit.is_adapted:
+                factors = self.adapted[unit.parameter_name].factors
+                found |= {factor.name: factor.parameter for factor in factors}
+            elif unit.parameter is not None:
+                found[unit.parameter_name] = unit.parameter
+        return found
+
 
 @dataclass(slots=True)
 class _Account:

@@ -144,6 +144,14 @@ def test_microbatch_and_refresh_are_refused_with_adapters(plain):
         handle.refresh()
 
 
+def test_an_optimizer_without_the_factors_is_refused(plain):
+    model = adapted_model(plain)
+    layer = model.get_submodule(f"{AT}mlp.up_proj")
+    optimizer = torch.optim.SGD(layer.lora_A.parameters(), lr=0.1)
+    with pytest.raises(RecipeError, match="does not hold 5 of the 6 parameters"):
+        drift_merge.attach(model, plain.prior, modules="re:proj.weight", optimizer=optimizer)
+
+
 def test_missing_gradients_of_factors_are_named(plain):
     model = adapted_model(plain)
     handle = drift_merge.attach(model, plain.prior, modules="re:proj.weight")

@@ -9,7 +9,7 @@ from torch import nn
 import drift_merge
 from drift_merge.errors import RecipeError
 from tests.training.naive import RULES, biased, tolerance
-from tests.training.toys import loss_of, selected
+from tests.training.toys import loss_of, make_toy, selected
 
 
 def gradients(model):
@@ -342,3 +342,15 @@ def test_the_handle_says_its_formula_and_sign(toy):
     assert "g' = g - alpha * coefficient * delta" in text
     assert "towards the reasoner" in text
     assert re.search(r"20 of 20 selected tensors matched", text)
+    handle = drift_merge.attach(toy.model(), toy.prior)
+    assert handle.describe() in repr(handle)
+
+
+def test_a_sparse_gradient_is_refused(tmp_path):
+    toy = make_toy(tmp_path, modules="embed")
+    model = toy.model()
+    model.model.language_model.embed_tokens.sparse = True
+    handle = drift_merge.attach(model, toy.prior, modules="embed")
+    loss_of(model).backward()
+    with pytest.raises(RecipeError, match="is sparse"):
+        handle.apply()

@@ -11,8 +11,17 @@ import drift_merge
 from drift_merge.errors import AlignmentError, RecipeError
 from drift_merge.training.matching import match
 from tests import checkpoints as c
+from tests.engine.runs import as_tensor, run_prior
 from tests.training.naive import biased
-from tests.training.toys import Holder, holder, loss_of, memory_tensors
+from tests.training.toys import (
+    Holder,
+    Mllm,
+    distinct,
+    holder,
+    loss_of,
+    make_toy,
+    memory_tensors,
+)
 
 NAMES = Path(__file__).parents[1] / "golden" / "names"
 FAMILIES = {  # family: (prefix of the tower on disk, in memory)
@@ -173,38 +182,62 @@ def test_heads_that_interleave_share_the_coefficient_of_their_tensor(toy):
         assert torch.allclose(parameter.grad.double(), wanted[name], rtol=1e-5, atol=1e-5), name
 
 
-def test_a_prior_that_fuses_what_the_model_splits_has_one_coefficient(tmp_path):
-    """Sums run over q, k and v together, as the prior's tensor has them."""
-    from tests.engine.runs import run_prior
-    from tests.training.toys import distinct
+LAYER = "model.language_model.layers.0."
 
+
+@pytest.fixture
+def fused_prior(tmp_path):
+    """A prior whose qkv is one tensor, and the tensors of a model that splits it."""
     shapes = {n: s for n, s in c.text_shapes(1).items() if not n.endswith("bias")}
     fused = {n: s for n, s in shapes.items() if not any(f"{x}_proj" in n for x in "qkv")}
     fused["model.layers.0.self_attn.qkv_proj.weight"] = (c.HIDDEN + 2 * c.KV, c.HIDDEN)
-    for name, seed, extra in (("reasoner", 1, {}), ("mllm", 2, c.vision_shapes())):
-        config = c.text_config(1) if not extra else c.mllm_config(1)
-        c.write_checkpoint(tmp_path / name, distinct(fused | extra, seed), config)
-    prior = run_prior(
-        tmp_path / "reasoner", tmp_path / "mllm", tmp_path / "p", dtype="float32"
-    ).prior
+    config, vision = c.mllm_config(1), c.vision_shapes()
+    c.write_checkpoint(tmp_path / "reasoner", distinct(fused, 1), c.text_config(1))
+    c.write_checkpoint(tmp_path / "mllm", distinct(fused | vision, 2), config)
+    made = run_prior(tmp_path / "reasoner", tmp_path / "mllm", tmp_path / "p", dtype="float32")
     tensors = memory_tensors(tmp_path / "mllm")
-    at = "model.language_model.layers.0.self_attn."
-    sizes = [c.HIDDEN, c.KV, c.KV]
-    q, k, v = tensors.pop(f"{at}qkv_proj.weight").split(sizes)
-    tensors |= {f"{at}q_proj.weight": q, f"{at}k_proj.weight": k, f"{at}v_proj.weight": v}
+    parts = tensors.pop(f"{LAYER}self_attn.qkv_proj.weight").split([c.HIDDEN, c.KV, c.KV])
+    for x, part in zip("qkv", parts, strict=True):
+        tensors[f"{LAYER}self_attn.{x}_proj.weight"] = part.clone()
+    return made.prior, tensors
+
+
+def test_a_prior_that_fuses_what_the_model_splits_has_one_coefficient(fused_prior):
+    """Sums run over q, k and v together, as the prior's tensor has them."""
+    prior, tensors = fused_prior
     model = holder(tensors)
     handle = drift_merge.attach(model, prior, rule="gradnorm", modules="attn")
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
-    own = [dict(model.named_parameters())[f"{at}{x}_proj.weight"] for x in "qkv"]
+    own = [dict(model.named_parameters())[f"{LAYER}self_attn.{x}_proj.weight"] for x in "qkv"]
     before = torch.cat([p.grad for p in own])
     handle.apply()
-    from tests.engine.runs import as_tensor
-
     delta = as_tensor(c.read_tensors(prior.path)["layers.0.self_attn.qkv_proj.weight"])
     wanted = biased("gradnorm", before, delta)
     assert torch.allclose(torch.cat([p.grad for p in own]).double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["gradnorm", "absolute_param_norm"])
+def test_of_a_tensor_that_is_partly_frozen_the_rest_is_biased(fused_prior, rule):
+    """Norms of g and delta are those of the part; |theta|/|delta| is that of the whole."""
+    prior, tensors = fused_prior
+    model = holder(tensors)
+    own = [dict(model.named_parameters())[f"{LAYER}self_attn.{x}_proj.weight"] for x in "qkv"]
+    own[0].requires_grad_(False)
+    handle = drift_merge.attach(model, prior, rule=rule, modules="attn")
+    assert handle.coverage.frozen == (f"{LAYER}self_attn.q_proj.weight",)
+    for parameter in own[1:]:
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    before = torch.cat([p.grad for p in own[1:]])
+    handle.apply()
+    whole = as_tensor(c.read_tensors(prior.path)["layers.0.self_attn.qkv_proj.weight"])
+    part = whole[c.HIDDEN :].double()
+    norm = prior.tensors["layers.0.self_attn.qkv_proj.weight"]["norm_mllm"]
+    share = float(part.norm() / whole.double().norm())
+    wanted = biased(rule, before, part, mllm_norm=norm * share)
+    found = torch.cat([p.grad for p in own[1:]]).double()
+    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def experts(kind):
@@ -246,9 +279,6 @@ def test_experts_fused_as_columns_are_refused_with_the_reason():
 
 
 def test_transposed_experts_are_read_transposed(tmp_path):
-    from tests.engine.runs import as_tensor, run_prior
-    from tests.training.toys import distinct
-
     n, width, hidden = 2, 5, 6
     shapes = {
         "model.embed_tokens.weight": (4, hidden),
@@ -348,8 +378,6 @@ def test_parameters_on_the_meta_device_are_refused(toy):
 
 
 def test_a_resized_vocabulary_is_refused_with_the_remedy(tmp_path):
-    from tests.training.toys import make_toy
-
     toy = make_toy(tmp_path, modules="attn,embed")
     model = toy.model()
     model.model.language_model.embed_tokens = nn.Embedding(c.VOCABULARY + 2, c.HIDDEN)
@@ -361,9 +389,6 @@ def test_a_resized_vocabulary_is_refused_with_the_remedy(tmp_path):
 def test_rows_without_a_partner_get_no_bias(tmp_path):
     words = [f"word{i}" for i in range(c.VOCABULARY)]
     files = [c.tokenizer(words), c.tokenizer([*words[:-1], "image"])]
-    from tests.engine.runs import as_tensor, run_prior
-    from tests.training.toys import Mllm, distinct
-
     text, whole = distinct(c.text_shapes(), 1), distinct(c.text_shapes() | c.vision_shapes(), 2)
     c.write_checkpoint(tmp_path / "r", text, c.text_config(), sidecars={"tokenizer.json": files[0]})
     c.write_checkpoint(
