@@ -8,6 +8,7 @@ from torch import nn
 
 import drift_merge
 from drift_merge.errors import RecipeError
+from drift_merge.priors.tensors import open_deltas
 from tests.training.naive import RULES, biased, tolerance
 from tests.training.toys import loss_of, make_toy, selected
 
@@ -354,3 +355,16 @@ def test_a_sparse_gradient_is_refused(tmp_path):
     loss_of(model).backward()
     with pytest.raises(RecipeError, match="is sparse"):
         handle.apply()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_a_compressed_prior_is_used_with_the_norms_of_what_is_stored(tmp_path, dtype):
+    toy = make_toy(tmp_path, dtype=dtype)
+    model = toy.model()
+    handle = drift_merge.attach(model, toy.prior, rule="gradnorm")
+    loss_of(model).backward()
+    before = gradients(model)
+    handle.apply()
+    with open_deltas(toy.prior) as deltas:
+        wanted = {n: biased("gradnorm", g, deltas.read(n).view(g.shape)) for n, g in before.items()}
+    require_equal(gradients(model), wanted)
