@@ -102,9 +102,10 @@ class Stage3Layout:
             self._optimizer.set_local_grad_for_param(piece, parameter)
 
     def values(self, unit: Unit) -> Tensor | None:
-        """The fp32 master values of the region."""
-        values = self._optimizer.get_local_fp32_param(_parameter(unit))
-        return self._cut(unit, values.detach())
+        """The fp32 master values of the region; a frozen parameter's own (LoRA's base)."""
+        parameter = _parameter(unit)
+        values = self._optimizer.get_local_fp32_param(parameter)
+        return self._cut(unit, (parameter.ds_tensor if values is None else values).detach())
 
     def group(self, unit: Unit) -> ProcessGroup | None:
         """The ranks that share the parameter, this one included whatever it holds."""

@@ -226,7 +226,7 @@ def _compute(values: Tensor) -> Tensor:
 def _whole(value: Tensor) -> Tensor:
     """A tensor without its shards, by all ranks at the same point: FSDP2's and ZeRO-3's."""
     if hasattr(value, "ds_id"):
-        with import_module("deepspeed.zero").GatheredParameters([value]):
+        with import_module("deepspeed.runtime.zero").GatheredParameters([value]):
             return value.detach().clone()
     gather = getattr(value.detach(), "full_tensor", None)  # DTensor
     whole: Tensor = value.detach() if gather is None else gather()

@@ -6,7 +6,8 @@ For people without a trainer, and for our own proofs. No loop of its own, one pr
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from drift_merge.engine.manifests import describe_tool, to_json
 from drift_merge.engine.workspace import DTYPES
+from drift_merge.errors import RecipeError
 from drift_merge.names.tensors import Model
 from drift_merge.names.towers import canonical_names
 from drift_merge.storage import fingerprints
@@ -21,7 +23,14 @@ from drift_merge.storage.output import OutputDirectory, check_output
 from drift_merge.training.curves import steps_of, to_csv, to_png
 from drift_merge.training.examples import Collator, load_processor
 from drift_merge.training.hf import DriftCallback
-from drift_merge.training.sft import WHOLE, Prepared, Request, enter_run, run_of
+from drift_merge.training.sft import (
+    WHOLE,
+    Prepared,
+    Request,
+    enter_run,
+    last_checkpoint,
+    run_of,
+)
 from drift_merge.training.wiring import optional
 
 _INSTALL = "pip install 'drift_merge[train]'"
@@ -65,14 +74,26 @@ def train(
     run, plan = run_of(out), fingerprints.of_json(prepared.plan)
     with OutputDirectory(out, plan=plan, overwrite=overwrite) as output:
         last = enter_run(run, prepared, resume=resume)
-        trainer, callback = _trainer(prepared, last, run, device, progress)
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        with _kept_if_saved(run):
+            trainer, callback = _trainer(prepared, last, run, device, progress)
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
         report = None if callback is None else callback.report
         manifest = _describe(prepared, trainer.state.log_history, report)
         _write(prepared, trainer.model, manifest, trainer.state.log_history, output)
         output.publish()
     shutil.rmtree(run, ignore_errors=True)
     return manifest
+
+
+@contextmanager
+def _kept_if_saved(run: Path) -> Iterator[None]:
+    """Remove the directory of a run that failed before there was anything to continue from."""
+    try:
+        yield
+    except BaseException:
+        if last_checkpoint(run) is None:
+            shutil.rmtree(run, ignore_errors=True)
+        raise
 
 
 class _Watch(_transformers.TrainerCallback):  # type: ignore[misc, name-defined]
@@ -99,6 +120,13 @@ def _trainer(
     prepared: Prepared, last: Path | None, run: Path, device: str, progress: Progress
 ) -> tuple[Any, DriftCallback | None]:
     request = prepared.request
+    arguments = _arguments(prepared, run, device)
+    if arguments.world_size != 1 or arguments.n_gpu > 1:
+        raise RecipeError(
+            f"this command trains in one process on one device, not on {arguments.world_size} x"
+            f" {max(1, arguments.n_gpu)}.",
+            remedy="Set CUDA_VISIBLE_DEVICES=0, or use DriftCallback in your own trainer.",
+        )
     processor = load_processor(prepared.directory, request.mllm)
     # The trainer does not load a checkpoint whose names on the disk differ from those in memory.
     model = _transformers.AutoModelForImageTextToText.from_pretrained(
@@ -109,7 +137,7 @@ def _trainer(
     callback = _callback(request)
     trainer = _transformers.Trainer(
         model=model,
-        args=_arguments(prepared, run, device),
+        args=arguments,
         train_dataset=prepared.examples,
         data_collator=Collator(processor),
         callbacks=[_Watch(progress), *([callback] if callback else [])],

@@ -45,7 +45,9 @@ class PartitionedLayout:
         return loss_scale_of(self._optimizer)
 
     def region(self, unit: Unit) -> Region | None:
-        """The part of the unit in this rank's partition, or None."""
+        """The part of the unit in this rank's partition, or None; all of a frozen parameter."""
+        if id(unit.parameter) not in self._groups:
+            return Region(flat=(0, unit.numel))
         place = self._places.get(id(unit.parameter))
         return None if place is None else overlap(unit, place.start, place.start + place.numel)
 
@@ -64,7 +66,10 @@ class PartitionedLayout:
             self._optimizer.norm_for_param_grads[name] = torch.linalg.vector_norm(fragment)
 
     def values(self, unit: Unit) -> Tensor | None:
-        """The master values of the region."""
+        """The master values of the region; a frozen parameter's own (LoRA's base)."""
+        if id(unit.parameter) not in self._groups:
+            assert unit.parameter is not None
+            return unit.parameter.detach().reshape(-1).narrow(0, unit.begin, unit.numel)
         place = self._places.get(id(unit.parameter))
         if place is None:
             return None
@@ -73,7 +78,8 @@ class PartitionedLayout:
 
     def group(self, unit: Unit) -> ProcessGroup | None:
         """The ranks that share the partition, this one included whatever it holds."""
-        return several(self._groups[id(unit.parameter)])
+        group = self._groups.get(id(unit.parameter))
+        return None if group is None else several(group)
 
     def _fragment(self, place: _Place) -> Tensor | None:
         """This rank's part of the gradient of the whole parameter, flat."""
