@@ -16,7 +16,7 @@ from drift_merge.training.layouts import GradientLayout
 from drift_merge.training.matching import Matching
 from drift_merge.training.microbatch import HookLayout
 from drift_merge.training.pieces import DELTA_SQ, DOT
-from drift_merge.training.placement import place
+from drift_merge.training.placement import Streamed, place
 from drift_merge.training.settings import Settings
 from drift_merge.training.units import Region, Unit
 
@@ -194,18 +194,19 @@ class Biasing:
         """Bring delta to where gradients are: known for certain at the first step."""
         if self._is_placed:
             return
-        for parts, injector in zip(self._parts, self.injectors, strict=True):
-            device = self._device(parts)
-            if device != injector.device:
-                injector.to(device)
+        devices = [self._device(parts) for parts in self._parts]
         placed = place(
             self._source,
             self._regions,
-            self.injectors[0].device,
+            devices[0],
             wanted=self._settings.device,
             dtype=self._held_dtype,
             state_bytes=2 * 4 * sum(unit.numel for unit in self._regions),
         )
+        is_streamed = isinstance(placed, Streamed)
+        for device, injector in zip(devices, self.injectors, strict=True):
+            if device != injector.device or is_streamed:
+                injector.to(device, one_by_one=is_streamed)
         self._use(placed)
         self._is_placed = True
 

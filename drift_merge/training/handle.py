@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from drift_merge.errors import RecipeError
 from drift_merge.maths.injection import FORMULA, SIGN
 from drift_merge.training.biasing import Biasing
+from drift_merge.training.coverage import Coverage
 from drift_merge.training.hooks import hook_optimizer
 from drift_merge.training.layouts import GradientLayout, PlainLayout, require_current
-from drift_merge.training.matching import Coverage, Matching
+from drift_merge.training.matching import Matching
 from drift_merge.training.microbatch import hook_parameter
 from drift_merge.training.report import flatten, make_report
 from drift_merge.training.settings import Settings, State, check_state, describe_state
@@ -93,7 +94,10 @@ class Handle:
         return flatten(self.report(), alphas)
 
     def state_dict(self) -> State:
-        """What a resumed run needs, as plain data that JSON can hold; waits for no device."""
+        """What a resumed run needs, as plain data that JSON can hold.
+
+        Waits for no device, unless GradScaler lets a fused optimizer skip steps.
+        """
         return describe_state(
             self._settings,
             self._biasing.names,

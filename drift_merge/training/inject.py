@@ -65,8 +65,14 @@ class Injector:
         self._pool: ThreadPoolExecutor | None = None
         self.to(slots.alpha.device)
 
-    def to(self, device: torch.device) -> None:
-        """Work on the device where the gradients are."""
+    def to(self, device: torch.device, *, one_by_one: bool = False) -> None:
+        """Work on the device where the gradients are.
+
+        Args:
+            device: of the sums, and of nearly all gradients.
+            one_by_one: bias each slot before the next one is measured, since delta passes through
+                the device's memory but once.
+        """
         self.device = device
         self.slots.to(device)
         self._norms.clear()
@@ -74,6 +80,7 @@ class Injector:
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)  # of the last step
         self.strength = torch.zeros(shape[0], dtype=torch.float64, device=device)  # alpha * c
         size = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
+        size = 1 if one_by_one else size
         self._batches = [
             (group, list(_cut(pieces, size if group is None else None, device)))
             for group, pieces in self._groups

@@ -18,36 +18,12 @@ from drift_merge.names.naming import name_tower
 from drift_merge.names.pairing import Half, Line, half_of, pair_up
 from drift_merge.names.tensors import Model, Part, Shape
 from drift_merge.names.towers import canonical_names
+from drift_merge.training.coverage import Coverage, some
 from drift_merge.training.live import Live, is_quantised, look_at
 from drift_merge.training.lora import Adapted
 from drift_merge.training.units import Origin, Unit, matrix
 
-_FEW = 3  # names shown in a message
 COMPUTE = "drift-prior compute REASONER MLLM -o PRIOR"
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """What became of the selected tensors, in canonical names unless said otherwise."""
-
-    selected: int  # tensors that modules and layers select, in the prior or only in the model
-    matched: int  # of them, those with a partner; frozen and tied ones included
-    units: int  # pieces of parameters that will be biased
-    elements: int  # their elements
-    frozen: tuple[str, ...]  # parameters that match but require no gradient; names in memory
-    tied: tuple[str, ...]  # further names of a parameter that is biased once, under its first
-    unmatched: tuple[str, ...]  # without a partner
-
-    def text(self) -> str:
-        """One line for a log."""
-        parts = [
-            f"{self.matched:,} of {self.selected:,} selected tensors matched,"
-            f" {self.elements:,} elements biased"
-        ]
-        for word in ("frozen", "tied", "unmatched"):
-            if names := getattr(self, word):
-                parts.append(f"{len(names):,} {word} ({some(names)})")
-        return "; ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +111,6 @@ def match(
         u.parameter_name: live.adapted[u.parameter_name] for u in account.units if u.is_adapted
     }
     return Matching(tuple(account.units), coverage, adapted)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
-    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
 
 
 def _joined(value: str | int | Sequence[int | str] | None) -> str | None:

@@ -20,6 +20,7 @@ GPU_CHUNK = 2**23
 _KEPT = 2**21  # elements of widened deltas that are kept on a CPU from the first pass to the second
 GRAD_SQ, DOT, DELTA_SQ = 0, 1, 2  # columns of sums: g*g, g*delta (or theta*delta), delta*delta
 COLUMNS = 3
+_MOST_INDICES = 10_000  # that are kept; gradients that come and go (experts) make ever new ones
 
 Cell = tuple[int, int, Tensor]  # row and column of the sums, and what is added there, 0-dim
 
@@ -243,6 +244,8 @@ class Adder:
             places = tuple(row * COLUMNS + column for row, column, _ in kind)
             index = self._index.get((sums.device, places))
             if index is None:
+                if len(self._index) >= _MOST_INDICES:
+                    self._index.clear()
                 index = torch.tensor(places, device=sums.device)
                 self._index[sums.device, places] = index
             values = torch.stack([value for _, _, value in kind]).to(sums.device, sums.dtype)

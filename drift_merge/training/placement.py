@@ -57,7 +57,7 @@ def place(
         dtype: in which deltas are held on the device, that of the prior.
         state_bytes: what the optimizer will still allocate on the device.
     """
-    if device.type == "cpu":
+    if device.type != "cuda":
         return source
     size = sum(numel_of(unit, region) for unit, region in regions.items()) * dtype.itemsize
     if wanted == "cuda" or (wanted == "auto" and size + state_bytes < _free_bytes(device)):

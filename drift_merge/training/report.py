@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drift_merge.training.coverage import Coverage
 from drift_merge.training.inject import Injector
-from drift_merge.training.matching import Coverage
 from drift_merge.training.pieces import DELTA_SQ, DOT, GRAD_SQ
 
 FIGURES = ("cosine", "bias_ratio", "coefficient", "distance")

@@ -94,6 +94,26 @@ def test_gradients_are_the_same_wherever_delta_waits(toy, monkeypatch, kind):
     assert torch.equal(*found)
 
 
+def test_of_a_streamed_prior_each_delta_is_carried_once_a_step(toy, monkeypatch):
+    carried = []
+
+    class Watched(Streamed):
+        def _carry(self, unit, slot):
+            carried.append(unit.name)
+            super()._carry(unit, slot)
+
+    monkeypatch.setattr(biasing, "Streamed", Watched)
+    monkeypatch.setattr(biasing, "place", lambda *a, dtype, **_: Watched(*a[:3], dtype))
+    model = toy.model()
+    handle = drift_merge.attach(model, toy.prior)
+    for step in range(2):
+        model.zero_grad()
+        loss_of(model, step).backward()
+        handle.apply()
+    handle._biasing.injectors[0].pieces[0].source._reader.shutdown()
+    assert len(carried) == 2 * 20 + 1  # and the first of the next step
+
+
 def test_rows_are_those_of_what_is_held():
     regions = units(2)
     unit = next(iter(regions))

@@ -1,0 +1,35 @@
+"""What became of the tensors that were selected for training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_FEW = 3  # names shown in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What became of the selected tensors, in canonical names unless said otherwise."""
+
+    selected: int  # tensors that modules and layers select, in the prior or only in the model
+    matched: int  # of them, those with a partner; frozen and tied ones included
+    units: int  # pieces of parameters that will be biased
+    elements: int  # their elements
+    frozen: tuple[str, ...]  # parameters that match but require no gradient; names in memory
+    tied: tuple[str, ...]  # further names of a parameter that is biased once, under its first
+    unmatched: tuple[str, ...]  # without a partner
+
+    def text(self) -> str:
+        """One line for a log."""
+        parts = [
+            f"{self.matched:,} of {self.selected:,} selected tensors matched,"
+            f" {self.elements:,} elements biased"
+        ]
+        for word in ("frozen", "tied", "unmatched"):
+            if names := getattr(self, word):
+                parts.append(f"{len(names):,} {word} ({some(names)})")
+        return "; ".join(parts)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
