@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ def train_action(mllm: str, prior: str | None, values: dict[str, Any]) -> None:
         _print_plan(prepared.plan, prepared.num_steps, as_json=run["as_json"])
         return
     require_device(run["device"].replace("auto", "cpu"))
-    from drift_merge.training.sft_run import train as run_training
+    # What libraries print must not mix with the answer.
+    with redirect_stdout(sys.stderr), _progress(quiet=is_silent) as progress:
+        from drift_merge.training.sft_run import train as run_training
 
-    with _progress(quiet=is_silent) as progress:
         manifest = run_training(
             prepared,
             out,

@@ -53,6 +53,7 @@ def to_png(history: Sequence[Log], *, title: str) -> bytes | None:
         axis.grid(alpha=0.3)
     axes[0].set_title(title, fontsize=10)
     axes[-1].set_xlabel("optimizer step")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120, metadata={"Software": None})
     return image.getvalue()

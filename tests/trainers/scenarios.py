@@ -64,9 +64,14 @@ def trainer_zero(directory: Path, *, source: str, stage: int, steps: int = 1) ->
 
 
 def lora(
-    directory: Path, *, source: str, engine: str, rule: str, use_dora: bool = False
-) -> dict[str, Any]:
-    """One step of SGD on the factors of an adapter; every rank has a batch of its own."""
+    directory: Path, *, source: str, engine: str, rules: list[str], use_dora: bool = False
+) -> dict[str, dict[str, Any]]:
+    """One step of SGD on the factors of an adapter by every rule."""
+    return {rule: _lora_step(source, engine, rule, use_dora=use_dora) for rule in rules}
+
+
+def _lora_step(source: str, engine: str, rule: str, *, use_dora: bool) -> dict[str, Any]:
+    """Every rank has a batch of its own."""
     import drift_merge
 
     setup = setup_at(source)
