@@ -45,22 +45,35 @@ class Sample:
     resident_mb: float
 
 
+def memory(process: int) -> dict[str, int]:
+    """RssAnon and VmRSS of a process and its children, kB; 0 where they have ended."""
+    found = {"RssAnon": 0, "VmRSS": 0}
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        for one in (process, *map(int, children)):
+            for line in Path(f"/proc/{one}/status").read_text().splitlines():
+                key, _, value = line.partition(":")
+                if key in found:
+                    found[key] += int(value.split()[0])
+    except OSError:
+        return dict.fromkeys(found, 0)
+    return found
+
+
 def measure(command: list[str]) -> Sample:
-    """Run a command to its end, watching its memory; a failure is an error."""
-    peak = {"RssAnon": 0, "VmHWM": 0}
+    """Run a command to its end, watching its memory; a failure is an error.
+
+    Memory is that of the process and its children together: pages that a child shares with its
+    parent count twice.
+    """
+    peak = {"RssAnon": 0, "VmRSS": 0}
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def watch() -> None:
         while process.returncode is None:
-            try:
-                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            except OSError:
-                return
-            for line in lines:
-                key, _, value = line.partition(":")
-                if key in peak:
-                    peak[key] = max(peak[key], int(value.split()[0]))
+            for key, size in memory(process.pid).items():
+                peak[key] = max(peak[key], size)
             time.sleep(0.01)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -77,7 +90,7 @@ def measure(command: list[str]) -> Sample:
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()[-2000:]}")
     cpu = usage.ru_utime + usage.ru_stime
-    return Sample(wall, cpu, peak["RssAnon"] / 1e3, peak["VmHWM"] / 1e3)
+    return Sample(wall, cpu, peak["RssAnon"] / 1e3, peak["VmRSS"] / 1e3)
 
 
 def commands(pair: Path, out: Path, mergekit: str | None) -> dict[str, list[str]]:
