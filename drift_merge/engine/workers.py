@@ -28,6 +28,7 @@ from drift_merge.errors import CheckpointError, DriftMergeError
 
 # Below this, starting processes costs more than it saves.
 PROCESS_BYTES = 64 * 2**20
+_PATIENCE_SECONDS = 0.02  # between two looks at whether shards have arrived for an idle process
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -99,7 +100,9 @@ class _Threads:
                     bundle = next(self._bundles, None)
                 if bundle is None:
                     break
-                self._queue.put(run_bundle(self._run, bundle))
+                with self._run.hold(bundle[0].step.name, len(bundle)):
+                    made = run_bundle(self._run, bundle)
+                self._queue.put(made)
         except Stopped:
             pass
         except BaseException as error:
@@ -144,7 +147,7 @@ class _Processes:
         self._flag = _SharedFlag()
         self._run = replace(run, stop=self._flag)
         self._bundles = bundles
-        self._numbers = iter(range(len(bundles)))
+        self._next = 0  # number of the next bundle
         self._children: list[_Child] = []
         self._count = count
 
@@ -152,17 +155,30 @@ class _Processes:
         for _ in range(self._count):
             self._children.append(self._fork())
         active = {child.connection: child for child in self._children}
+        idle: list[_Child] = []
         while active:
-            for connection in wait(list(active)):
+            for connection in wait(list(active), _PATIENCE_SECONDS if idle else None):
                 child = active[connection]  # type: ignore[index]
                 message = self._message(child)
                 if message is None:
-                    number = next(self._numbers, None)
-                    child.connection.send(number)
-                    if number is None:
-                        del active[child.connection]
+                    idle.append(child)
                 elif isinstance(message, list):
+                    self._run.feed.done(message[0][1], len(message))
                     yield message
+            while idle and self._is_next_here():
+                child = idle.pop()
+                if self._next < len(self._bundles):
+                    child.connection.send(self._next)
+                    self._next += 1
+                else:
+                    child.connection.send(None)
+                    del active[child.connection]
+
+    def _is_next_here(self) -> bool:
+        """Whether the next bundle can begin: its shards are on this disk, or there is no next."""
+        if self._next == len(self._bundles):
+            return True
+        return self._run.feed.is_here(self._bundles[self._next][0].step.name)
 
     def stop(self) -> list[list[Made]]:
         self._flag.set()
@@ -238,13 +254,18 @@ class _Processes:
             lock=threading.Lock(),
             local=threading.local(),
         )
+        run.inputs.drop_remote()
+        run.feed.disown()
         try:
             while not run.stop.is_set():
                 connection.send(None)
                 number = connection.recv()
                 if number is None:
                     return
-                connection.send(run_bundle(run, self._bundles[number]))
+                run.feed.adopt(self._bundles[number][0].step.name)
+                made = run_bundle(run, self._bundles[number])
+                run.inputs.drop_remote()  # the parent may delete them as soon as it knows
+                connection.send(made)
         except Stopped:
             return
         except BaseException as error:

@@ -99,6 +99,8 @@ class Forks:
 
 
 def _serve() -> None:
+    import huggingface_hub.file_download  # what `--stream` needs
+    import huggingface_hub.hf_api  # noqa: F401
     import torch  # noqa: F401
 
     import drift_merge.cli.actions
