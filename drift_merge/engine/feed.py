@@ -99,11 +99,6 @@ class Feed:
         if self.cache is not None:
             self.cache.pass_by((self._pass, name), uses)
 
-    def disown(self) -> None:
-        """In a child process: let go of the files of downloads."""
-        if self.cache is not None:
-            self.cache.disown()
-
     def adopt(self, name: str) -> None:
         """In a child process that has been told to work on a tensor: its shards are here."""
         if self.cache is not None:

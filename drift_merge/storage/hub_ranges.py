@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def fetch_ranges(shard: RemoteShard, ranges: Sequence[Range], path: Path, count:
             file.truncate(shard.file_bytes)
             for begin, end in ranges:
                 while begin < end:
-                    begin = _read_on(shard, file.fileno(), begin, end, count)
+                    begin = _read_on(shard, file, begin, end, count)
             os.fdatasync(file.fileno())
         os.rename(unfinished, path)
     except OSError as error:
@@ -150,7 +151,7 @@ def fetch_ranges(shard: RemoteShard, ranges: Sequence[Range], path: Path, count:
         unfinished.unlink(missing_ok=True)
 
 
-def _read_on(shard: RemoteShard, file: int, begin: int, end: int, count: Count) -> int:
+def _read_on(shard: RemoteShard, file: FileIO, begin: int, end: int, count: Count) -> int:
     """Write what arrives of [begin, end) before the connection breaks; the end of that."""
 
     def read() -> int:
@@ -170,16 +171,17 @@ def _read_on(shard: RemoteShard, file: int, begin: int, end: int, count: Count) 
             raise ConnectionError(f"{shard.file}: nothing arrived of {end - begin:,} bytes")
         return at
 
+    return patiently(read, shard.source, waits=WAITS_SECONDS)
+
+
+def _write(file: FileIO, data: bytes, offset: int) -> None:
+    """Write it all; an error of the disk is none of the line, and passes no retry."""
     try:
-        return patiently(read, shard.source, waits=WAITS_SECONDS)
-    except OutputError as error:
-        raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
-
-
-def _write(file: int, data: bytes, offset: int) -> None:
-    while data:
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written
+        while data:
+            written = os.pwrite(file.fileno(), data, offset)
+            data, offset = data[written:], offset + written
+    except OSError as error:
+        raise cannot_store(Path(os.fsdecode(file.name)), error) from error
 
 
 def _require_range(shard: RemoteShard, response: Any, begin: int) -> None:

@@ -6,17 +6,17 @@ that needs shards holds a ticket: it waits until they are there, and its end may
 their leases. The plan of leases is made elsewhere; it must fit the limit in its order.
 """
 
-import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+from drift_merge.storage.fetchers import Fetcher
 from drift_merge.storage.headers import TensorInfo
-from drift_merge.storage.hub_ranges import GivenUp, fetch_ranges
-from drift_merge.storage.hub_shards import fetch_whole, is_whole
+from drift_merge.storage.hub_ranges import GivenUp
 from drift_merge.storage.leases import Lease, Need, Traffic
 from drift_merge.storage.shards import cannot_write
 from drift_merge.storage.sources import RemoteShard
@@ -62,11 +62,7 @@ class ShardCache:
         self._error: BaseException | None = None
         self._is_stopped = False
         self._changed = threading.Condition()
-        # Daemons: a download that does not notice that it is given up must not keep the process.
-        self._threads = [
-            threading.Thread(target=self._fetch_leases, name=f"shard-{i}", daemon=True)
-            for i in range(min(IN_FLIGHT, len(leases)))
-        ]
+        self._fetchers: list[Fetcher] = []
 
     def path(self, shard: RemoteShard) -> Path:
         """Where a shard lies while it is here."""
@@ -114,14 +110,6 @@ class ShardCache:
             self._raise_error(numbers)
             return False
 
-    def disown(self) -> None:
-        """In a child process: close the files of downloads; open, they would outlive deletion."""
-        files = Path("/proc/self/fd")
-        for link in os.listdir(files):
-            with suppress(OSError):
-                if os.readlink(files / link).startswith(f"{self.directory.absolute()}/"):
-                    os.close(int(link))
-
     def adopt(self, ticket: Hashable) -> None:
         """In a child process: take the shards of a ticket to be here, as the parent says."""
         for number in self._tickets.get(ticket, ()):
@@ -148,12 +136,12 @@ class ShardCache:
         if not all(shard in self._present or shard in self._loading for shard in shards):
             raise self._error
 
-    def _fetch_leases(self) -> None:
+    def _fetch_leases(self, fetcher: Fetcher) -> None:
         """One downloading thread: take the next lease until there is none."""
         while (lease := self._grant()) is not None:
             shard = lease.need.shard
             try:
-                self._fetch(lease)
+                self._fetch(fetcher, lease)
             except BaseException as error:
                 self._fail(shard, error)
                 return
@@ -190,21 +178,12 @@ class ShardCache:
         self._used += need.size_bytes
         self.traffic.peak_bytes = max(self.traffic.peak_bytes, self._used)
 
-    def _fetch(self, lease: Lease) -> None:
-        need = lease.need
-        path = self.directory / need.place
-        # A part has its name only if all of it was on the disk; a whole shard is looked at again.
-        is_kept = path.is_file() if need.ranges else is_whole(need.shard, path)
-        if is_kept:
-            pass
-        elif need.ranges:
-            fetch_ranges(need.shard, need.ranges, path, self._count)
-        else:
-            fetch_whole(need.shard, self.directory, self._count)
+    def _fetch(self, fetcher: Fetcher, lease: Lease) -> None:
+        is_kept = fetcher.bring(lease.need)
         with self._changed:
             self.traffic.num_kept += is_kept
             self.traffic.num_downloads += not is_kept
-            self.traffic.num_parts += not is_kept and bool(need.ranges)
+            self.traffic.num_parts += not is_kept and bool(lease.need.ranges)
             self.traffic.again_bytes += 0 if is_kept else lease.again_bytes
 
     def _count(self, size: int) -> None:
@@ -250,8 +229,12 @@ class ShardCache:
             _remove_all_but(self.directory, kept)
         except OSError as error:
             raise cannot_write(self.directory, error) from error
-        for thread in self._threads:
-            thread.start()
+        # All processes before the first thread: a fork copies locks as other threads hold them.
+        for _ in range(min(IN_FLIGHT, len(self._leases))):
+            self._fetchers.append(Fetcher(self.directory, self._count))
+        for fetcher in self._fetchers:
+            # Daemons: a download in a thread that does not notice must not keep the process.
+            Thread(target=self._fetch_leases, args=[fetcher], daemon=True).start()
 
     def __enter__(self) -> "ShardCache":
         # Nothing that an interrupt could leave half-done: it would not be undone.
@@ -261,6 +244,9 @@ class ShardCache:
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
+        for fetcher in self._fetchers:
+            fetcher.end()
+        with self._changed:
             self._changed.wait_for(lambda: not self._loading, _FAREWELL_SECONDS)
         here = {self._needs[shard].place for shard in self._present} if kind else set()
         with suppress(OSError):  # a leftover is deleted by the next run, or with the whole folder

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from drift_merge.errors import OutputError, SourceError
-from drift_merge.storage import leases, shard_cache
+from drift_merge.storage import fetchers, leases, shard_cache
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.hub_ranges import Count
 from drift_merge.storage.leases import Lease, Need, need_of
@@ -57,8 +57,9 @@ class Line:
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     fake = Line()
-    monkeypatch.setattr(shard_cache, "fetch_whole", fake.fetch)
-    monkeypatch.setattr(shard_cache, "is_whole", lambda shard, path: path.is_file())
+    monkeypatch.setattr(fetchers, "can_fork", lambda: False)
+    monkeypatch.setattr(fetchers, "fetch_whole", fake.fetch)
+    monkeypatch.setattr(fetchers, "is_whole", lambda shard, path: path.is_file())
     monkeypatch.setattr(shard_cache, "_FAREWELL_SECONDS", 1.0)
     yield fake
     fake.blocked.clear()
@@ -279,7 +280,7 @@ def test_two_parts_of_one_shard_are_never_here_together(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
 
-    monkeypatch.setattr(shard_cache, "fetch_ranges", fetch)
+    monkeypatch.setattr(fetchers, "fetch_ranges", fetch)
     large = shard("a", 100)
     leases = [Lease(Need(large, ((0, 5),)), 1), Lease(Need(large, ((5, 9),)), 1)]
     with ShardCache(tmp_path / "s", leases, {1: (0,), 2: (1,)}, limit_bytes=100) as cache:

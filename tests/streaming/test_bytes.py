@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from drift_merge.engine import workers
 from drift_merge.storage import hub_ranges, leases
 from tests import checkpoints as c
 from tests.faults.harness import run
@@ -43,6 +44,18 @@ def test_streamed_outputs_have_the_bytes_of_others_at_any_limit(
     whole = c.read_files(tmp_path / "plain")
     for each in ("free", "tight", "parts"):
         assert c.read_files(tmp_path / each) == whole, each
+
+
+@pytest.mark.parametrize("name", ["compute", "two walks before"])
+def test_worker_processes_give_the_same_bytes(
+    name: str, hub: HubServer, pair: c.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "PROCESS_BYTES", 0)
+    limit = str(least_limit(COMMANDS[name], tmp_path / "out"))
+    traffic = succeed(COMMANDS[name], tmp_path / "out", "--cache-limit", limit)
+    assert traffic["num_downloads"] > 5
+    assert run(*COMMANDS[name], "-o", str(tmp_path / "plain")).code == 0
+    assert c.read_files(tmp_path / "out") == c.read_files(tmp_path / "plain")
 
 
 def test_only_shards_that_hold_something_selected_are_fetched(

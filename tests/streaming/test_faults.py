@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from drift_merge.engine import workers
 from tests import checkpoints as c
 from tests.faults.harness import assert_refusal, run
 from tests.hub_models import (
@@ -89,11 +90,17 @@ def test_bytes_of_the_right_number_that_are_wrong_are_refused_and_not_kept(
     assert c.read_files(tmp_path / "out") == c.read_files(tmp_path / "plain")
 
 
+@pytest.mark.parametrize("process_bytes", [0, 2**62])
 def test_a_hub_that_fails_for_good_is_a_source_error_and_the_rerun_resumes(
-    hub: HubServer, pair: c.Pair, tmp_path: Path
+    process_bytes: int,
+    hub: HubServer,
+    pair: c.Pair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     last = max(pair.mllm.glob("*.safetensors"))
     hub.inject(whole_request(last), status=503)
+    monkeypatch.setattr(workers, "PROCESS_BYTES", process_bytes)
     result = stream(COMMANDS["linear"], tmp_path / "out")
     assert_refusal(result, 3, ["HTTP 503", "Finished parts are kept"])
     assert not (tmp_path / "out").exists()
