@@ -17,11 +17,13 @@ from drift_merge.engine.job import RunOptions
 from drift_merge.engine.plan import Plan
 from drift_merge.engine.prepare import prepare
 from drift_merge.engine.recipe import (
+    DEFAULT_CACHE_SIZE,
     DEFAULT_SHARD_SIZE,
     MERGE_MODULES,
     PRIOR_MODULES,
     SOURCE_DTYPE,
     Recipe,
+    parse_size,
 )
 from drift_merge.merges.make import make_merge
 from drift_merge.merges.manifest import Merge
@@ -83,6 +85,8 @@ def compute(
     allow_nonfinite: bool = False,
     device: str = "cpu",
     threads: int | None = None,
+    stream: bool = False,
+    cache_limit: str = DEFAULT_CACHE_SIZE,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Prior:
@@ -103,6 +107,8 @@ def compute(
         allow_nonfinite: accept NaN and Inf in the inputs.
         device: where to compute.
         threads: workers; None for one per core.
+        stream: read Hub sources shard by shard (download, use, delete).
+        cache_limit: such as "20GB": disk for the shards that lie here at a time.
         overwrite: replace an existing output after success.
         progress: show a tqdm bar.
 
@@ -127,9 +133,9 @@ def compute(
         map_file=map_file,
         allow_nonfinite=allow_nonfinite,
     )
-    prepared = prepare(recipe, quiet=not progress)
+    prepared = prepare(recipe, stream=stream, quiet=not progress)
     plan = prepared.plan()
-    with _options(plan, device, threads, overwrite, progress) as options:
+    with _options(plan, device, threads, overwrite, progress, cache_limit) as options:
         return compute_prior(prepared, plan, Path(output), options).prior
 
 
@@ -184,6 +190,8 @@ def linear(
     allow_nonfinite: bool = False,
     device: str = "cpu",
     threads: int | None = None,
+    stream: bool = False,
+    cache_limit: str = DEFAULT_CACHE_SIZE,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Merge:
@@ -203,6 +211,8 @@ def linear(
         allow_nonfinite: accept NaN and Inf in the inputs.
         device: where to compute.
         threads: workers; None for one per core.
+        stream: read Hub sources shard by shard (download, use, delete).
+        cache_limit: such as "20GB": disk for the shards that lie here at a time.
         overwrite: replace an existing output after success.
         progress: show a tqdm bar.
 
@@ -225,15 +235,20 @@ def linear(
         map_file=map_file,
         allow_nonfinite=allow_nonfinite,
     )
-    prepared = prepare(recipe, quiet=not progress)
+    prepared = prepare(recipe, stream=stream, quiet=not progress)
     plan = prepared.plan()
-    with _options(plan, device, threads, overwrite, progress) as options:
+    with _options(plan, device, threads, overwrite, progress, cache_limit) as options:
         return make_merge(prepared, plan, Path(output), options).merge
 
 
 @contextmanager
 def _options(
-    plan: Plan, device: str, threads: int | None, overwrite: bool, progress: bool
+    plan: Plan,
+    device: str,
+    threads: int | None,
+    overwrite: bool,
+    progress: bool,
+    cache_limit: str = DEFAULT_CACHE_SIZE,
 ) -> Iterator[RunOptions]:
     from tqdm.auto import tqdm
 
@@ -249,4 +264,5 @@ def _options(
             device=device,
             overwrite=overwrite,
             progress=advance,
+            cache_limit=parse_size(cache_limit),
         )

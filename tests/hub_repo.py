@@ -3,6 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,12 @@ def tree(files: dict[str, Path]) -> list[dict[str, object]]:
 
 def sha256(path: Path) -> str:
     """What the Hub names a large file by."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1000)
+def _sha256(path: Path, *_: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

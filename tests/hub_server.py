@@ -36,7 +36,10 @@ _ERROR_CODES = {
 
 @dataclass
 class Fault:
-    """What to do to requests whose "METHOD /path" matches; the oldest matching fault acts."""
+    """What to do to requests whose "METHOD /path" matches; the oldest matching fault acts.
+
+    A range follows the path: "GET /path bytes=0-99".
+    """
 
     match: str  # regular expression, searched
     times: int = 1_000_000  # how many requests it strikes
@@ -76,6 +79,8 @@ class HubServer:
         self.accounts: dict[str, Account] = {}  # token -> who may write, and what
         self.store = Store(store or Path())  # of uploads; a server without one is only read from
         self.faults: list[Fault] = []
+        self.bytes_per_second = 0.0  # of all bodies together; 0 is unthrottled
+        self._idle_at = 0.0  # when the throttled line has sent all that it was given
         self._log: list[Exchange] = []
         self._num_open = 0  # requests that are being answered
         self.num_begun = 0  # requests so far, those that are being answered included
@@ -149,6 +154,15 @@ class HubServer:
         self.requests()
         self._log.clear()
 
+    def pace(self, size: int) -> None:
+        """Wait as long as `size` more bytes take on the throttled line that all requests share."""
+        if self.bytes_per_second:
+            with self._changed:
+                begin = max(self._idle_at, time.monotonic())
+                self._idle_at = begin + size / self.bytes_per_second
+                wait = self._idle_at - time.monotonic()
+            self.closing.wait(wait)
+
     def bytes_sent(self, match: str = "") -> int:
         """Bytes of all bodies sent for matching requests."""
         return sum(exchange.bytes_sent for exchange in self.requests(match))
@@ -185,14 +199,15 @@ class _Handler(hub_writes.Uploads):
     def _exchange(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.status, self.sent, self.received = 0, 0, 0
-        self.fault = self.hub.begin_request(f"{self.command} {path}")
+        asked = self.headers.get("Range", "")
+        self.fault = self.hub.begin_request(f"{self.command} {path} {asked}".rstrip())
         try:
             self.body = self.receive()
             self._answer(path)
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
             self.close_connection = True  # the client has read enough
         finally:
-            asked, has_token = self.headers.get("Range", ""), self._token() != ""
+            has_token = self._token() != ""
             counts = (self.status, self.sent, self.received)
             self.hub.end_request(
                 Exchange(self.command, path, asked, has_token, self.origin, *counts)
@@ -321,6 +336,7 @@ class _Handler(hub_writes.Uploads):
         end = len(body) if fault.cut_after < 0 else min(fault.cut_after, len(body))
         for start in range(0, end, _SENT_AT_ONCE):
             self.wfile.write(body[start : min(start + _SENT_AT_ONCE, end)])
+            self.hub.pace(min(start + _SENT_AT_ONCE, end) - start)
             self.sent = min(start + _SENT_AT_ONCE, end)
             if fault.bytes_per_second:
                 time.sleep(_SENT_AT_ONCE / fault.bytes_per_second)

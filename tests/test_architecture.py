@@ -175,6 +175,7 @@ def test_align_inspect_dry_runs_help_and_version_never_import_torch(tmp_path, mo
         [0, "drift-prior", "compute", *sources, "-o", out, "--dry-run", "-v"],
         [0, "drift-prior", "compute", *sources, "-o", out, "-n", "--base", sources[0], "--json"],
         [0, "drift-merge", "linear", *sources, "-o", out, "--dry-run"],
+        [0, "drift-merge", "linear", *sources, "-o", out, "--dry-run", "--stream"],
         [6, "drift-merge", "linear", *sources, "-o", sources[1], "--dry-run"],
         [2, "drift-merge", "linear", *sources, "-o", out, "--modules", "atn"],
         *([0, p, n, "--help"] for p, n in (("drift-prior", "demo"), ("drift-merge", "verify"))),

@@ -2,18 +2,20 @@
 
 import secrets
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from drift_merge.cli import render
 from drift_merge.cli.entry import print_json
-from drift_merge.cli.options import Run, require_device
+from drift_merge.cli.options import Run
+from drift_merge.cli.planning import plan_run
 from drift_merge.cli.progress import progress
-from drift_merge.engine.job import Outcome, RunOptions, check_plan
+from drift_merge.cli.streaming import running, say_traffic, traffic_json
+from drift_merge.engine.job import Outcome
 from drift_merge.engine.manifests import describe_findings
 from drift_merge.engine.plan import Plan
-from drift_merge.engine.prepare import Prepared, prepare
+from drift_merge.engine.prepare import prepare
 from drift_merge.engine.recipe import Recipe
 from drift_merge.errors import AlignmentError, RecipeError
 from drift_merge.merges.make import MadeMerge
@@ -81,14 +83,14 @@ def compute_action(reasoners: tuple[str, ...], mllm: str, values: dict[str, Any]
     _one_reasoner(reasoners)
     out: Path = values.pop("output")
     recipe = Recipe(method="prior", reasoners=reasoners, mllm=mllm, **values)
-    prepared, plan = plan_run(recipe, out, run)
+    prepared, plan, transfers = plan_run(recipe, out, run)
     if run.dry_run:
         return
-    with progress("Streaming", plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
-        made = compute_prior(prepared, plan, out, run_options(run, advance))
+    with running(run, plan.write_bytes, transfers) as options:
+        made = compute_prior(prepared, plan, out, options)
     manifest = made.prior.manifest
     if run.as_json:
-        print_json({"schema": 1, "output": str(out), **without_tensors(manifest)})
+        _print_made(out, manifest, made.outcome)
         return
     if run.quiet:
         print(out)
@@ -99,7 +101,8 @@ def compute_action(reasoners: tuple[str, ...], mllm: str, values: dict[str, Any]
     say_done(out, plan, made.outcome)
     arguments = f"--reasoner {shlex.quote(reasoners[0])} --mllm {shlex.quote(mllm)}"
     base = f" --base {shlex.quote(recipe.base)}" if recipe.base else ""
-    render.note(f"Next: drift-prior verify {shlex.quote(str(out))} {arguments}{base}")
+    streamed = " --stream" if run.stream else ""
+    render.note(f"Next: drift-prior verify {shlex.quote(str(out))} {arguments}{base}{streamed}")
 
 
 def merge_action(
@@ -110,11 +113,11 @@ def merge_action(
 
     out: Path = values.pop("output")
     recipe = Recipe(method=method, reasoners=reasoners, mllm=mllm, **values)
-    prepared, plan = plan_run(recipe, out, run)
+    prepared, plan, transfers = plan_run(recipe, out, run)
     if run.dry_run:
         return
-    with progress("Streaming", plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
-        made = make_merge(prepared, plan, out, run_options(run, advance))
+    with running(run, plan.write_bytes, transfers) as options:
+        made = make_merge(prepared, plan, out, options)
     describe_merge(made, plan, out, run)
 
 
@@ -122,7 +125,7 @@ def describe_merge(made: MadeMerge, plan: Plan, out: Path, run: Run) -> None:
     """Say what a merge is and what was done."""
     manifest = made.merge.manifest
     if run.as_json:
-        print_json({"schema": 1, "output": str(out), **without_tensors(manifest)})
+        _print_made(out, manifest, made.outcome)
         return
     if run.quiet:
         print(out)
@@ -133,46 +136,9 @@ def describe_merge(made: MadeMerge, plan: Plan, out: Path, run: Run) -> None:
     render.note(f"Next: drift-merge verify {shlex.quote(str(out))}")
 
 
-def plan_run(recipe: Recipe, out: Path, run: Run) -> tuple[Prepared, Plan]:
-    """Prepare and plan; report findings; with --dry-run, print the plan."""
-    prepared = prepare(
-        recipe, headers_only=run.dry_run, quiet=run.quiet or run.as_json or run.dry_run
-    )
-    plan = prepared.plan()
-    check_plan(plan, out, overwrite=run.overwrite)
-    if not run.quiet and not run.as_json:
-        render.findings(prepared.findings)
-        _say_skipped(prepared)
-    if run.dry_run and run.as_json:
-        print_json(render.plan_json(plan, verbose=run.verbose) | _findings(prepared.findings))
-    elif run.dry_run:
-        render.plan_summary(plan, verbose=run.verbose)
-        render.note("Nothing was written (--dry-run).")
-    return prepared, plan
-
-
-def _say_skipped(prepared: Prepared) -> None:
-    others = [*prepared.reasoners, *([prepared.base] if prepared.base else [])]
-    effect = "get no delta" if prepared.recipe.method == "prior" else "stay as the mllm has them"
-    for checkpoint, alignment in others:
-        skipped = alignment.num_selected - alignment.num_matched
-        if skipped:
-            render.note(
-                f"Warning [skipped]: {skipped:,} of {alignment.num_selected:,} selected tensors "
-                f"have no partner in {checkpoint.source.label} and {effect}."
-            )
-
-
-def _findings(found: tuple[Finding, ...]) -> dict[str, Any]:
-    return {"findings": describe_findings(found)}
-
-
-def run_options(run: Run, advance: Callable[[int], None]) -> RunOptions:
-    """The options of the engine for the options of a command."""
-    require_device(run.device)
-    return RunOptions(
-        threads=run.threads, device=run.device, overwrite=run.overwrite, progress=advance
-    )
+def _print_made(out: Path, manifest: Mapping[str, Any], outcome: Outcome) -> None:
+    made = {"schema": 1, "output": str(out), **without_tensors(manifest)}
+    print_json(made | traffic_json(outcome))
 
 
 def say_done(out: Path, plan: Plan, outcome: Outcome) -> None:
@@ -181,6 +147,7 @@ def say_done(out: Path, plan: Plan, outcome: Outcome) -> None:
         render.note("It had been finished by an earlier run of the same command.")
     elif outcome.num_resumed:
         render.note(f"Resumed: {outcome.num_resumed:,} tensors were done by an earlier run.")
+    say_traffic(outcome)
     render.note(
         f"Wrote and verified {len(plan.steps):,} tensors, {render.size(plan.write_bytes)}, "
         f"in {outcome.seconds:.1f} s."

@@ -43,7 +43,7 @@ def compress_action(text: str, values: dict[str, Any], run: options.Run) -> None
     """Compress a prior and print what is kept of it."""
     from drift_merge.cli import actions, render
     from drift_merge.cli.entry import print_json
-    from drift_merge.cli.progress import progress
+    from drift_merge.cli.streaming import running
     from drift_merge.engine.job import check_plan
     from drift_merge.priors.compress import compress_prior, compress_recipe, plan_compression
     from drift_merge.priors.manifest import open_prior
@@ -56,8 +56,8 @@ def compress_action(text: str, values: dict[str, Any], run: options.Run) -> None
     if run.dry_run:
         _print_plan(plan, run)
         return
-    with progress("Streaming", plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
-        made = compress_prior(prior, plan, out, actions.run_options(run, advance))
+    with running(run, plan.write_bytes) as options:
+        made = compress_prior(prior, plan, out, options)
     manifest = made.prior.manifest
     if run.as_json:
         print_json({"schema": 1, "output": str(out), **actions.without_tensors(manifest)})
@@ -77,7 +77,9 @@ def _print_plan(plan: "Plan", run: options.Run) -> None:
     if run.as_json:
         print_json(render.plan_json(plan, verbose=run.verbose))
         return
-    render.plan_summary(plan, verbose=run.verbose)
+    render.plan_summary(plan)
+    if run.verbose:
+        render.plan_steps(plan)
     render.note("Nothing was written (--dry-run).")
 
 

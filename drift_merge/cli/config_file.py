@@ -28,6 +28,7 @@ KEYS = (
     *SOURCES,
     *("base", "modules", "layers", "map", "on-mismatch", "dtype", "through", "max-shard-size"),
     *("device", "threads", "output", "overwrite", "allow-nonfinite", "weight"),
+    *("stream", "cache-limit"),
     *("dry-run", "json", "quiet", "verbose"),
 )
 
@@ -127,6 +128,7 @@ def print_call(
 def print_recipe(recipe: "Recipe", out: Path | None, run: "Run") -> None:
     """Print a recipe as YAML on stdout: `drift-merge run` makes the same of it from anywhere."""
     from drift_merge.cli.options import default_threads
+    from drift_merge.engine.recipe import DEFAULT_CACHE_SIZE
     from drift_merge.engine.recipe_file import absolute
     from drift_merge.engine.recipe_values import to_values
     from drift_merge.engine.recipe_yaml import write_mapping
@@ -137,6 +139,8 @@ def print_recipe(recipe: "Recipe", out: Path | None, run: "Run") -> None:
         "device": run.device if run.device != "cpu" else None,
         "threads": run.threads if run.threads != default_threads() else None,
         "overwrite": run.overwrite or None,
+        "stream": run.stream or None,
+        "cache-limit": run.cache_limit if run.cache_limit != DEFAULT_CACHE_SIZE else None,
     }
     values |= {key: value for key, value in running.items() if value is not None}
     sys.stdout.write(write_mapping(absolute(values)))

@@ -136,7 +136,7 @@ def demo_action(output: Path | None, *, quiet: bool) -> None:
     paths = make_pair(directory)
     reasoner, mllm = map(str, paths)
     prior, merged = directory / "prior", directory / "merged"
-    run = Run("cpu", 1, False, False, False, False, quiet)
+    run = Run(threads=1, quiet=quiet)
 
     say(
         "1. Align names and shapes; no tensor data is read.\n"

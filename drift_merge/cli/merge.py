@@ -54,6 +54,7 @@ def methods(as_json: bool) -> None:
 )
 @click.option("-o", "--output", type=options.PATH, required=True, help="Directory of the outputs.")
 @click.option("--budget", is_flag=True, help="Show the disk needed, and stop.")
+@options.streaming
 @options.running
 def sweep(
     recipe: Path, settings: tuple[str, ...], output: Path, budget: bool, **values: Any
@@ -99,6 +100,7 @@ def inspect(merge: str, as_json: bool) -> None:
 @click.option("--base", help="For a merge that was made with one.")
 @click.option("--map", "map_file", type=options.PATH, help="The --map that was used, if one was.")
 @options.sampling
+@options.streaming
 @options.threads_option
 @options.json_option
 @options.quiet_option

@@ -37,6 +37,7 @@ def method_command(method: Method) -> click.Command:
         *_own_options(method),
         options.selection("attn,mlp,norm"),
         options.writing("source"),
+        options.streaming,
         options.running,
     )
     command: click.Command = decorate(callback)

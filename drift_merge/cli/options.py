@@ -21,17 +21,19 @@ DTYPES = ("bfloat16", "float16", "float32", "source")
 COMPRESSED_DTYPES = tuple(COMPRESSED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """How a command runs and reports; none of it changes a byte of the output."""
 
-    device: str
-    threads: int
-    overwrite: bool
-    dry_run: bool
-    verbose: bool
-    as_json: bool
-    quiet: bool
+    device: str = "cpu"
+    threads: int = 1
+    stream: bool = False
+    cache_limit: str = "20GB"
+    overwrite: bool = False
+    dry_run: bool = False
+    verbose: bool = False
+    as_json: bool = False
+    quiet: bool = False
 
 
 def default_threads() -> int:
@@ -157,6 +159,21 @@ threads_option = click.option(
     help="Workers.",
 )
 
+streaming = chain(
+    click.option(
+        "--stream",
+        is_flag=True,
+        help="Read Hub sources shard by shard: fetch, use, delete.",
+    ),
+    click.option(
+        "--cache-limit",
+        default="20GB",
+        show_default=True,
+        metavar="SIZE",
+        help="With --stream: disk for fetched shards.",
+    ),
+)
+
 running = chain(
     click.option(
         "--device",
@@ -176,8 +193,8 @@ running = chain(
 
 
 def take_run(values: dict[str, Any]) -> Run:
-    """Take the options of `running` out of a command's keyword arguments."""
-    return Run(**{name: values.pop(name) for name in Run.__slots__})
+    """Take the options of `running` and `streaming` out of a command's keyword arguments."""
+    return Run(**{name: values.pop(name) for name in Run.__slots__ if name in values})
 
 
 sampling = chain(

@@ -55,6 +55,7 @@ def align(ctx: click.Context, /, sources: tuple[str, ...], as_json: bool, **reci
     type=click.Choice(options.DTYPES),
     help="Round delta to this dtype before it is compressed, as a prior of that dtype was.",
 )
+@options.streaming
 @options.running
 @click.pass_context
 def compute(ctx: click.Context, /, sources: tuple[str, ...], **values: Any) -> None:
@@ -98,6 +99,7 @@ def inspect(prior: str, as_json: bool) -> None:
 @click.option("--base", help="For a prior that was computed with one.")
 @click.option("--map", "map_file", type=options.PATH, help="The --map that was used, if one was.")
 @options.sampling
+@options.streaming
 @options.threads_option
 @options.json_option
 @options.quiet_option
@@ -128,6 +130,7 @@ def verify(prior: str, **values: Any) -> None:
     help="Factor of delta; 1 gives the reasoner's weights.",
 )
 @options.writing("source")
+@options.streaming
 @options.running
 def apply(prior: str, mllm: str, scale: float, **values: Any) -> None:
     """Write mllm + scale * delta as a complete MLLM checkpoint.

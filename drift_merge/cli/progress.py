@@ -2,8 +2,9 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from drift_merge.cli.render import note, size
 
@@ -20,15 +21,27 @@ def progress(label: str, total_bytes: int, *, quiet: bool) -> Iterator[Advance]:
         total_bytes: of all of it.
         quiet: show nothing.
     """
-    if quiet or total_bytes < SHOWN_BYTES:
-        yield lambda _size: None
+    with progresses({label: total_bytes}, quiet=quiet) as (advance,):
+        yield advance
+
+
+@contextmanager
+def progresses(totals: Mapping[str, int], *, quiet: bool) -> Iterator[tuple[Advance, ...]]:
+    """Callbacks for things that go on at the same time; see `progress`.
+
+    Args:
+        totals: bytes of all of it, by label.
+        quiet: show nothing.
+    """
+    if quiet or max(totals.values()) < SHOWN_BYTES:
+        yield tuple(lambda _size: None for _ in totals)
     elif sys.stderr.isatty():
-        yield from _bar(label, total_bytes)
+        yield from _bars(totals)
     else:
-        yield _lines(label, total_bytes)
+        yield tuple(_lines(label, total) for label, total in totals.items())
 
 
-def _bar(label: str, total_bytes: int) -> Iterator[Advance]:
+def _bars(totals: Mapping[str, int]) -> Iterator[tuple[Advance, ...]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -47,8 +60,8 @@ def _bar(label: str, total_bytes: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total_bytes)
-        yield lambda size: bar.advance(task, size)
+        tasks = [bar.add_task(label, total=total) for label, total in totals.items()]
+        yield tuple(partial(bar.advance, task) for task in tasks)
 
 
 def _lines(label: str, total_bytes: int) -> Advance:

@@ -88,14 +88,16 @@ def alignment_table(alignment: Alignment) -> None:
     table(["module", *STATUSES], rows)
 
 
-def plan_summary(plan: Plan, *, verbose: bool) -> None:
-    """What a plan will do; with `verbose`, every tensor."""
+def plan_summary(plan: Plan) -> None:
+    """What a plan will do."""
     counts = ", ".join(f"{n:,} {method}" for method, n in plan.counts().items())
     print(f"Tensors   {counts}")
     print(f"Reads     {size(plan.read_bytes)}")
     print(f"Writes    {size(plan.layout.size_bytes)} in {len(plan.layout.shards):,} shard(s)")
-    if not verbose:
-        return
+
+
+def plan_steps(plan: Plan) -> None:
+    """Every tensor of a plan."""
     rows = []
     for step in plan.steps:
         weights = " ".join(f"{weight:g}" for weight in step.weights)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _REQUEST = "drift_merge.request"
 _DEFAULT = "  [default: "  # in the help of an option; here the recipe gives the default
-_RUNNING = ("device", "threads", "overwrite", "dry_run", "verbose", "as_json", "quiet", "output")
+_RUNNING = (*options.Run.__slots__, "output")
 
 
 def _load(ctx: click.Context, _: click.Parameter, file: Path) -> Path:
@@ -78,6 +78,7 @@ def _given(ctx: click.Context) -> dict[str, Any]:
 @click.option("--mllm", help="In the place of the recipe's.")
 @options.print_config
 @click.option("-o", "--output", type=options.PATH, help="Directory to create.")
+@options.streaming
 @options.running
 @click.pass_context
 def run_command(ctx: click.Context, /, **values: Any) -> None:

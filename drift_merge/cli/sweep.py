@@ -7,16 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from drift_merge.cli import render
-from drift_merge.cli.actions import describe_merge, plan_run, run_options
+from drift_merge.cli.actions import describe_merge
 from drift_merge.cli.entry import print_json
 from drift_merge.cli.options import Run
-from drift_merge.cli.progress import progress
+from drift_merge.cli.planning import plan_run
 from drift_merge.cli.pull import locate
+from drift_merge.cli.streaming import (
+    print_transfers,
+    running,
+    say_traffic,
+    traffic_json,
+    transfers_json,
+    transfers_of,
+)
 from drift_merge.engine.job import check_plan
 from drift_merge.engine.plan import Plan
 from drift_merge.engine.prepare import Prepared, prepare
 from drift_merge.engine.recipe_file import read_request
 from drift_merge.engine.sweep import Setting, output_name, parse_settings, vary
+from drift_merge.engine.transfers import Transfers
 from drift_merge.errors import OutputError
 
 Jobs = list[tuple[Prepared, Plan, Path]]
@@ -36,30 +45,33 @@ def sweep_action(
 
     settings = parse_settings(texts)
     recipe = read_request(file).recipe(overrides)
-    prepared = prepare(recipe, headers_only=run.dry_run or budget, quiet=run.quiet or run.as_json)
+    quiet = run.quiet or run.as_json
+    prepared = prepare(recipe, headers_only=run.dry_run or budget, stream=run.stream, quiet=quiet)
     jobs: Jobs = []
     for setting in settings:
         varied = replace(prepared, recipe=vary(recipe, dict(setting)))
         jobs.append((varied, varied.plan(), out / output_name(setting)))
     for _, plan, path in jobs:
         check_plan(plan, path, overwrite=run.overwrite)
-    if not run.quiet and not run.as_json:
+    transfers = transfers_of(run, [plan for _, plan, _ in jobs])
+    if not quiet:
         render.findings(prepared.findings)
     if budget or run.dry_run:
-        _print_budget(jobs, out, as_json=run.as_json)
+        _print_budget(jobs, out, run, transfers)
         return
     _require_space(jobs, out)
     total = sum(plan.write_bytes for _, plan, _ in jobs)
-    with progress("Streaming", total, quiet=run.quiet or run.as_json) as advance:
-        made = make_merges(jobs, run_options(run, advance))
+    with running(run, total, transfers) as options:
+        made = make_merges(jobs, options)
     rows = []
     for setting, (_, _, path), merge in zip(settings, jobs, made, strict=True):
         rows.append(_row(setting, path, merge.merge.manifest))
     if run.as_json:
-        print_json({"schema": 1, "outputs": rows})
+        print_json({"schema": 1, "outputs": rows} | traffic_json(made[-1].outcome))
     elif run.quiet:
         print(*(row["output"] for row in rows), sep="\n")
     else:
+        say_traffic(made[-1].outcome)
         _print_rows(rows)
 
 
@@ -84,14 +96,18 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     render.table(["output", *names, "tensors", "change kept", "size"], cells)
 
 
-def _print_budget(jobs: Jobs, out: Path, *, as_json: bool) -> None:
+def _print_budget(jobs: Jobs, out: Path, run: Run, transfers: Transfers | None) -> None:
     needed, free = _needed(jobs), _free(out)
-    if as_json:
-        print_json({"schema": 1, "outputs": len(jobs), "needed_bytes": needed, "free_bytes": free})
+    if run.as_json:
+        moved = transfers_json(transfers, needed) if run.stream else {}
+        budget = {"outputs": len(jobs), "needed_bytes": needed, "free_bytes": free}
+        print_json({"schema": 1} | budget | moved)
         return
     reads = jobs[0][1].read_bytes
     print(f"Outputs   {len(jobs)} in {out}")
     print(f"Reads     about {render.size(reads)}, once for all")
+    if run.stream:
+        print_transfers(transfers, needed)
     print(f"Needs     {render.size(needed)} of disk; {render.size(free)} are free")
 
 
@@ -126,9 +142,9 @@ def apply_action(text: str, mllm: str, scale: float, values: dict[str, Any], run
     place, path = locate(text, "PRIOR", whole=not run.dry_run, quiet=silent)
     prior = open_prior(path)
     recipe = apply_recipe(place, prior.manifest, mllm, scale=scale, **values)
-    prepared, plan = plan_run(recipe, out, run)
+    prepared, plan, transfers = plan_run(recipe, out, run)
     if run.dry_run:
         return
-    with progress("Streaming", plan.write_bytes, quiet=run.quiet or run.as_json) as advance:
-        made = apply_prior(prior.manifest, prepared, plan, out, run_options(run, advance))
+    with running(run, plan.write_bytes, transfers) as options:
+        made = apply_prior(prior.manifest, prepared, plan, out, options)
     describe_merge(made, plan, out, run)

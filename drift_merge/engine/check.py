@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drift_merge.engine.feed import sample_feed
 from drift_merge.engine.plan import Plan, Step
+from drift_merge.engine.recipe import DEFAULT_CACHE_SIZE, parse_size
 from drift_merge.engine.verify import read_shards, reread
 from drift_merge.errors import VerificationError
 from drift_merge.storage.compressed import describe_stored, stored_fingerprints
@@ -118,6 +120,7 @@ def check_sample(
     sample: int,
     seed: int,
     device: str = "cpu",
+    cache_limit: str = DEFAULT_CACHE_SIZE,
 ) -> tuple[str, ...]:
     """Compute a random sample of tensors again and compare it with the manifest.
 
@@ -128,6 +131,7 @@ def check_sample(
         sample: number of tensors; all of them if there are fewer.
         seed: of the choice.
         device: where to compute.
+        cache_limit: of the shards that lie on this disk at a time, if the plan's are on the Hub.
 
     Returns:
         The names of the tensors that were computed again and agree.
@@ -145,7 +149,9 @@ def check_sample(
             remedy="Give the sources that the manifest names.",
         )
     chosen = random.Random(seed).sample(list(plan.steps), min(sample, len(plan.steps)))
-    results = recompute(plan, chosen, device=device)
+    limit = parse_size(cache_limit)
+    with sample_feed(plan, [step.name for step in chosen], limit_bytes=limit) as feed:
+        results = recompute(plan, chosen, device=device, feed=feed)
     for step in chosen:
         _compare_result(step, results[step.name], tensors[step.name], fingerprint_key)
     return tuple(step.name for step in chosen)

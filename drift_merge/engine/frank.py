@@ -9,13 +9,13 @@ Source: FRANK, arXiv 2505.16151, section 3.2, equation 13.
 """
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 from drift_merge.engine.plan import Plan, Step
 from drift_merge.engine.reader import Reader, Run
+from drift_merge.engine.walks import walk_steps
 from drift_merge.errors import RecipeError
 from drift_merge.maths.chunks import blocks
 from drift_merge.names.modules import layer_of
@@ -41,10 +41,11 @@ def frank_weights(run: Run, plan: Plan, *, threads: int) -> FrankWeights:
         RecipeError: tensors of one layer are merged from different numbers of models.
     """
     steps = [step for step in plan.steps if step.method == plan.recipe.method]
-    with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(lambda step: _squared_norms(run, step), steps))
+    walked = walk_steps(run, plan, steps, lambda step: _squared_norms(run, step), threads=threads)
+    found = {step.name: squared for step, squared in walked}
     sums: dict[str, list[float]] = {}
-    for step, squared in zip(steps, found, strict=True):
+    for step in steps:  # in the order of the plan: sums of float64 depend on it
+        squared = found[step.name]
         total = sums.setdefault(_group(step), [0.0] * len(squared))
         if len(total) != len(squared):
             raise RecipeError(
@@ -70,10 +71,9 @@ def _group(step: Step) -> str:
 def _squared_norms(run: Run, step: Step) -> list[float]:
     """The squared L2 norms of tau_m, tau_1, ..., float32 within a block and float64 across."""
     totals = [0.0] * (1 + len(step.weights))
-    with torch.inference_mode(), run.workspace().on_stream():
-        for chunk in blocks(Reader(run, step).walk):
-            assert chunk.base is not None
-            for index, theta in enumerate([chunk.mllm, *chunk.reasoners]):
-                tau = theta.sub_(chunk.base)
-                totals[index] += float(torch.dot(tau, tau))
+    for chunk in blocks(Reader(run, step).walk):
+        assert chunk.base is not None
+        for index, theta in enumerate([chunk.mllm, *chunk.reasoners]):
+            tau = theta.sub_(chunk.base)
+            totals[index] += float(torch.dot(tau, tau))
     return totals

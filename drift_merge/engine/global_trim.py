@@ -3,8 +3,7 @@
 One threshold per task vector, not per tensor, as the paper trims (arXiv 2306.01708, section 3).
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from drift_merge.engine.plan import Plan, Step
 from drift_merge.engine.reader import Reader, Run
+from drift_merge.engine.walks import walk_steps
 from drift_merge.errors import RecipeError
 from drift_merge.maths.chunks import Settings
 from drift_merge.maths.methods import whole_model
@@ -46,24 +46,14 @@ def global_trims(run: Run, plan: Plan, settings_of: SettingsOf, *, threads: int)
     if rank == 0:
         return whole_model.given([float("nan")] * (1 + len(settings.weights)))
 
-    def total(count: Callable[[Reader, Step], Tensor]) -> Tensor:
-        return _sum_over(run, steps, count, threads)
+    def total(count: Callable[[Reader], Tensor]) -> Tensor:
+        walked = walk_steps(run, plan, steps, lambda s: count(Reader(run, s)), threads=threads)
+        return reduce(torch.add, (counts for _, counts in walked))  # whole numbers: in any order
 
-    upper = total(lambda reader, step: whole_model.upper_counts(reader.walk, settings))
+    upper = total(lambda reader: whole_model.upper_counts(reader.walk, settings))
     places = [whole_model.locate(counts, rank) for counts in upper]
-    lower = total(lambda reader, step: whole_model.lower_counts(reader.walk, settings, places))
+    lower = total(lambda reader: whole_model.lower_counts(reader.walk, settings, places))
     found = [
         whole_model.threshold(place, counts) for place, counts in zip(places, lower, strict=True)
     ]
     return whole_model.given(found)
-
-
-def _sum_over(
-    run: Run, steps: Sequence[Step], count: Callable[[Reader, Step], Tensor], threads: int
-) -> Tensor:
-    def one(step: Step) -> Tensor:
-        with torch.inference_mode(), run.workspace().on_stream():
-            return count(Reader(run, step), step)
-
-    with ThreadPoolExecutor(threads) as pool:
-        return reduce(torch.add, pool.map(one, steps))

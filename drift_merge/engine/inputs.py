@@ -18,13 +18,28 @@ from drift_merge.names.tensors import Part, matrix_shape
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.mapped import MappedCheckpoint
+from drift_merge.storage.shard_cache import ShardCache
+from drift_merge.storage.sources import RemoteShard
 
 
 class Inputs:
     """The mapped sources of a plan. Safe to share between threads."""
 
-    def __init__(self, sources: Sequence[Checkpoint]) -> None:
-        self._maps = [MappedCheckpoint(source) for source in sources]
+    def __init__(self, sources: Sequence[Checkpoint], cache: ShardCache | None = None) -> None:
+        self._maps = [MappedCheckpoint(source, cache) for source in sources]
+        if cache is not None:
+            cache.on_evict = self._drop
+
+    def drop_remote(self) -> None:
+        """Unmap all shards of the cache, which another process may be about to delete."""
+        for mapped in self._maps:
+            mapped.drop_remote()
+
+    def _drop(self, shard: RemoteShard) -> None:
+        for mapped in self._maps:
+            for name, remote in mapped.checkpoint.remote.items():
+                if remote == shard:
+                    mapped.drop(name)
 
     def __enter__(self) -> "Inputs":
         return self

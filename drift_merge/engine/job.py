@@ -6,11 +6,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from drift_merge.engine.feed import Jobs, open_feed
 from drift_merge.engine.plan import Plan
+from drift_merge.engine.recipe import DEFAULT_CACHE_SIZE, parse_size
 from drift_merge.engine.verify import compare, read_shards
 from drift_merge.errors import VerificationError
 from drift_merge.storage.compressed import stored_fingerprints
 from drift_merge.storage.journal import Results
+from drift_merge.storage.leases import Traffic
 from drift_merge.storage.output import OutputDirectory, check_output
 
 Finish = Callable[[OutputDirectory, Results], None]  # writes index, manifest, card, sidecars
@@ -24,6 +27,10 @@ class RunOptions:
     device: str = "cpu"
     overwrite: bool = False
     progress: Callable[[int], None] = lambda _size: None  # bytes written since the last call
+    cache_limit: int = parse_size(
+        DEFAULT_CACHE_SIZE
+    )  # of shards from the Hub that lie here at a time
+    arrived: Callable[[int], None] = lambda _size: None  # bytes downloaded since the last call
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,7 @@ class Outcome:
     num_resumed: int  # tensors taken over from an interrupted run
     was_published: bool  # the very same plan was complete already
     seconds: float = 0.0  # from the first read to the published output
+    traffic: Traffic | None = None  # what was fetched from the Hub on the way
 
 
 def check_plan(plan: Plan, out: Path, *, overwrite: bool) -> None:
@@ -76,8 +84,6 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
     Raises:
         OutputError, CheckpointError: see `stream`; outputs not published yet can be resumed.
     """
-    from drift_merge.engine.stream import stream  # imports torch: only when there is work
-
     started = time.monotonic()
     for job in jobs:
         check_plan(job.plan, job.out, overwrite=options.overwrite)
@@ -90,14 +96,11 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
         ]
         todo = [n for n, output in enumerate(outputs) if not output.is_published]
         resumed = {number: dict(outputs[number].finished) for number in todo}
-        results = []
+        results: list[Results] = []
+        traffic = None
         if todo:
-            results = stream(
-                [(jobs[number].plan, outputs[number]) for number in todo],
-                threads=options.threads,
-                device=options.device,
-                progress=options.progress,
-            )
+            pairs = [(jobs[number].plan, outputs[number]) for number in todo]
+            results, traffic = _stream(pairs, options)
         made = dict(zip(todo, results, strict=True))
         outcomes = []
         for number, (job, output) in enumerate(zip(jobs, outputs, strict=True)):
@@ -105,11 +108,27 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
                 _publish(job, output, made[number], resumed[number], options)
                 seconds = time.monotonic() - started
                 found = len(resumed[number])
-                outcomes.append(Outcome(made[number], found, False, seconds))
+                outcomes.append(Outcome(made[number], found, False, seconds, traffic))
             else:
                 output.tidy()
                 outcomes.append(Outcome({}, 0, True))
     return outcomes
+
+
+def _stream(pairs: Jobs, options: RunOptions) -> tuple[list[Results], Traffic | None]:
+    with open_feed(pairs, limit_bytes=options.cache_limit, report=options.arrived) as feed:
+        feed.start()
+        # Imports torch: only when there is work, and while the first shards arrive.
+        from drift_merge.engine.stream import stream
+
+        results = stream(
+            pairs,
+            threads=options.threads,
+            device=options.device,
+            progress=options.progress,
+            feed=feed,
+        )
+    return results, feed.traffic
 
 
 def _publish(

@@ -57,12 +57,15 @@ class Prepared:
         return plan_prior(self.recipe, self.mllm, reasoner, alignment, self.base)
 
 
-def prepare(recipe: Recipe, *, headers_only: bool = False, quiet: bool = False) -> Prepared:
+def prepare(
+    recipe: Recipe, *, headers_only: bool = False, stream: bool = False, quiet: bool = False
+) -> Prepared:
     """Open and align the sources of a recipe.
 
     Args:
         recipe: what is asked for.
         headers_only: from the Hub, fetch headers by range requests instead of whole shards.
+        stream: leave the shards on the Hub until they are read, one after the other.
         quiet: no progress bars for downloads.
 
     Raises:
@@ -71,7 +74,7 @@ def prepare(recipe: Recipe, *, headers_only: bool = False, quiet: bool = False) 
     name_map = read_name_map(recipe.map_file) if recipe.map_file else None
 
     def open_one(text: str) -> Checkpoint:
-        return open_checkpoint(text, headers_only=headers_only, quiet=quiet)
+        return open_checkpoint(text, headers_only=headers_only, stream=stream, quiet=quiet)
 
     def open_reasoner(text: str) -> Checkpoint:
         if recipe.options.get("is_delta"):
@@ -79,11 +82,17 @@ def prepare(recipe: Recipe, *, headers_only: bool = False, quiet: bool = False) 
         source = parse_source(text)
         if not is_adapter(source):
             return open_one(text)
-        return join_adapter(source, open_checkpoint(recipe.base or base_of(source), quiet=quiet))
+        base = recipe.base or base_of(source)
+        return join_adapter(source, open_checkpoint(base, stream=stream, quiet=quiet))
 
     reasoners = [open_reasoner(text) for text in recipe.reasoners]
     mllm = open_one(recipe.mllm)
     base = open_one(recipe.base) if recipe.base else None
+    is_streamed = stream and mllm.source.kind == "hub"
+    if is_streamed and recipe.method != PRIOR and not headers_only:
+        from drift_merge.storage.hub_shards import fetch_sidecars
+
+        fetch_sidecars(mllm.source, mllm.sidecars)  # a merge is a whole checkpoint
     aligned = [(other, pair(other, mllm, recipe, name_map)) for other in reasoners]
     with_base = (base, pair(base, mllm, recipe, name_map)) if base else None
     return Prepared(recipe, mllm, tuple(aligned), with_base)
@@ -140,7 +149,7 @@ def _vocabularies(
 def _tokenizer(checkpoint: Checkpoint) -> Path | None:
     if TOKENIZER not in checkpoint.sidecars:
         return None
-    if checkpoint.path is not None:
+    if checkpoint.path is not None and (checkpoint.path / TOKENIZER).is_file():
         return checkpoint.path / TOKENIZER
     from drift_merge.storage import hub
 

@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from drift_merge.engine.feed import Feed
 from drift_merge.engine.inputs import Inputs, chunks
 from drift_merge.engine.plan import Step, View
 from drift_merge.engine.workspace import Workspace, chunk_elements
@@ -44,6 +46,7 @@ class Run:
     inputs: Inputs
     device: torch.device
     progress: Progress
+    feed: Feed = field(default_factory=Feed)
     stop: Flag = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     local: threading.local = field(default_factory=threading.local)
@@ -55,6 +58,10 @@ class Run:
             self.local.workspace = Workspace(self.device)
         workspace: Workspace = self.local.workspace
         return workspace
+
+    def hold(self, name: str, uses: int = 1) -> AbstractContextManager[None]:
+        """Work on one tensor, once its shards are here; see `Feed.hold`."""
+        return self.feed.hold(name, uses, self.check)
 
     def check(self) -> None:
         """Give up if another worker has failed.

@@ -23,6 +23,7 @@ MERGE_MODULES = "attn,mlp,norm"
 PRIOR = "prior"  # the method of `drift-prior compute`; every other is in the catalog
 KEPT_LAYERS = "0:6"  # layer-swap: layers up to k = 5 stay the mllm's (arXiv 2505.05464)
 DEFAULT_SHARD_SIZE = "5GB"
+DEFAULT_CACHE_SIZE = "20GB"  # --stream: some shards of the usual 5 GB in use, one on its way
 
 LAYER_SWAP = "layer-swap"
 TIES = "ties"

@@ -24,7 +24,7 @@ from drift_merge.maths.catalog import METHODS
 
 PRIOR_DTYPE = "bfloat16"  # the default output dtype of a prior
 RUNNING = (  # how it runs and reports; no byte of the output depends on it
-    *("output", "device", "threads", "overwrite"),
+    *("output", "device", "threads", "overwrite", "stream", "cache-limit"),
     *("dry-run", "json", "quiet", "verbose"),
 )
 _ANY = (

@@ -22,6 +22,7 @@ from drift_merge.maths.chunks import Settings
 from drift_merge.maths.deltas import PairSums, delta_
 from drift_merge.maths.methods import METHODS
 from drift_merge.maths.rounding import change_kept
+from drift_merge.maths.samples import Sampler
 from drift_merge.storage import fingerprints
 from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.fingerprints import Fingerprint
@@ -125,13 +126,20 @@ def _combine(run: Run, bundle: Bundle) -> list[dict[str, Any]]:
     hashes = [Fingerprint() for _ in step.inputs]
     pace = _Pace(run, bundle)
     works = [_begin(target, reader) for target in bundle]
+    sampler = Sampler(bundle[0].info.numel if step.method == PRIOR else 0)
     for begin, end in reader.ranges:
         raw = reader.raw(begin, end, hashes)
+        sampler.look(begin, raw[0][0])
         for work in works:
             _chunk(work, reader, workspace, raw, begin, end)
         pace.reached(end * DTYPES[step.dtype].itemsize)
     inputs = [fingerprint.text() for fingerprint in hashes]
-    return [_summary(work, inputs) for work in works]
+    results = [_summary(work, inputs) for work in works]
+    if step.method == PRIOR:
+        info = bundle[0].plan.info(step.inputs[0].parts[0], step.inputs[0].source)
+        for result in results:
+            result |= {"dtype_mllm": info.dtype, "sample_mllm": sampler.values}
+    return results
 
 
 def _begin(target: Target, reader: Reader) -> _Work:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from drift_merge.engine.extents import Extents
+from drift_merge.engine.feed import Feed
 from drift_merge.engine.frank import frank_weights
 from drift_merge.engine.global_trim import global_trims
 from drift_merge.engine.inputs import Inputs
@@ -39,6 +40,7 @@ def stream(
     threads: int,
     device: str = "cpu",
     progress: Progress = lambda _: None,
+    feed: Feed | None = None,
 ) -> list[Results]:
     """Execute plans into the payloads of their outputs, resuming where their journals end.
 
@@ -50,6 +52,7 @@ def stream(
         threads: workers, at least 1.
         device: "cpu", "cuda" or "cuda:n"; where the arithmetic happens.
         progress: called from the workers with bytes written.
+        feed: of the jobs, entered, where sources are on the Hub.
 
     Returns:
         Per job, for each output tensor what was measured of it, in the order of its plan. All
@@ -57,11 +60,13 @@ def stream(
 
     Raises:
         CheckpointError: an input changed, or holds NaN or Inf (unless the recipe allows it).
+        SourceError: a shard could not be fetched. What was finished stays journaled.
         OutputError: the disk is full or fails. What was finished stays journaled.
     """
     results = [{name: dict(done) for name, done in output.finished.items()} for _, output in jobs]
+    feed = feed or Feed()
     with ExitStack() as stack:
-        inputs = stack.enter_context(Inputs(jobs[0][0].sources))
+        inputs = stack.enter_context(Inputs(jobs[0][0].sources, feed.cache))
         writers = [
             stack.enter_context(ShardWriter(plan.layout, output.payload)) for plan, output in jobs
         ]
@@ -72,9 +77,11 @@ def stream(
         ]
         for (plan, _), done in zip(jobs, results, strict=True):
             progress(sum(plan.layout.tensors[n].size_bytes for n in stored_fingerprints(done)))
-        run = Run(inputs, torch.device(device), progress)
+        run = Run(inputs, torch.device(device), progress, feed)
         states = [_whole_model(run, plan, threads) for plan, _ in jobs]
-        bundles = _large_first(_bundles([plan for plan, _ in jobs], writers, results, states))
+        names = feed.begin(dict.fromkeys(step.name for plan, _ in jobs for step in plan.steps))
+        found = _bundles(names, [plan for plan, _ in jobs], writers, results, states)
+        bundles = _large_first(found) if feed.cache is None else list(found)
         for number, name, result in _finished(run, bundles, extents, threads):
             results[number][name] = result
     return [
@@ -95,6 +102,7 @@ def _whole_model(run: Run, plan: Plan, threads: int) -> Any:
 
 
 def _bundles(
+    names: Sequence[str],
     plans: Sequence[Plan],
     writers: Sequence[ShardWriter],
     finished: Sequence[Results],
@@ -102,7 +110,7 @@ def _bundles(
 ) -> Iterator[Bundle]:
     """The unfinished steps of all plans; those that share their inputs together."""
     others = [{step.name: step for step in plan.steps} for plan in plans]
-    for name in dict.fromkeys(step.name for plan in plans for step in plan.steps):
+    for name in names:
         groups: list[list[Target]] = []
         for number, (plan, writer) in enumerate(zip(plans, writers, strict=True)):
             step = others[number].get(name)
@@ -131,14 +139,28 @@ def _share_inputs(one: Step, other: Step) -> bool:
     return same and one.inputs == other.inputs
 
 
-def recompute(plan: Plan, steps: list[Step], *, device: str = "cpu") -> Results:
-    """Compute some steps of a plan again, writing nothing; the results hold the fingerprints."""
-    with Inputs(plan.sources) as inputs, _one_torch_thread():
-        run = Run(inputs, torch.device(device), lambda _: None)
+def recompute(
+    plan: Plan, steps: list[Step], *, device: str = "cpu", feed: Feed | None = None
+) -> Results:
+    """Compute some steps of a plan again, writing nothing; the results hold the fingerprints.
+
+    Args:
+        plan: of the steps.
+        steps: some of its steps.
+        device: where to compute.
+        feed: of these steps, entered, where sources are on the Hub.
+    """
+    feed = feed or Feed()
+    by_name = {step.name: step for step in steps}
+    results = {}
+    with Inputs(plan.sources, feed.cache) as inputs, _one_torch_thread():
+        run = Run(inputs, torch.device(device), lambda _: None, feed)
         state = _whole_model(run, plan, 1)
-        targets = [Target(0, plan, step, _Discard(), state) for step in steps]
-        made = [run_bundle(run, [target])[0] for target in targets]
-    return {name: result for _, name, result in made}
+        for name in feed.begin(by_name):
+            with run.hold(name):
+                made = run_bundle(run, [Target(0, plan, by_name[name], _Discard(), state)])
+            results[name] = made[0][2]
+    return results
 
 
 @contextmanager

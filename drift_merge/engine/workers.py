@@ -8,16 +8,12 @@ has one memory, so that threads serve it.
 
 import mmap
 import os
-import pickle
 import signal
-import sys
 import threading
-import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, Pipe, wait
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Protocol
@@ -25,11 +21,11 @@ from typing import Any, Protocol
 from drift_merge.engine.reader import Run, Stopped
 from drift_merge.engine.steps import Bundle, Made, run_bundle
 from drift_merge.errors import CheckpointError, DriftMergeError
+from drift_merge.storage.processes import Child, can_fork, fork, portable
 
 # Below this, starting processes costs more than it saves.
 PROCESS_BYTES = 64 * 2**20
-
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_PATIENCE_SECONDS = 0.02  # between two looks at whether shards have arrived for an idle process
 
 
 class Workers(Protocol):
@@ -52,14 +48,9 @@ def start(run: Run, bundles: Sequence[Bundle], count: int) -> Workers:
     """
     work_bytes = sum(target.info.size_bytes for bundle in bundles for target in bundle)
     alone = count == 1 or len(bundles) == 1
-    if alone or run.device.type != "cpu" or work_bytes < PROCESS_BYTES or not _can_fork():
+    if alone or run.device.type != "cpu" or work_bytes < PROCESS_BYTES or not can_fork():
         return _Threads(run, bundles, count)
     return _Processes(run, bundles, min(count, len(bundles)))
-
-
-def _can_fork() -> bool:
-    """Only Linux forks a process with torch in it safely and ends a child with its parent."""
-    return sys.platform == "linux" and hasattr(os, "fork")
 
 
 class _Threads:
@@ -99,7 +90,9 @@ class _Threads:
                     bundle = next(self._bundles, None)
                 if bundle is None:
                     break
-                self._queue.put(run_bundle(self._run, bundle))
+                with self._run.hold(bundle[0].step.name, len(bundle)):
+                    made = run_bundle(self._run, bundle)
+                self._queue.put(made)
         except Stopped:
             pass
         except BaseException as error:
@@ -121,22 +114,13 @@ class _SharedFlag:
         return self._byte[0] == 1
 
 
-@dataclass(slots=True)
-class _Child:
-    """A process and the parent's end of its connection.
-
-    From the child: an int is bytes written, None asks for work, a list is a result, an exception
-    the end. To the child: the number of a bundle, or None when there is none.
-    """
-
-    process: int
-    connection: "Connection[int | None, Any]" = field(repr=False)
-
-
 class _Processes:
     """Workers as forked processes: each has its own lock, workspace and maps.
 
     The files of the outputs are open already, and every byte has a fixed place in them.
+
+    From a child: an int is bytes written, None asks for work, a list is a result, an exception
+    the end. To a child: the number of a bundle, or None when there is none.
     """
 
     def __init__(self, run: Run, bundles: Sequence[Bundle], count: int) -> None:
@@ -144,25 +128,38 @@ class _Processes:
         self._flag = _SharedFlag()
         self._run = replace(run, stop=self._flag)
         self._bundles = bundles
-        self._numbers = iter(range(len(bundles)))
-        self._children: list[_Child] = []
+        self._next = 0  # number of the next bundle
+        self._children: list[Child] = []
         self._count = count
 
     def __iter__(self) -> Iterator[list[Made]]:
         for _ in range(self._count):
-            self._children.append(self._fork())
+            self._children.append(fork(self._serve, self._children))
         active = {child.connection: child for child in self._children}
+        idle: list[Child] = []
         while active:
-            for connection in wait(list(active)):
+            for connection in wait(list(active), _PATIENCE_SECONDS if idle else None):
                 child = active[connection]  # type: ignore[index]
                 message = self._message(child)
                 if message is None:
-                    number = next(self._numbers, None)
-                    child.connection.send(number)
-                    if number is None:
-                        del active[child.connection]
+                    idle.append(child)
                 elif isinstance(message, list):
+                    self._run.feed.done(message[0][1], len(message))
                     yield message
+            while idle and self._is_next_here():
+                child = idle.pop()
+                if self._next < len(self._bundles):
+                    child.connection.send(self._next)
+                    self._next += 1
+                else:
+                    child.connection.send(None)
+                    del active[child.connection]
+
+    def _is_next_here(self) -> bool:
+        """Whether the next bundle can begin: its shards are on this disk, or there is no next."""
+        if self._next == len(self._bundles):
+            return True
+        return self._run.feed.is_here(self._bundles[self._next][0].step.name)
 
     def stop(self) -> list[list[Made]]:
         self._flag.set()
@@ -179,7 +176,7 @@ class _Processes:
                 os.waitpid(child.process, 0)
         return left
 
-    def _message(self, child: _Child) -> Any:
+    def _message(self, child: Child) -> Any:
         """The next message; a number of bytes is passed on, an exception raised."""
         try:
             message = child.connection.recv()
@@ -191,7 +188,7 @@ class _Processes:
             raise message
         return message
 
-    def _death(self, child: _Child) -> DriftMergeError:
+    def _death(self, child: Child) -> DriftMergeError:
         """Why a child ended without a word."""
         _, status = os.waitpid(child.process, 0)
         child.process = 0
@@ -209,27 +206,6 @@ class _Processes:
             remedy="Run the same command again with --threads 1: it resumes where it stopped.",
         )
 
-    def _fork(self) -> _Child:
-        ours, theirs = Pipe()
-        parent = os.getpid()
-        with warnings.catch_warnings():
-            # Python warns of other threads, which a child that starts none and ends by _exit may
-            # ignore: torch runs on one thread there, and nothing is printed.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            process = os.fork()
-        if process:
-            theirs.close()
-            return _Child(process, ours)
-        try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
-            _die_with(parent)
-            for other in self._children:
-                other.connection.close()  # or they would outlive the parent's end
-            ours.close()
-            self._serve(theirs)
-        finally:
-            os._exit(0)
-
     def _serve(self, connection: "Connection[Any, int | None]") -> None:
         """What a child does until there is no work."""
         run = replace(
@@ -238,51 +214,19 @@ class _Processes:
             lock=threading.Lock(),
             local=threading.local(),
         )
+        run.inputs.drop_remote()
         try:
             while not run.stop.is_set():
                 connection.send(None)
                 number = connection.recv()
                 if number is None:
                     return
-                connection.send(run_bundle(run, self._bundles[number]))
+                run.feed.adopt(self._bundles[number][0].step.name)
+                made = run_bundle(run, self._bundles[number])
+                run.inputs.drop_remote()  # the parent may delete them as soon as it knows
+                connection.send(made)
         except Stopped:
             return
         except BaseException as error:
             run.stop.set()
-            connection.send(_portable(error))
-
-
-def _portable(error: BaseException) -> BaseException:
-    """An error that survives the way to the parent, with the child's traceback as its cause."""
-    text = "".join(traceback.format_exception(error))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(text)
-    return error if isinstance(error, DriftMergeError) else _Remote(error, text)
-
-
-class _Remote(Exception):
-    """Carries an error of a child; arrives as that error, caused by its traceback."""
-
-    def __init__(self, error: BaseException, text: str) -> None:
-        super().__init__(text)
-        self.error, self.text = error, text
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _arrive, (self.error, self.text)
-
-
-def _arrive(error: BaseException, text: str) -> BaseException:
-    error.__cause__ = RuntimeError(text)
-    return error
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when the parent ends, however that happens."""
-    import ctypes
-
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
+            connection.send(portable(error))

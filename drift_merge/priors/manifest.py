@@ -22,11 +22,9 @@ from drift_merge.engine.plan import Plan, Step
 from drift_merge.engine.prepare import Prepared
 from drift_merge.engine.seals import describe_index, seal
 from drift_merge.errors import CheckpointError, SourceError
-from drift_merge.priors.samples import sample_mllm
 from drift_merge.storage.checkpoint import Checkpoint, open_deltas
 from drift_merge.storage.compressed import describe_stored
 from drift_merge.storage.journal import Results
-from drift_merge.storage.mapped import MappedCheckpoint
 
 MANIFEST = "prior.json"
 FORMAT_VERSION = 1
@@ -95,14 +93,14 @@ def _missing_in_base(prepared: Prepared, plan: Plan) -> dict[str, int]:
 
 
 def _tensors(plan: Plan, results: Results) -> dict[str, dict[str, Any]]:
-    with MappedCheckpoint(plan.sources[0]) as mapped:
-        return {step.name: _entry(plan, step, results, mapped) for step in plan.steps}
+    return {step.name: _entry(step, results) for step in plan.steps}
 
 
-def _entry(plan: Plan, step: Step, results: Results, mapped: MappedCheckpoint) -> dict[str, Any]:
+def _entry(step: Step, results: Results) -> dict[str, Any]:
     """What is recorded of one delta."""
     result = dict(results[step.name])
     result["fingerprint_delta"] = result.pop("fingerprint")
+    sample = {key: result.pop(key) for key in ("dtype_mllm", "sample_mllm")}
     reasoner = step.inputs[1]
     entry: dict[str, Any] = {
         "reasoner": sorted({part.name for part in reasoner.parts}),
@@ -114,7 +112,7 @@ def _entry(plan: Plan, step: Step, results: Results, mapped: MappedCheckpoint) -
     if reasoner.rows is not None:
         entry["rows_matched"] = reasoner.rows.num_matched
         entry["rows_unmatched"] = reasoner.rows.num_unmatched
-    return entry | result | sample_mllm(plan, mapped, step)
+    return entry | result | sample
 
 
 def describe_storage(step: Step) -> dict[str, str]:

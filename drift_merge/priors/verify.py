@@ -6,7 +6,7 @@ from pathlib import Path
 
 from drift_merge.engine.check import Report, check_files, check_sample
 from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe import PRIOR, Recipe
+from drift_merge.engine.recipe import DEFAULT_CACHE_SIZE, PRIOR, Recipe
 from drift_merge.engine.seals import check_beside, check_seal
 from drift_merge.errors import RecipeError
 from drift_merge.priors.manifest import MANIFEST, Prior
@@ -22,6 +22,8 @@ def verify_prior(
     sample: int = 8,
     seed: int = 0,
     threads: int = 1,
+    stream: bool = False,
+    cache_limit: str = DEFAULT_CACHE_SIZE,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Report:
     """Check a prior.
@@ -35,6 +37,8 @@ def verify_prior(
         sample: number of tensors to compute again.
         seed: of the sample.
         threads: readers.
+        stream: fetch of Hub sources only what the sample needs, and delete it.
+        cache_limit: such as "20GB": disk for what lies here at a time.
         progress: called with the bytes read.
 
     Raises:
@@ -65,6 +69,8 @@ def verify_prior(
         base=base,
         map_file=map_file,
     )
-    plan = prepare(recipe, quiet=True).plan()
-    names = check_sample(plan, prior.tensors, "fingerprint_delta", sample=sample, seed=seed)
+    plan = prepare(recipe, stream=stream, quiet=True).plan()
+    names = check_sample(
+        plan, prior.tensors, "fingerprint_delta", sample=sample, seed=seed, cache_limit=cache_limit
+    )
     return replace(report, recomputed=names)

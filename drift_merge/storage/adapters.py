@@ -65,9 +65,13 @@ def join_adapter(source: Source, base: Checkpoint) -> Checkpoint:
         )
     factors = read_header(path, WEIGHTS)
     adapters = _match(source, config, factors.tensors, base)
-    shards = [_absolute(base.file(name), header) for name, header in base.shards.items()]
+    here = {name: header for name, header in base.shards.items() if name not in base.remote}
+    shards = [_absolute(base.file(name), header) for name, header in here.items()]
+    # A shard that is on the Hub has no path yet; the place where it will be names it as well.
+    shards += [_renamed(r.place, base.shards[name]) for name, r in base.remote.items()]
     joined = assemble(source, Path("/"), base.config, [*shards, _absolute(path, factors)], ())
-    return replace(joined, adapters=adapters)
+    remote = {shard.place: shard for shard in base.remote.values()}
+    return replace(joined, adapters=adapters, remote=remote)
 
 
 def _match(
@@ -106,7 +110,10 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 def _absolute(path: Path, header: ShardHeader) -> ShardHeader:
     """A header whose shard is named from the root, since two directories are joined."""
-    shard = os.path.realpath(path).lstrip("/")
+    return _renamed(os.path.realpath(path).lstrip("/"), header)
+
+
+def _renamed(shard: str, header: ShardHeader) -> ShardHeader:
     tensors = {name: replace(info, shard=shard) for name, info in header.tensors.items()}
     return ShardHeader(shard, header.file_bytes, tensors, header.metadata)
 

@@ -15,7 +15,7 @@ from typing import Any
 from drift_merge.errors import CheckpointError
 from drift_merge.storage.compressed import find_scales
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
-from drift_merge.storage.sources import Source, parse_source
+from drift_merge.storage.sources import RemoteShard, Source, parse_source
 from drift_merge.storage.weight_map import (
     INDEX,
     find_weights,
@@ -40,13 +40,15 @@ class Checkpoint:
     """One checkpoint as its config and headers describe it."""
 
     source: Source
-    path: Path | None  # local directory; None when only headers were fetched from the Hub
+    path: Path | None  # local directory; None when only headers were fetched from the Hub. Of a
+    # streamed checkpoint the Hub's cache, which may hold some shards and sidecars, or none
     config: dict[str, Any]  # config.json
     tensors: dict[str, TensorInfo]  # by stored name, sorted
     shards: dict[str, ShardHeader]  # by file name, sorted
     sidecars: tuple[str, ...]  # files that are not weights, relative to `path`, sorted
     adapters: Mapping[str, Adapter] = field(default_factory=dict)  # by stored name of the tensor
     scales: Mapping[str, str] = field(default_factory=dict)  # compressed tensor -> its scales
+    remote: Mapping[str, RemoteShard] = field(default_factory=dict)  # by file name: not here yet
 
     @property
     def size_bytes(self) -> int:
@@ -60,22 +62,25 @@ class Checkpoint:
             return []
         if not self.adapters:
             return [self.path]
-        return sorted({self.file(shard).parent for shard in self.shards})
+        return sorted({self.file(s).parent for s in self.shards if s not in self.remote})
 
     def file(self, shard: str) -> Path:
-        """The local path of a shard."""
-        if self.path is None:
+        """The local path of a shard that is on this disk."""
+        if self.path is None or shard in self.remote:
             raise RuntimeError(f"only the headers of {self.source.given} were fetched")
         return self.path / shard
 
 
-def open_checkpoint(text: str, *, headers_only: bool = False, quiet: bool = False) -> Checkpoint:
+def open_checkpoint(
+    text: str, *, headers_only: bool = False, stream: bool = False, quiet: bool = False
+) -> Checkpoint:
     """Open a checkpoint from what the user wrote.
 
     Args:
         text: a directory, a `.safetensors` file beside its `config.json`, or a Hub id
             `org/name[@revision]`.
         headers_only: from the Hub, fetch headers by range requests instead of whole shards.
+        stream: likewise, and list as `remote` the shards that must be fetched to be read.
         quiet: no progress bars of the Hub's own downloads.
 
     Raises:
@@ -89,10 +94,16 @@ def open_checkpoint(text: str, *, headers_only: bool = False, quiet: bool = Fals
     from drift_merge.storage import hub
 
     source = hub.resolve_revision(source)
-    if not headers_only:
+    if not (headers_only or stream):
         return _open_local(source, hub.fetch_snapshot(source, quiet=quiet))
     config, shards, sidecars = hub.fetch_headers(source)
-    return assemble(source, None, config, shards.values(), sidecars)
+    checkpoint = assemble(source, None, config, shards.values(), sidecars)
+    if not stream:
+        return checkpoint
+    from drift_merge.storage.hub_shards import locate
+
+    path, remote = locate(source, shards, with_digests=not headers_only)
+    return replace(checkpoint, path=path, remote=remote)
 
 
 def _open_local(source: Source, path: Path) -> Checkpoint:

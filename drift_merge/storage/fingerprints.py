@@ -51,11 +51,17 @@ def of_layout(checkpoint: Checkpoint) -> str:
 def of_files(checkpoint: Checkpoint) -> str:
     """What a resumed run must find unchanged: shard names, sizes, times of change, headers.
 
+    A commit on the Hub never changes, whether its shards are on this disk or not.
+
     Raises:
         CheckpointError: a shard has vanished since its header was read.
     """
-    rows = []
+    rows: list[list[Any]] = []
+    commit = checkpoint.source.revision
     for name, header in checkpoint.shards.items():
+        if commit is not None or name in checkpoint.remote:
+            rows.append([name, header.file_bytes, commit])
+            continue
         path = checkpoint.file(name)
         try:
             stat = path.stat()

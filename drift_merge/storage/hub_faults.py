@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from drift_merge.errors import DriftMergeError, OutputError, SourceError
@@ -26,19 +26,26 @@ _PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
-def patiently(call: Callable[[], T], source: Source, *, retry_answers: bool = True) -> T:
+def patiently(
+    call: Callable[[], T],
+    source: Source,
+    *,
+    retry_answers: bool = True,
+    waits: Sequence[float] | None = None,
+) -> T:
     """Run `call`, again if the fault may pass, and raise what is left as one of our errors.
 
     Args:
         call: talks to the Hub through huggingface_hub; repeating it is harmless.
         source: what is being fetched, for messages.
         retry_answers: try again after answers such as HTTP 503. False where `call` has done so.
+        waits: seconds before every further attempt; None for WAITS_SECONDS.
 
     Raises:
         SourceError: the Hub, the network or the user's rights.
         OutputError: the cache cannot be written.
     """
-    for wait in (*WAITS_SECONDS, None):
+    for wait in (*(WAITS_SECONDS if waits is None else waits), None):
         try:
             return call()
         except foreign_errors() as error:

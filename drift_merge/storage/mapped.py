@@ -7,22 +7,29 @@ are handed back, so that the resident size stays small however large the model i
 import mmap
 import os
 import threading
+from contextlib import suppress
+from pathlib import Path
 from shlex import quote
 from types import TracebackType
 
 from drift_merge.errors import CheckpointError
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.headers import TensorInfo
+from drift_merge.storage.shard_cache import ShardCache
 
 # Hand pages back in pieces of this size, so that one large embedding does not pile up.
 RELEASE_BYTES = 32 * 2**20
 
 
 class MappedCheckpoint:
-    """The shards of a checkpoint, mapped on first use. Safe to share between threads."""
+    """The shards of a checkpoint, mapped on first use. Safe to share between threads.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    Shards that are on the Hub are looked for in `cache`, where they are while they are held.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, cache: ShardCache | None = None) -> None:
         self.checkpoint = checkpoint
+        self._cache = cache
         self._maps: dict[str, mmap.mmap] = {}
         self._lock = threading.Lock()
 
@@ -34,6 +41,7 @@ class MappedCheckpoint:
                 was read.
         """
         end = info.size_bytes if end is None else end
+        self._require_data(info)
         mapped = self._map(info.shard)
         # A read past the end of a mapped file kills the process (SIGBUS): look before each one.
         self._require_size(info.shard, mapped.size())
@@ -46,6 +54,31 @@ class MappedCheckpoint:
         first = (info.start + begin) // mmap.PAGESIZE * mmap.PAGESIZE
         self._map(info.shard).madvise(mmap.MADV_DONTNEED, first, info.start + end - first)
 
+    def drop(self, shard: str) -> None:
+        """Unmap a shard that is about to be deleted; it is mapped anew if it comes back."""
+        with self._lock:
+            mapped = self._maps.pop(shard, None)
+        if mapped is not None:
+            with suppress(BufferError):  # something still looks at it: it lives until that ends
+                mapped.close()
+
+    def drop_remote(self) -> None:
+        """Unmap every shard of the cache."""
+        for shard in [shard for shard in self._maps if shard in self.checkpoint.remote]:
+            self.drop(shard)
+
+    def _require_data(self, info: TensorInfo) -> None:
+        """Of a shard that was fetched in part, the rest is a hole that reads as zeros."""
+        remote = self.checkpoint.remote.get(info.shard)
+        if remote is not None and not (self._cache and self._cache.covers(remote, info)):
+            raise RuntimeError(f"{info.name} was not among what is fetched of {info.shard}")
+
+    def _file(self, shard: str) -> Path:
+        remote = self.checkpoint.remote.get(shard)
+        if remote is None or self._cache is None:
+            return self.checkpoint.file(shard)
+        return self._cache.path(remote)
+
     def _map(self, shard: str) -> mmap.mmap:
         with self._lock:
             if shard not in self._maps:
@@ -53,7 +86,7 @@ class MappedCheckpoint:
             return self._maps[shard]
 
     def _open(self, shard: str) -> mmap.mmap:
-        path = self.checkpoint.file(shard)
+        path = self._file(shard)
         try:
             with open(path, "rb") as file:
                 self._require_size(shard, os.fstat(file.fileno()).st_size)

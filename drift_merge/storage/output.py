@@ -3,6 +3,7 @@
     OUT.partial/lock           held while a process writes
     OUT.partial/journal.jsonl  the plan and the finished tensors
     OUT.partial/payload/       what will become OUT
+    OUT.partial/shards/        inputs fetched from the Hub, while they are needed (--stream)
     OUT.partial/replaced/      the old OUT, for the moment of the swap (--overwrite)
 
 One rename of `payload` to OUT publishes it. A crash at any moment leaves OUT as it was, or in
@@ -24,7 +25,7 @@ from drift_merge.errors import CheckpointError, OutputError, VerificationError
 from drift_merge.storage.journal import Journal, Results, read_journal
 from drift_merge.storage.shards import cannot_read, cannot_write
 
-OURS = {"lock", "journal.jsonl", "payload", "replaced"}
+OURS = {"lock", "journal.jsonl", "payload", "shards", "replaced"}
 
 
 def check_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
@@ -110,6 +111,7 @@ class OutputDirectory:
         self.overwrite = overwrite
         self.partial = partial_of(self.out)
         self.payload = self.partial / "payload"
+        self.shards = self.partial / "shards"
         self.finished: Results = {}
         self.is_published = False
         self._lock: int | None = None
@@ -138,7 +140,8 @@ class OutputDirectory:
     ) -> None:
         # A run that ended before anything was worth keeping leaves nothing behind, nor does one
         # that the same command could only repeat: a bad input, or data that came back changed.
-        worthless = not self.finished or isinstance(error, (CheckpointError, VerificationError))
+        is_fresh = not self.finished and not self.shards.exists()  # which holds whole shards only
+        worthless = is_fresh or isinstance(error, (CheckpointError, VerificationError))
         if error is not None and not self.is_published and worthless:
             with suppress(OutputError):
                 self._remove_partial()
@@ -271,7 +274,7 @@ class OutputDirectory:
             return  # the only copy of the old output; the next run takes it back
         # The lock goes last: whoever finds it gone may move in, and then keeps the directory.
         # The journal goes before it and after the rest: it says that this plan was published.
-        for name in ("payload", "replaced"):
+        for name in ("payload", "shards", "replaced"):
             _remove_tree(self.partial / name)
         try:
             for name in ("journal.jsonl", "lock"):

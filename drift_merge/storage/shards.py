@@ -150,14 +150,7 @@ class ShardWriter:
                 path.unlink()
 
     def _check_space(self) -> None:
-        have = sum(
-            (self.directory / s.file).stat().st_blocks * 512
-            for s in self.layout.shards
-            if (self.directory / s.file).exists()
-        )
-        status = os.statvfs(self.directory)
-        free = status.f_bavail * status.f_frsize
-        needed = self.layout.size_bytes - have
+        needed, free = unwritten_bytes(self.layout, self.directory), free_bytes(self.directory)
         if needed > free:
             raise OutputError(
                 f"the disk of {self.directory.parent} is too small: "
@@ -208,6 +201,19 @@ class ShardWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def unwritten_bytes(layout: Layout, directory: Path) -> int:
+    """Bytes of a layout that have no place on the disk yet."""
+    paths = [directory / shard.file for shard in layout.shards]
+    have = sum(path.stat().st_blocks * 512 for path in paths if path.exists())
+    return layout.size_bytes - have
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that may still be written to the disk of a directory."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
 
 
 def cannot_write(path: Path, error: OSError, *, needed: int | None = None) -> OutputError:

@@ -47,6 +47,29 @@ class Source:
         return f"{self.repo_id}@{self.revision[:8] if self.is_pinned else self.revision}"
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteShard:
+    """One shard that is on the Hub and not on this disk."""
+
+    repo_id: str
+    revision: str  # commit, 40 hex digits
+    file: str  # path in the repository
+    file_bytes: int
+    digest: str | None = None  # SHA-256 (64 hex digits) or git's SHA-1 (40); None where unknown
+
+    @property
+    def source(self) -> Source:
+        """Where it is, for requests and messages."""
+        given = f"{self.repo_id}@{self.revision}"
+        return Source(given=given, kind="hub", repo_id=self.repo_id, revision=self.revision)
+
+    @property
+    def place(self) -> str:
+        """A relative path, with `/`, in a folder that no other shard has."""
+        folder = f"{self.repo_id}@{self.revision[:12]}/{self.file}".replace("/", "--")
+        return f"{folder}/{self.file}"
+
+
 def parse_source(text: str) -> Source:
     """Read `text` as an existing local path, else as a Hub id `org/name[@revision]`.
 

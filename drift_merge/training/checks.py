@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 
 from drift_merge.engine.workspace import DTYPES, HostBuffer
 from drift_merge.errors import VerificationError
-from drift_merge.priors.samples import positions
+from drift_merge.maths.samples import positions
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.training.layouts import GradientLayout
 from drift_merge.training.live import is_quantised

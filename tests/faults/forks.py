@@ -71,9 +71,10 @@ class Forks:
             request: `count`: names out of CHANGES to be counted; `at`: the number of the call
                 that fails, from 1; `do`: "kill", "interrupt", an errno, or "short" (all calls
                 write one byte); `always`: every later counted call fails too; `extent_bytes`;
-                `cwd`; `no_root`: without the power to write where the mode forbids it; `disk` and
-                `disk_bytes`: mount a file system of that size there, seen by this run alone;
-                `blind`: neither statvfs nor posix_fallocate tell that it is small.
+                `process_bytes`; `cwd`; `no_root`: without the power to write where the mode
+                forbids it; `disk` and `disk_bytes`: mount a file system of that size there, seen
+                by this run alone; `blind`: neither statvfs nor posix_fallocate tell that it is
+                small. Calls are counted in each process by itself.
         """
         return self.run_all([{"arguments": arguments, **request}])[0]
 
@@ -99,6 +100,8 @@ class Forks:
 
 
 def _serve() -> None:
+    import huggingface_hub.file_download  # what `--stream` needs
+    import huggingface_hub.hf_api  # noqa: F401
     import torch  # noqa: F401
 
     import drift_merge.cli.actions
@@ -156,7 +159,7 @@ def _wait(child: int, files: Path) -> dict[str, Any]:
 
 def _child(request: dict[str, Any], files: Path) -> None:
     from drift_merge.cli import entry, merge, prior
-    from drift_merge.engine import extents
+    from drift_merge.engine import extents, workers
 
     for number, name in ((1, "stdout"), (2, "stderr")):
         descriptor = os.open(files / name, os.O_WRONLY | os.O_CREAT)
@@ -167,6 +170,7 @@ def _child(request: dict[str, Any], files: Path) -> None:
     if request.get("no_root"):
         _drop_capabilities()
     extents.EXTENT_BYTES = request.get("extent_bytes", extents.EXTENT_BYTES)
+    workers.PROCESS_BYTES = request.get("process_bytes", workers.PROCESS_BYTES)
     if "disk" in request:
         _mount_small_disk(request["disk"], request["disk_bytes"])
     if request.get("blind"):
@@ -191,6 +195,7 @@ def _install(request: dict[str, Any]) -> list[str]:
     calls: list[str] = []
     lock = threading.Lock()
     thread = threading.main_thread().ident
+    process = os.getpid()  # and not a child of it
     assert thread is not None
 
     def strike(name: str) -> bool:
@@ -201,7 +206,10 @@ def _install(request: dict[str, Any]) -> list[str]:
         if not at or number < at or (number > at and not request.get("always")):
             return False
         if request["do"] == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(process, signal.SIGKILL)
+        if request["do"] == "interrupt" and os.getpid() != process:
+            os.kill(process, signal.SIGINT)
+            return False
         if request["do"] == "interrupt":
             signal.pthread_kill(thread, signal.SIGINT)
             return False

@@ -1,0 +1,57 @@
+"""Up to the plan: prepare, plan, check the output, and with `--dry-run` print it all."""
+
+from pathlib import Path
+from typing import Any
+
+from drift_merge.cli import render
+from drift_merge.cli.entry import print_json
+from drift_merge.cli.options import Run
+from drift_merge.cli.streaming import print_transfers, transfers_json, transfers_of
+from drift_merge.engine.job import check_plan
+from drift_merge.engine.manifests import describe_findings
+from drift_merge.engine.plan import Plan
+from drift_merge.engine.prepare import Prepared, prepare
+from drift_merge.engine.recipe import Recipe
+from drift_merge.engine.transfers import Transfers
+from drift_merge.names.tensors import Finding
+
+
+def plan_run(recipe: Recipe, out: Path, run: Run) -> tuple[Prepared, Plan, Transfers | None]:
+    """Prepare and plan; report findings; with --dry-run, print the plan."""
+    quiet = run.quiet or run.as_json or run.dry_run
+    prepared = prepare(recipe, headers_only=run.dry_run, stream=run.stream, quiet=quiet)
+    plan = prepared.plan()
+    check_plan(plan, out, overwrite=run.overwrite)
+    transfers = transfers_of(run, [plan])
+    if not run.quiet and not run.as_json:
+        render.findings(prepared.findings)
+        _say_skipped(prepared)
+    size = plan.layout.size_bytes
+    if run.dry_run and run.as_json:
+        moved = transfers_json(transfers, size) if run.stream else {}
+        value = render.plan_json(plan, verbose=run.verbose) | moved
+        print_json(value | _findings(prepared.findings))
+    elif run.dry_run:
+        render.plan_summary(plan)
+        if run.stream:
+            print_transfers(transfers, size)
+        if run.verbose:
+            render.plan_steps(plan)
+        render.note("Nothing was written (--dry-run).")
+    return prepared, plan, transfers
+
+
+def _say_skipped(prepared: Prepared) -> None:
+    others = [*prepared.reasoners, *([prepared.base] if prepared.base else [])]
+    effect = "get no delta" if prepared.recipe.method == "prior" else "stay as the mllm has them"
+    for checkpoint, alignment in others:
+        skipped = alignment.num_selected - alignment.num_matched
+        if skipped:
+            render.note(
+                f"Warning [skipped]: {skipped:,} of {alignment.num_selected:,} selected tensors "
+                f"have no partner in {checkpoint.source.label} and {effect}."
+            )
+
+
+def _findings(found: tuple[Finding, ...]) -> dict[str, Any]:
+    return {"findings": describe_findings(found)}
