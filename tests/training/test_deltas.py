@@ -11,9 +11,9 @@ import drift_merge
 from drift_merge.errors import AlignmentError, CheckpointError, SourceError, VerificationError
 from drift_merge.training import deltas as module
 from drift_merge.training.deltas import FileDeltas, open_for_training
-from drift_merge.training.units import Block, Origin, Region, Unit, blocks
+from drift_merge.training.units import Block, Origin, Region, Unit
 from tests.strategies import few
-from tests.training.toys import make_toy
+from tests.training.toys import make_toy, read_region
 
 NAME = "layers.0.mlp.up_proj.weight"  # (24, 16)
 
@@ -21,16 +21,6 @@ NAME = "layers.0.mlp.up_proj.weight"  # (24, 16)
 def unit_of(shape, origin):
     parameter = torch.nn.Parameter(torch.empty(shape))
     return Unit(NAME, "p", parameter, "mlp", 0, shape, 0, origin)
-
-
-def read(source, unit, region, elements=64):
-    found, begin = [], 0
-    for block in blocks(unit, region, elements):
-        out = torch.empty(block.numel)
-        source.chunk(unit, begin, block, out)
-        found.append(out)
-        begin += block.numel
-    return torch.cat(found) if found else torch.empty(0)
 
 
 @few
@@ -47,10 +37,10 @@ def test_every_region_of_every_origin_is_the_delta(toy, data):
     begin = data.draw(st.integers(0, unit.numel))
     end = data.draw(st.integers(begin, unit.numel))
     source = FileDeltas([open_for_training(toy.prior)], [1.0])
-    flat = read(source, unit, Region(flat=(begin, end)), data.draw(st.integers(1, 99)))
+    flat = read_region(source, unit, Region(flat=(begin, end)), data.draw(st.integers(1, 99)))
     assert torch.equal(flat, unit_values.reshape(-1)[begin:end])
     cut = (slice(0, rows), slice(2, 7))
-    assert torch.equal(read(source, unit, Region(slices=cut)), unit_values[cut].reshape(-1))
+    assert torch.equal(read_region(source, unit, Region(slices=cut)), unit_values[cut].reshape(-1))
 
 
 def test_a_rank_reads_its_region_and_no_more(toy, monkeypatch):
@@ -64,10 +54,10 @@ def test_a_rank_reads_its_region_and_no_more(toy, monkeypatch):
     monkeypatch.setattr(module, "read_delta", counting)
     source = FileDeltas([open_for_training(toy.prior)], [1.0])
     unit = unit_of((24, 16), Origin(0, 0, False))
-    read(source, unit, Region(slices=(slice(6, 12), slice(0, 16))))
+    read_region(source, unit, Region(slices=(slice(6, 12), slice(0, 16))))
     assert sum(counted) == 6 * 16
     counted.clear()
-    read(source, unit, Region(flat=(10, 30)))
+    read_region(source, unit, Region(flat=(10, 30)))
     assert sum(counted) == 20
 
 
@@ -82,7 +72,7 @@ def test_every_stored_dtype_is_widened_exactly(tmp_path, dtype):
     toy = make_toy(tmp_path, dtype=dtype)
     source = FileDeltas([open_for_training(toy.prior)], [1.0])
     unit = unit_of((24, 16), Origin(0, 0, False))
-    found = read(source, unit, Region(flat=(0, 384)))
+    found = read_region(source, unit, Region(flat=(0, 384)))
     assert torch.equal(found, toy.deltas()[NAME].float().reshape(-1))
 
 
@@ -116,12 +106,12 @@ def test_a_shard_that_is_cut_short_while_it_is_used_is_an_error_not_a_crash(toy,
     copy = shutil.copytree(toy.prior.path, tmp_path / "copy")
     source = FileDeltas([open_for_training(copy)], [1.0])
     unit = unit_of((24, 16), Origin(0, 0, False))
-    read(source, unit, Region(flat=(0, 384)))
+    read_region(source, unit, Region(flat=(0, 384)))
     shard = copy / "prior-00001-of-00001.safetensors"
     with open(shard, "r+b") as file:
         file.truncate(shard.stat().st_size // 2)
     with pytest.raises(CheckpointError, match="changed while it was being used"):
-        read(source, unit, Region(flat=(0, 384)))
+        read_region(source, unit, Region(flat=(0, 384)))
 
 
 def test_priors_of_other_tensors_cannot_be_combined(toy, tmp_path):

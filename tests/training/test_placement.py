@@ -6,8 +6,8 @@ import torch
 import drift_merge
 from drift_merge.training import biasing, placement
 from drift_merge.training.placement import Held, Streamed
-from drift_merge.training.units import Origin, Region, Unit, blocks
-from tests.training.toys import loss_of, selected
+from drift_merge.training.units import Origin, Region, Unit
+from tests.training.toys import loss_of, read_region, selected
 
 CPU = torch.device("cpu")
 
@@ -35,16 +35,6 @@ def units(count, numel=12):
     return found
 
 
-def read(source, unit, region, elements=5):
-    found, begin = [], 0
-    for block in blocks(unit, region, elements):
-        out = torch.empty(block.numel)
-        source.chunk(unit, begin, block, out)
-        found.append(out)
-        begin += block.numel
-    return torch.cat(found)
-
-
 @pytest.mark.parametrize("order", ["forward", "backward", "twice", "random"])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_streamed_deltas_are_right_in_any_order(count, order):
@@ -59,7 +49,7 @@ def test_streamed_deltas_are_right_in_any_order(count, order):
     }
     for unit in orders[order]:
         wanted = torch.arange(12.0) + 100 * int(unit.name)
-        assert torch.equal(read(streamed, unit, regions[unit]), wanted)
+        assert torch.equal(read_region(streamed, unit, regions[unit]), wanted)
 
 
 def test_each_unit_is_read_once_a_step_and_the_next_one_ahead():
@@ -67,8 +57,8 @@ def test_each_unit_is_read_once_a_step_and_the_next_one_ahead():
     streamed = Streamed(source, regions, CPU, torch.float32)
     for _ in range(3):
         for unit in regions:
-            read(streamed, unit, regions[unit])  # measured
-            read(streamed, unit, regions[unit])  # biased
+            read_region(streamed, unit, regions[unit])  # measured
+            read_region(streamed, unit, regions[unit])  # biased
     streamed._reader.shutdown()
     assert source.read == ["0", "1", "2", "3"] * 3 + ["0"]  # the first of the next step is there
 

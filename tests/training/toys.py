@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from drift_merge.priors.manifest import Prior
+from drift_merge.training.units import Region, Unit, blocks
 from tests import checkpoints as c
 from tests.engine.runs import as_tensor, run_prior
 
@@ -181,3 +182,14 @@ def selected(model: nn.Module, modules: tuple[str, ...] = ("self_attn", "mlp")) 
         if "language_model.layers." in name and any(f".{m}." in name for m in modules):
             found["layers." + name.split("language_model.layers.")[1]] = parameter
     return found
+
+
+def read_region(source: Any, unit: Unit, region: Region, elements: int = 64) -> Tensor:
+    """A whole region of a source of deltas, flat, read in chunks."""
+    found, begin = [torch.empty(0)], 0
+    for block in blocks(unit, region, elements):
+        out = torch.empty(block.numel)
+        source.chunk(unit, begin, block, out)
+        found.append(out)
+        begin += block.numel
+    return torch.cat(found)
