@@ -124,7 +124,7 @@ def _log_before_reporters(callback: DriftCallback) -> None:
 def _sample(model: Any) -> list[float] | None:
     """A few values of the weights that are trained; None where they are sharded."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    ends = [parameter.detach() for parameter in (trained[0], trained[-1])]
+    ends = [parameter.detach() for parameter in (*trained[:1], *trained[-1:])]
     if any(type(p) is not torch.Tensor or hasattr(p, "ds_id") or not p.numel() for p in ends):
         return None
     return [value for p in ends for value in p.flatten()[:_SAMPLE].double().tolist()]
