@@ -214,9 +214,11 @@ def test_a_resumed_run_continues_exactly(setups, name, tmp_path, elsewhere):
         assert [one[key] for key in keys] == [other[key] for key in keys]
 
 
-def test_a_checkpoint_that_the_trainer_did_not_load_is_noticed(llava, tmp_path):
-    trainer_for(llava, tmp_path, [DriftCallback(llava.prior)], **SCHEDULED).train()
-    again = trainer_for(llava, tmp_path, [DriftCallback(llava.prior)], **SCHEDULED)
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_checkpoint_that_the_trainer_did_not_load_is_noticed(setups, name, tmp_path):
+    setup = setups[name]
+    trainer_for(setup, tmp_path, [DriftCallback(setup.prior)], **SCHEDULED).train()
+    again = trainer_for(setup, tmp_path, [DriftCallback(setup.prior)], **SCHEDULED)
     with pytest.raises(VerificationError, match="does not have the weights of that step"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
