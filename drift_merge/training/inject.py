@@ -63,6 +63,7 @@ class Injector:
         self._norms: dict[_Batch, tuple[Tensor, Tensor]] = {}
         self._groups = _by_group(self.pieces)
         self._pool: ThreadPoolExecutor | None = None
+        self._is_parallel = False
         self.to(slots.alpha.device)
 
     def to(self, device: torch.device, *, one_by_one: bool = False) -> None:
@@ -81,6 +82,8 @@ class Injector:
         self.strength = torch.zeros(shape[0], dtype=torch.float64, device=device)  # alpha * c
         size = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
         size = 1 if one_by_one else size
+        # What delta passes through has room for one slot and the next, not for several threads.
+        self._is_parallel = device.type == "cpu" and not one_by_one
         self._batches = [
             (group, list(_cut(pieces, size if group is None else None, device)))
             for group, pieces in self._groups
@@ -174,7 +177,7 @@ class Injector:
         self, batches: Sequence[_Batch], work: Callable[[_Batch], None], *, in_parallel: bool
     ) -> None:
         """Call `work` for every batch, on a CPU by a few threads with one core each."""
-        workers = torch.get_num_threads() if self.device.type == "cpu" and in_parallel else 1
+        workers = torch.get_num_threads() if self._is_parallel and in_parallel else 1
         with torch.no_grad():
             if workers == 1 or len(batches) < 2:
                 for batch in batches:
