@@ -58,6 +58,12 @@ def _describe(manifest: dict[str, Any], out: Path) -> None:
     loss = manifest["loss"]
     if loss is not None:
         note(f"Loss {loss['first']:.4f} -> {loss['last']:.4f} in {manifest['num_steps']:,} steps.")
+    kept = manifest["change_kept"]
+    if kept is not None and abs(kept - 1.0) > 0.1:
+        note(
+            f"Warning [rounding]: the output dtype keeps {kept:.0%} of what was learned; smaller"
+            " changes rounded back to the mllm's values.\n  To keep all of it: --dtype float32"
+        )
     if not (out / "train.png").exists():
         note(
             "No train.png: matplotlib is not installed. For pictures: pip install"

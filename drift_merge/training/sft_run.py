@@ -79,6 +79,7 @@ def train(
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         report = None if callback is None else callback.report
         manifest = _describe(prepared, trainer.state.log_history, report)
+        manifest["change_kept"] = _change_kept(prepared, trainer.model)
         _write(prepared, trainer.model, manifest, trainer.state.log_history, output)
         output.publish()
     shutil.rmtree(run, ignore_errors=True)
@@ -231,6 +232,25 @@ def _write(
         if path.is_file():
             path.chmod((output.payload / MANIFEST).stat().st_mode)  # safetensors hides its own
             _flush(path)
+
+
+@torch.no_grad()
+def _change_kept(prepared: Prepared, model: Any) -> float | None:
+    """How much of what was learned the output dtype keeps; None if nothing moved.
+
+    <rounded - start, trained - start> / |trained - start|^2 over all that was trained: weights
+    begin on the grid of a 16-bit dtype, and small changes round back to where they began.
+    """
+    load = _transformers.AutoModelForImageTextToText.from_pretrained
+    start = dict(load(prepared.directory, dtype="auto").named_parameters())
+    kept = whole = 0.0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            begin = start[name].to(parameter.device, torch.float32).flatten()
+            change = parameter.flatten() - begin
+            rounded = parameter.flatten().to(_dtype(prepared)).float() - begin
+            kept, whole = kept + float(rounded @ change), whole + float(change @ change)
+    return kept / whole if whole else None
 
 
 def _dtype(prepared: Prepared) -> torch.dtype:

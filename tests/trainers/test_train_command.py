@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,7 @@ def test_the_output_is_a_complete_checkpoint_with_the_course_of_its_training(set
         assert all(row[column] for row in rows)
     manifest = json.loads((undisturbed / "train.json").read_text())
     assert manifest["num_steps"] == 8
+    assert manifest["change_kept"] == pytest.approx(1.0)  # float32, as the mllm is
     assert not undisturbed.with_name("out.run").exists()
     assert not undisturbed.with_name("out.partial").exists()
 
@@ -137,10 +139,24 @@ def test_bf16_and_another_output_dtype_and_everything_trained(setup, tmp_path):
     assert done.stdout == f"{out}\n"
 
 
+def test_what_a_16_bit_output_rounds_away_is_measured_and_told(setup, tmp_path):
+    small = setup._replace(mllm=tmp_path / "mllm")
+    setup.model().to(torch.bfloat16).save_pretrained(small.mllm)
+    tiny.write_llava_processor(small.mllm)
+    for path in setup.mllm.parent.glob("*.[pj]*"):
+        shutil.copy(path, tmp_path)
+    out = tmp_path / "out"
+    done = run(command(small, out, "--lr", "1e-5", "--warmup", "0", prior=False))
+    kept = json.loads((out / "train.json").read_text())["change_kept"]
+    assert 0 < kept < 0.9
+    assert f"keeps {kept:.0%} of what was learned" in done.stderr
+    exact = tmp_path / "exact"
+    run(command(small, exact, "--lr", "1e-5", "--warmup", "0", "--dtype", "float32", prior=False))
+    assert json.loads((exact / "train.json").read_text())["change_kept"] == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("spoil", ["template", "processor", "weights"])
 def test_a_model_that_cannot_be_trained_so_is_refused_before_training(setup, tmp_path, spoil):
-    import shutil
-
     copy = setup._replace(mllm=tmp_path / "mllm")
     shutil.copytree(setup.mllm, copy.mllm)
     (tmp_path / "data.jsonl").write_text((setup.mllm.parent / "data.jsonl").read_text())
