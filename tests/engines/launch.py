@@ -19,7 +19,7 @@ TAIL = 4000  # characters of a log in a message
 
 
 def launch(
-    scenario: str, directory: Path, *, world: int = 2, seconds: float = 240, **settings: Any
+    scenario: str, directory: Path, *, world: int = 2, seconds: float = 300, **settings: Any
 ) -> list[dict[str, Any]]:
     """Run `tests.engines.scenarios.SCENARIOS[scenario]` in `world` processes.
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.engines import toy
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(400)]
 
 SIZES = toy.Sizes(1024, 8192)  # 54 million elements: 109 MB of delta in bfloat16
 # Chunks in float32 (8 MB) and what the allocator keeps. A rank's half of delta is twice that.

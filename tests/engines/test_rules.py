@@ -10,7 +10,7 @@ import torch
 
 from tests.engines import toy
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(400)]
 
 # An update of float32 gradients is off by about 1e-7 of the gradient; the momentum of three steps
 # and tensors whose gradients nearly cancel raise that to the largest seen, 2e-4.

@@ -7,7 +7,7 @@ import drift_merge
 from tests.engines import toy
 from tests.engines.scenarios import CHANGED
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(400)]
 
 EXACT = 1e-3  # see test_rules
 ENGINES = {
