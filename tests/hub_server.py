@@ -299,15 +299,17 @@ class _Handler(hub_writes.Uploads):
         self._send(status, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
     def _send_file(self, path: Path, head: dict[str, str]) -> None:
-        data = path.read_bytes()
+        size = path.stat().st_size
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None or (self.fault and self.fault.ignore_range):
-            return self._send(200, head, data)
-        first, last = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1)
-        if first >= len(data):
-            return self._send(416, head | {"Content-Range": f"bytes */{len(data)}"}, b"")
-        head |= {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
-        return self._send(206, head, data[first : last + 1])
+            return self._send(200, head, path.read_bytes())
+        first, last = int(asked[1]), min(int(asked[2] or size - 1), size - 1)
+        if first >= size:
+            return self._send(416, head | {"Content-Range": f"bytes */{size}"}, b"")
+        head |= {"Content-Range": f"bytes {first}-{last}/{size}"}
+        with open(path, "rb") as file:
+            file.seek(first)
+            return self._send(206, head, file.read(last + 1 - first))
 
     def _refuse(self, refused: RefusedError) -> None:
         message = refused.message or _ERROR_CODES.get(refused.code, "Refused")
