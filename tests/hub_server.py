@@ -158,7 +158,8 @@ class HubServer:
         """Wait as long as `size` more bytes take on the throttled line that all requests share."""
         if self.bytes_per_second:
             with self._changed:
-                begin = max(self._idle_at, time.monotonic())
+                # A pause that was too long is made up for: up to a tenth of a second at once.
+                begin = max(self._idle_at, time.monotonic() - 0.1)
                 self._idle_at = begin + size / self.bytes_per_second
                 wait = self._idle_at - time.monotonic()
             self.closing.wait(wait)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from typing import Any, NoReturn
 
 from drift_merge.errors import DriftMergeError
 
@@ -39,21 +39,36 @@ def fork(serve: Callable[["Connection[Any, Any]"], None], others: Sequence[Child
     """
     ours, theirs = Pipe()
     parent = os.getpid()
-    with warnings.catch_warnings():
-        # Python warns of other threads, which a child that starts none and ends by _exit may
-        # ignore: torch runs on one thread there, and nothing is printed.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process = os.fork()
-    if process:
-        theirs.close()
-        return Child(process, ours)
+    # Ctrl-C just after the fork would lead the child through the parent's way out.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        with warnings.catch_warnings():
+            # Python warns of other threads, which a child that starts none and ends by _exit may
+            # ignore: torch runs on one thread there, and nothing is printed.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process = os.fork()
+        if process == 0:
+            _live(parent, serve, [ours, *(other.connection for other in others)], theirs)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    theirs.close()
+    return Child(process, ours)
+
+
+def _live(
+    parent: int,
+    serve: Callable[["Connection[Any, Any]"], None],
+    foreign: Sequence["Connection[Any, Any]"],
+    own: "Connection[Any, Any]",
+) -> NoReturn:
+    """The life of a child."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         _die_with(parent)
-        for other in others:
-            other.connection.close()  # or they would outlive the parent's end
-        ours.close()
-        serve(theirs)
+        for connection in foreign:
+            connection.close()  # or they would outlive the parent's end
+        serve(own)
     finally:
         os._exit(0)
 
