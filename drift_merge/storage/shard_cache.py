@@ -1,9 +1,9 @@
 """Shards on loan: fetched ahead of their use, deleted after it, never more than a limit.
 
-Leases are granted in a fixed order, each as soon as
-its bytes fit beside those that are still needed; a few threads download while others work. Work
-that needs shards holds a ticket: it waits until they are there, and its end may be the end of
-their leases. The plan of leases is made elsewhere; it must fit the limit in its order.
+Leases are granted in a fixed order, each as soon as its bytes fit beside those that are still
+needed; a few downloads go on beside the work. Work that needs shards holds a ticket: it waits
+until they are here, and its end may be the end of their leases. The plan of leases is made
+elsewhere; in its order it must fit the limit.
 """
 
 import shutil
@@ -132,8 +132,10 @@ class ShardCache:
         """Raise what a download met, unless all that is waited for is still under way."""
         if self._error is None:
             return
+        granted = [n < self._next for n in numbers]
         shards = [self._leases[number].need.shard for number in numbers]
-        if not all(shard in self._present or shard in self._loading for shard in shards):
+        coming = [shard in self._present or shard in self._loading for shard in shards]
+        if not all(granted) or not all(coming):
             raise self._error
 
     def _fetch_leases(self, fetcher: Fetcher) -> None:

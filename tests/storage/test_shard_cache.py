@@ -201,6 +201,25 @@ def test_work_on_what_is_here_goes_on_when_a_later_download_fails(
     assert files(tmp_path / "s") == {"a"}  # for the next run, which resumes
 
 
+def test_a_lease_that_is_never_granted_after_a_failure_is_not_waited_for(
+    line: Line, tmp_path: Path
+) -> None:
+    line.errors["b"] = SourceError("gone")
+    leases, tickets = [lease("a", 2), lease("b"), lease("a")], {"a": (0,), "later": (2,)}
+    cache = ShardCache(tmp_path / "s", leases, tickets, limit_bytes=2)
+
+    def run() -> None:
+        with cache:
+            cache.start()
+            eventually(lambda: cache._error is not None)
+            cache._next = 2  # a is here by its first lease; its second one was never granted
+            with cache.hold("later"):
+                raise AssertionError("the lease was never granted")
+
+    with pytest.raises(SourceError, match="gone"):
+        run()
+
+
 def test_a_waiting_worker_gives_up_when_it_is_told_to(line: Line, tmp_path: Path) -> None:
     line.blocked = {"a"}
     told = threading.Event()
