@@ -1,7 +1,6 @@
 """From a recipe to an alignment: open the sources, read what pairing needs, pair them."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,7 @@ from drift_merge.engine.recipe import PRIOR, Recipe
 from drift_merge.names.align import align, require_complete
 from drift_merge.names.name_map import NameMap, SideMap, read_name_map
 from drift_merge.names.tensors import Alignment, Finding, Model
-from drift_merge.names.vocabulary import read_vocabulary
+from drift_merge.names.vocabulary import Vocabularies, Vocabulary
 from drift_merge.storage.adapters import base_of, is_adapter, join_adapter
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint, open_deltas
 from drift_merge.storage.sources import parse_source
@@ -93,13 +92,18 @@ def prepare(
         from drift_merge.storage.hub_shards import fetch_sidecars
 
         fetch_sidecars(mllm.source, mllm.sidecars)  # a merge is a whole checkpoint
-    aligned = [(other, pair(other, mllm, recipe, name_map)) for other in reasoners]
-    with_base = (base, pair(base, mllm, recipe, name_map)) if base else None
+    known = Vocabularies()
+    aligned = [(other, pair(other, mllm, recipe, name_map, known)) for other in reasoners]
+    with_base = (base, pair(base, mllm, recipe, name_map, known)) if base else None
     return Prepared(recipe, mllm, tuple(aligned), with_base)
 
 
 def pair(
-    reasoner: Checkpoint, mllm: Checkpoint, recipe: Recipe, name_map: NameMap | None = None
+    reasoner: Checkpoint,
+    mllm: Checkpoint,
+    recipe: Recipe,
+    name_map: NameMap | None = None,
+    known: Vocabularies | None = None,
 ) -> Alignment:
     """Align one checkpoint with the mllm, reading both vocabularies if rows are selected."""
     if recipe.options.get("is_delta"):
@@ -110,7 +114,7 @@ def pair(
         modules=recipe.modules,
         layers=recipe.layers,
         name_map=name_map,
-        vocabularies=_vocabularies(reasoner, mllm, recipe.modules),
+        vocabularies=_vocabularies(reasoner, mllm, recipe.modules, known or Vocabularies()),
     )
 
 
@@ -135,15 +139,15 @@ def as_model(checkpoint: Checkpoint) -> Model:
 
 
 def _vocabularies(
-    reasoner: Checkpoint, mllm: Checkpoint, modules: str
-) -> tuple[Mapping[str, int], Mapping[str, int]] | None:
+    reasoner: Checkpoint, mllm: Checkpoint, modules: str, known: Vocabularies
+) -> tuple[Vocabulary, Vocabulary] | None:
     """Both vocabularies if rows may be selected and can be read; else None, and align refuses."""
     if not re.search(r"embed|head|full|re:", modules) or find_spec("tokenizers") is None:
         return None
     paths = [_tokenizer(reasoner), _tokenizer(mllm)]
     if paths[0] is None or paths[1] is None:
         return None
-    return read_vocabulary(paths[0]), read_vocabulary(paths[1])
+    return known.read(paths[0]), known.read(paths[1])
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Path | None:

@@ -15,6 +15,29 @@ from drift_merge.names.tensors import Finding, RowMap
 Vocabulary = Mapping[str, int]  # token string -> id
 
 
+class Vocabularies:
+    """Vocabularies by file. Files of equal text, as within a family, are parsed once."""
+
+    def __init__(self) -> None:
+        self._by_text: dict[str, Vocabulary] = {}
+
+    def read(self, path: Path | str) -> Vocabulary:
+        """Read token -> id from a `tokenizer.json`, added tokens included.
+
+        Returns:
+            The same object where the text is the same.
+
+        Raises:
+            AlignmentError: if the `tokenizers` library is not installed; names the extra.
+            SourceError: if there is no such file.
+            CheckpointError: if the file is not a tokenizer.
+        """
+        text = _read_text(path)
+        if text not in self._by_text:
+            self._by_text[text] = _parse(path, text)
+        return self._by_text[text]
+
+
 def match_rows(
     reasoner: Vocabulary, mllm: Vocabulary, *, reasoner_rows: int, mllm_rows: int
 ) -> RowMap:
@@ -33,7 +56,7 @@ def match_rows(
         One entry per mllm row: the reasoner's row, or -1.
     """
     rows = array("q", [-1]) * mllm_rows
-    if reasoner == mllm:
+    if reasoner is mllm or reasoner == mllm:
         shared = min(reasoner_rows, mllm_rows)
         rows[:shared] = array("q", range(shared))
     else:
@@ -52,6 +75,8 @@ def match_rows(
 
 def compare_vocabularies(reasoner: Vocabulary, mllm: Vocabulary) -> tuple[Finding, ...]:
     """Return the finding `tokens_differ` if ids stand for different tokens in the two."""
+    if reasoner is mllm:
+        return ()
     theirs = {row: token for token, row in mllm.items()}
     different = sorted(
         (row, token, theirs[row])
@@ -75,14 +100,19 @@ def compare_vocabularies(reasoner: Vocabulary, mllm: Vocabulary) -> tuple[Findin
     )
 
 
-def read_vocabulary(path: Path | str) -> dict[str, int]:
-    """Read token -> id from a `tokenizer.json`, added tokens included.
+def _read_text(path: Path | str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"there is no {path}; matching embed and head by token needs both tokenizer.json.",
+            remedy="Put it beside the weights, or leave embed and head out of --modules.",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _broken(path, error) from error
 
-    Raises:
-        AlignmentError: if the `tokenizers` library is not installed; names the extra.
-        SourceError: if there is no such file.
-        CheckpointError: if the file is not a tokenizer.
-    """
+
+def _parse(path: Path | str, text: str) -> dict[str, int]:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -91,20 +121,14 @@ def read_vocabulary(path: Path | str) -> dict[str, int]:
             remedy="pip install 'drift_merge[tokenizers]'",
         ) from error
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise SourceError(
-            f"there is no {path}; matching embed and head by token needs both tokenizer.json.",
-            remedy="Put it beside the weights, or leave embed and head out of --modules.",
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise _broken(path, error) from error
-    try:
-        json.loads(text)  # gives a line and column where the library gives none
-        vocabulary = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
+        found: dict[str, int] = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises bare Exception
+        try:
+            json.loads(text)  # gives a line and column where the library gives none
+        except ValueError as syntax:
+            raise _broken(path, syntax) from error
         raise _broken(path, error) from error
-    return {str(token): int(row) for token, row in vocabulary.items()}
+    return found
 
 
 def _broken(path: Path | str, error: Exception) -> CheckpointError:

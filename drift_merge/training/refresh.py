@@ -20,7 +20,7 @@ from drift_merge.errors import AlignmentError, RecipeError
 from drift_merge.names.align import align
 from drift_merge.names.name_map import NameMap, SideMap, read_name_map
 from drift_merge.names.tensors import Alignment, Model
-from drift_merge.names.vocabulary import Vocabulary, read_vocabulary
+from drift_merge.names.vocabulary import Vocabularies, Vocabulary
 from drift_merge.storage.adapters import base_of, is_adapter, join_adapter
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
 from drift_merge.storage.sources import parse_source
@@ -114,7 +114,8 @@ def _vocabularies(
     paths = [one.path / _TOKENIZER for one in found if one.path and _TOKENIZER in one.sidecars]
     if len(paths) < 2:
         return None
-    return read_vocabulary(paths[0]), read_vocabulary(paths[1])
+    known = Vocabularies()
+    return known.read(paths[0]), known.read(paths[1])
 
 
 @dataclass(slots=True)

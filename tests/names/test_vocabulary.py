@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from drift_merge.errors import AlignmentError, CheckpointError, SourceError
-from drift_merge.names.vocabulary import compare_vocabularies, match_rows, read_vocabulary
+from drift_merge.names.vocabulary import Vocabularies, compare_vocabularies, match_rows
 
 AB = {"a": 0, "b": 1}
 
@@ -67,13 +67,26 @@ def write_tokenizer(path):
 
 def test_a_tokenizer_json_gives_its_added_tokens_too(tmp_path):
     write_tokenizer(tmp_path / "tokenizer.json")
-    assert read_vocabulary(tmp_path / "tokenizer.json") == {"a": 0, "b": 1, "<think>": 2}
+    assert Vocabularies().read(tmp_path / "tokenizer.json") == {"a": 0, "b": 1, "<think>": 2}
+
+
+def test_files_of_equal_text_are_one_vocabulary_and_others_are_not(tmp_path):
+    (tmp_path / "other").mkdir()
+    first, second = tmp_path / "tokenizer.json", tmp_path / "other" / "tokenizer.json"
+    write_tokenizer(first)
+    second.write_bytes(first.read_bytes())
+    known = Vocabularies()
+    assert known.read(first) is known.read(second)
+    second.write_text(second.read_text().replace("<think>", "<other>"))
+    assert known.read(second) == {"a": 0, "b": 1, "<other>": 2}
+    assert known.read(first) == {"a": 0, "b": 1, "<think>": 2}
 
 
 def test_a_missing_library_is_named_with_the_extra(tmp_path, monkeypatch):
+    write_tokenizer(tmp_path / "tokenizer.json")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(AlignmentError) as caught:
-        read_vocabulary(tmp_path / "tokenizer.json")
+        Vocabularies().read(tmp_path / "tokenizer.json")
     assert caught.value.remedy == "pip install 'drift_merge[tokenizers]'"
 
 
@@ -82,9 +95,9 @@ def test_a_broken_tokenizer_is_refused_by_name(tmp_path, text):
     path = tmp_path / "tokenizer.json"
     path.write_text(text)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer"):
-        read_vocabulary(path)
+        Vocabularies().read(path)
 
 
 def test_a_missing_file_is_a_missing_source(tmp_path):
     with pytest.raises(SourceError, match="there is no"):
-        read_vocabulary(tmp_path / "tokenizer.json")
+        Vocabularies().read(tmp_path / "tokenizer.json")
