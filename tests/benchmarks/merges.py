@@ -6,7 +6,7 @@
 
 The directory holds reasoner/, mllm/ and base/: text checkpoints, so that mergekit can be asked for
 the same. All tensors are merged, the embedding too, as mergekit does. Rows are taken in turn so
-that drift of the machine hits all alike; medians are printed. Start-up is the same command on a
+that drift of the machine hits all alike, with the inputs in the page cache; medians are printed. Start-up is the same command on a
 tiny pair; "beyond" is the rest of the time; "ratio" is that rest over a copy: reading all inputs
 of the method and copying one, with sync. "ns" is beyond per entry of the output. Memory is sampled
 from the kernel every 10 ms: anonymous (what the process owns) and resident. "faster" is the wall
@@ -126,13 +126,15 @@ def commands(
     return rows
 
 
-def run_all(rows: dict[str, list[str]], out: Path, runs: int) -> dict[str, Sample]:
-    """The medians of all rows, rows in turn."""
+def run_all(rows: dict[str, list[str]], sources: Path, out: Path, runs: int) -> dict[str, Sample]:
+    """The medians of all rows, rows in turn, inputs in the page cache if they fit."""
     samples: dict[str, list[Sample]] = {}
     for number in range(runs):
         for name, command in rows.items():
             shutil.rmtree(out, ignore_errors=True)
             subprocess.run(["sync"], check=True)
+            for file in sources.glob("*/*.safetensors"):
+                subprocess.run(["cat", str(file)], stdout=subprocess.DEVNULL, check=True)
             samples.setdefault(name, []).append(measure(command))
             shutil.rmtree(out, ignore_errors=True)
             print(f"run {number + 1}: {name}: {samples[name][-1]}", file=sys.stderr, flush=True)
@@ -214,10 +216,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.scratch or sources.parent) as folder:
         out = Path(folder) / "out"
         small = write_tiny(Path(folder) / "tiny")
-        startup = run_all(commands(names, small, out, args.modules, {}), out, args.runs)
-        for file in sources.glob("*/*.safetensors"):  # into the page cache, if it fits
-            subprocess.run(["cat", str(file)], stdout=subprocess.DEVNULL, check=True)
-        rows = run_all(commands(names, sources, out, args.modules, mergekit), out, args.runs)
+        startup = run_all(commands(names, small, out, args.modules, {}), small, out, args.runs)
+        asked_for = commands(names, sources, out, args.modules, mergekit)
+        rows = run_all(asked_for, sources, out, args.runs)
     elements = num_elements(sources / "mllm")
     print(
         f"{sources.name}: {elements:,} entries a model, modules {args.modules}, "
