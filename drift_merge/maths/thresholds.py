@@ -17,6 +17,7 @@ from math import inf, isfinite, sqrt
 import torch
 from torch import Tensor
 
+from drift_merge.maths.collected import Collected, joined
 from drift_merge.maths.cuts import Cut, next_number
 
 # (position of the first entry, one chunk per stream). True: a sample will do, as of Read.
@@ -107,7 +108,7 @@ class _Look:
     """What one chunk held inside the bracket."""
 
     begin: int
-    values: Tensor | None  # unordered; None where the bracket holds one value only
+    values: Tensor | None  # among the collected, unordered; None for a bracket of one value
     num_inside: int
 
 
@@ -129,6 +130,7 @@ class _Search:
     is_single: bool = False  # the bracket holds one value only
     above: int = 0  # entries of this walk at or above the bracket
     looks: list[_Look] = field(default_factory=list)
+    collected: Collected = field(default_factory=Collected)
 
     def __post_init__(self) -> None:
         self.num_from_low = self.numel
@@ -139,7 +141,7 @@ class _Search:
 
     def aim(self) -> None:
         """Choose the bracket of the next walk."""
-        self.above, self.looks = 0, []
+        self.above, self.looks, self.collected = 0, [], Collected()
         self.bracket = (self.low, self.high)
         if self.sample is None:
             return
@@ -183,7 +185,7 @@ class _Search:
         if self.is_single:
             self.looks.append(_Look(begin, None, int(mask.sum())))
             return
-        values = _inside(magnitudes, mask)
+        values = self.collected.add(_inside(magnitudes, mask))
         self.looks.append(_Look(begin, values, len(values)))
 
     def settle(self) -> None:
@@ -196,6 +198,7 @@ class _Search:
             self.high, self.num_from_high = low, self.above + inside
         else:
             self.cut = self._found(self.count - self.above)
+            self.looks, self.collected = [], Collected()
             return
         self.misses += 1
         if not self.low < self.high:  # entries that compare with nothing, or infinity
@@ -205,13 +208,12 @@ class _Search:
         """The set whose last entry is the `rank`-th largest inside the bracket."""
         value = self.bracket[0]
         ties = [look.num_inside for look in self.looks]
-        if any(look.values is not None for look in self.looks):
-            parts = [look.values for look in self.looks if look.values is not None]
-            collected = torch.cat(parts)
+        if not self.is_single:
             # A bracket that kept most of the stream would keep most of it again.
-            search = kth_largest if len(collected) <= self.numel // 2 else _kth_by_selection
-            value, rank = search(collected, rank)
-            ties = [int((part == value).sum()) for part in parts]
+            search = kth_largest if len(self.collected) <= self.numel // 2 else _kth_by_selection
+            value, rank = search(self.collected.parts(), rank)
+            found = [look.values for look in self.looks if look.values is not None]
+            ties = [int((values == value).sum()) for values in found]
         for look, num_ties in zip(self.looks, ties, strict=True):
             if rank <= num_ties:
                 return Cut(value, ties_from=look.begin, ties_left=rank)
@@ -219,31 +221,41 @@ class _Search:
         raise AssertionError("the rank lies inside the bracket")
 
 
-def kth_largest(values: Tensor, rank: int) -> tuple[float, int]:
+def kth_largest(parts: list[Tensor], rank: int) -> tuple[float, int]:
     """The `rank`-th largest of values in memory (unordered), and which of its equals it is.
 
     Args:
-        values: shape (n,), not negative.
+        parts: together n values, not negative.
         rank: in [1, n].
 
     Returns:
         The value, and the rank among the entries equal to it, counted from 1.
     """
-    if len(values) <= _SMALL:
-        return _kth_by_selection(values, rank)
+    numel = sum(part.numel() for part in parts)
+    if numel <= _SMALL:
+        return _kth_by_selection(parts, rank)
 
     def walk(sample: bool) -> Iterator[tuple[int, Sequence[Tensor]]]:
-        for begin in range(0, len(values), _PIECE):
-            yield begin, [values[begin : begin + _PIECE]]
+        position = 0
+        for part in parts:
+            for begin in range(0, part.numel(), _PIECE):
+                piece = part[begin : begin + _PIECE]
+                yield position, [piece]
+                position += piece.numel()
 
-    [[cut]] = largest(walk, [[rank]], len(values), shortcut=False)
-    return cut.value, rank - int((values > cut.value).sum())
+    [[cut]] = largest(walk, [[rank]], numel, shortcut=False)
+    return cut.value, rank - _num_above(parts, cut.value)
 
 
-def _kth_by_selection(values: Tensor, rank: int) -> tuple[float, int]:
+def _kth_by_selection(parts: list[Tensor], rank: int) -> tuple[float, int]:
     """`kth_largest` by torch alone: 40 ns an entry."""
+    values = joined(parts)
     value = float(values.kthvalue(len(values) - rank + 1).values)
-    return value, rank - int((values > value).sum())
+    return value, rank - _num_above(parts, value)
+
+
+def _num_above(parts: list[Tensor], value: float) -> int:
+    return sum(int((part > value).sum()) for part in parts)
 
 
 def _inside(magnitudes: Tensor, mask: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ class Deltas:
         self._flat: dict[str, Tensor] = {}
         self._scales = shards.scales
         self.shapes = {name: shards.tensors[name].shape for name in names}  # without scales
+        self._matrices = {
+            name: (prod(shape[:-1]), shape[-1] if shape else 1)
+            for name, shape in self.shapes.items()
+        }
 
     def is_compressed(self, name: str) -> bool:
         """Whether a delta is stored as codes and scales."""
@@ -43,13 +47,12 @@ class Deltas:
         Raises:
             RecipeError: the prior has none of this name.
         """
-        if name not in self.shapes:
+        if name not in self._matrices:
             raise RecipeError(
                 f"{self._mapped.checkpoint.source.given} has no delta {name!r}.",
                 remedy="See their names: drift-prior inspect PRIOR --json",
             )
-        shape = self.shapes[name]
-        return prod(shape[:-1]), shape[-1] if shape else 1
+        return self._matrices[name]
 
     def read(
         self, name: str, begin: int = 0, end: int | None = None, out: Tensor | None = None
@@ -109,12 +112,12 @@ class Deltas:
     def _stored(self, name: str) -> Tensor:
         """A stored tensor, flat and read only, as a window on the map."""
         info = self._mapped.checkpoint.tensors[name]
-        # Looked at each time: a file that was cut short would kill the process (SIGBUS).
-        data = self._mapped.view(info)
-        if name not in self._flat:
-            empty = torch.empty(0, dtype=DTYPES[info.dtype])
-            found = torch.frombuffer(data, dtype=DTYPES[info.dtype]) if info.numel else empty
-            self._flat[name] = found
+        if name in self._flat:
+            self._mapped.check(info)
+            return self._flat[name]
+        data, dtype = self._mapped.view(info), DTYPES[info.dtype]
+        empty = torch.empty(0, dtype=dtype)
+        self._flat[name] = torch.frombuffer(data, dtype=dtype) if info.numel else empty
         return self._flat[name]
 
     def _require(self, name: str, found: tuple[int, int], size: int) -> None:

@@ -41,11 +41,17 @@ class MappedCheckpoint:
                 was read.
         """
         end = info.size_bytes if end is None else end
+        return memoryview(self.check(info))[info.start + begin : info.start + end]
+
+    def check(self, info: TensorInfo) -> mmap.mmap:
+        """The map of a shard whose data may be looked at: raises as `view` does.
+
+        A read past the end of a mapped file kills the process (SIGBUS): look before each one.
+        """
         self._require_data(info)
         mapped = self._map(info.shard)
-        # A read past the end of a mapped file kills the process (SIGBUS): look before each one.
         self._require_size(info.shard, mapped.size())
-        return memoryview(mapped)[info.start + begin : info.start + end]
+        return mapped
 
     def release(self, info: TensorInfo, begin: int, end: int) -> None:
         """Say that bytes [begin, end) of a tensor are done with; they stay in the page cache."""

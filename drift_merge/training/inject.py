@@ -6,10 +6,8 @@ the first tensor by tensor, while gradient and delta are in the cache.
 Shapes: P = number of slots, one for each tensor of the prior.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from threading import local
 
 import torch
 from torch import Tensor
@@ -49,6 +47,7 @@ class _Batch:
 
     pieces: tuple[Piece, ...]
     rows: slice | Tensor  # their slots
+    places: Mapping[int, int]  # slot -> its number among these rows
     is_fixed: bool  # delta is the same at every step
 
 
@@ -58,12 +57,9 @@ class Injector:
     def __init__(self, pieces: Sequence[Piece], slots: Slots, rule: Rule) -> None:
         self.pieces, self.slots, self.rule = tuple(pieces), slots, rule
         self.missing: set[Piece] = set()  # without a gradient at the last step
-        self._local = local()
         self._adder = Adder()
         self._norms: dict[_Batch, tuple[Tensor, Tensor]] = {}
         self._groups = _by_group(self.pieces)
-        self._pool: ThreadPoolExecutor | None = None
-        self._is_parallel = False
         self.to(slots.alpha.device)
 
     def to(self, device: torch.device, *, one_by_one: bool = False) -> None:
@@ -77,13 +73,12 @@ class Injector:
         self.device = device
         self.slots.to(device)
         self._norms.clear()
+        self._scratch = Scratch(device)
         shape = (len(self.slots.names), COLUMNS)
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)  # of the last step
         self.strength = torch.zeros(shape[0], dtype=torch.float64, device=device)  # alpha * c
         size = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
         size = 1 if one_by_one else size
-        # What delta passes through has room for one slot and the next, not for several threads.
-        self._is_parallel = device.type == "cpu" and not one_by_one
         self._batches = [
             (group, list(_cut(pieces, size if group is None else None, device)))
             for group, pieces in self._groups
@@ -97,14 +92,12 @@ class Injector:
     def positions(self) -> Tensor:
         """theta*delta in column DOT and delta*delta in column DELTA_SQ, shape (P, COLUMNS)."""
         sums = torch.zeros_like(self.sums)
-
-        def add(batch: _Batch) -> None:
-            for piece in batch.pieces:
-                self._adder.add(sums, piece.position(self._scratch(sums.device)))
-
-        for group, batches in self._batches:
-            self._each(batches, add, in_parallel=group is None)
-            _reduce(sums, batches, group)
+        with torch.no_grad():
+            for group, batches in self._batches:
+                for batch in batches:
+                    for piece in batch.pieces:
+                        self._adder.add(sums, piece.position(self._scratch))
+                _reduce(sums, batches, group)
         return sums
 
     def apply(self, factor: float, scale: float | Tensor | None = None) -> None:
@@ -115,22 +108,21 @@ class Injector:
             scale: what gradients are still multiplied with; None for 1.
         """
         self.missing.clear()
-        for group, batches in self._batches:
-
-            def both(batch: _Batch, group: ProcessGroup | None = group) -> None:
-                self._measure(batch)
-                _reduce(self.sums, [batch], group)
-                self._bias(batch, factor, scale)
-
-            self._each(batches, both, in_parallel=group is None)
+        # One thread gives the orders and torch's own threads share each: Python threads, of which
+        # one gives orders at a time, take a fifth longer.
+        with torch.no_grad():
+            for group, batches in self._batches:
+                for batch in batches:
+                    self._measure(batch)
+                    _reduce(self.sums, [batch], group)
+                    self._bias(batch, factor, scale)
 
     def _measure(self, batch: _Batch) -> None:
         cells = []
-        scratch = self._scratch(self.device)
-        scratch.forget()
+        self._scratch.forget()
         self.sums[batch.rows] = 0.0
         for piece in batch.pieces:
-            found = piece.measure(scratch)
+            found = piece.measure(self._scratch)
             if found is None:
                 self.missing.add(piece)
             cells += found or []
@@ -143,14 +135,14 @@ class Injector:
             self.sums[rows, DOT] /= scale
         delta_norm, mllm_norm = self._norms_of(batch)
         sums = Sums(self.sums[rows, GRAD_SQ], self.sums[rows, DOT], delta_norm, mllm_norm)
-        self.strength[rows] = self.rule(sums) * slots.alpha[rows] * factor
-        scratch = self._scratch(self.device)
+        strength = self.rule(sums) * slots.alpha[rows] * factor
+        self.strength[rows] = strength
+        coefficients = (strength if scale is None else strength * scale).unbind()
         is_cpu = self.device.type == "cpu"  # on which the last piece is still in the cache
         for piece in reversed(batch.pieces) if is_cpu else batch.pieces:
             if factor * slots.alphas[piece.slot] == 0.0:
                 continue  # bit for bit: g - 0 * delta would lose the sign of a zero
-            coefficient = self.strength[piece.slot]
-            piece.bias(coefficient if scale is None else coefficient * scale, scratch)
+            piece.bias(coefficients[batch.places[piece.slot]], self._scratch)
 
     def _norms_of(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         """|delta| of what is added, and the |theta| that belongs to it."""
@@ -165,38 +157,6 @@ class Injector:
         if batch.is_fixed:
             self._norms[batch] = norms
         return norms
-
-    def _scratch(self, device: torch.device) -> Scratch:
-        """This thread's buffers."""
-        found: Scratch | None = getattr(self._local, "scratch", None)
-        if found is None or found.device != device:
-            found = self._local.scratch = Scratch(device)
-        return found
-
-    def _each(
-        self, batches: Sequence[_Batch], work: Callable[[_Batch], None], *, in_parallel: bool
-    ) -> None:
-        """Call `work` for every batch, on a CPU by a few threads with one core each."""
-        workers = torch.get_num_threads() if self._is_parallel and in_parallel else 1
-        with torch.no_grad():
-            if workers == 1 or len(batches) < 2:
-                for batch in batches:
-                    work(batch)
-                return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(workers, "drift_merge", _use_one_thread)
-
-        def quietly(batch: _Batch) -> None:
-            with torch.no_grad():  # a setting of each thread
-                work(batch)
-
-        list(self._pool.map(quietly, batches))
-
-
-def _use_one_thread() -> None:
-    # Threads within an operation wait for each other at every chunk, and a busy machine makes
-    # that many times slower than a thread per tensor.
-    torch.set_num_threads(1)
 
 
 def _by_group(pieces: Sequence[Piece]) -> list[tuple[ProcessGroup | None, list[Piece]]]:
@@ -226,7 +186,8 @@ def _batch(pieces: Sequence[Piece], device: torch.device) -> _Batch:
     slots = sorted({piece.slot for piece in pieces})
     is_run = slots[-1] - slots[0] + 1 == len(slots)
     rows = slice(slots[0], slots[-1] + 1) if is_run else torch.tensor(slots, device=device)
-    return _Batch(tuple(pieces), rows, all(piece.is_fixed for piece in pieces))
+    places = {slot: number for number, slot in enumerate(slots)}
+    return _Batch(tuple(pieces), rows, places, all(piece.is_fixed for piece in pieces))
 
 
 def _reduce(sums: Tensor, batches: Sequence[_Batch], group: ProcessGroup | None) -> None:

@@ -26,7 +26,7 @@ Cell = tuple[int, int, Tensor]  # row and column of the sums, and what is added 
 
 
 class Scratch:
-    """Buffers of one worker on one device, made once however large the tensors are."""
+    """Buffers on one device, made once however large the tensors are."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -189,7 +189,8 @@ class DensePiece:
         if found is None:
             return
         flat, scratch = found.reshape(-1), scratch.at(found.device)
-        coefficient = coefficient.to(found.device)
+        dtype = torch.float64 if found.dtype == torch.float64 else torch.float32
+        coefficient = coefficient.to(found.device, dtype)
         for begin, block in reversed(self.chunks(scratch.elements)):
             stored = flat[begin : begin + block.numel]
             gradient = computed(stored, scratch)
@@ -197,7 +198,7 @@ class DensePiece:
             if delta is None:
                 delta = scratch.get("delta", block.numel, gradient.dtype)
                 self._read(begin, block, delta)
-            gradient.addcmul_(delta, coefficient.to(delta.dtype), value=-1)
+            gradient.addcmul_(delta, coefficient, value=-1)
             if gradient is not stored:
                 stored.copy_(gradient)
         if flat.data_ptr() != found.data_ptr():  # reshape made a copy

@@ -21,6 +21,7 @@ from drift_merge.maths.methods.deltas import (
     weighted_sum,
 )
 from drift_merge.maths.methods.trimming import elected
+from drift_merge.maths.ranks import by_rank
 
 _TINY_NORM = 1e-7  # mergekit leaves tensors with a smaller sum of magnitudes as they are
 
@@ -45,10 +46,7 @@ def drop_by_rank(taus: list[Tensor], begin: int, settings: Settings) -> None:
         return
     odds = keep_probabilities(settings).to(taus[0])
     for stream, tau in enumerate(taus):
-        rows = tau.view(-1, settings.row_length)
-        # Largest first, equals by position: the k-th of the order gets the k-th probability.
-        order = rows.abs().sort(dim=-1, descending=True, stable=True).indices
-        odds_here = torch.empty_like(rows).scatter_(-1, order, odds.expand_as(rows)).view(-1)
+        odds_here = by_rank(tau.view(-1, settings.row_length).abs(), odds).view(-1)
         chance = uniform(mixed_key(settings.key, stream), begin, tau)
         tau.mul_(torch.lt(chance, odds_here, out=chance))
         if settings.variant == "paper":

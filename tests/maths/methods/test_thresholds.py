@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drift_merge.maths import thresholds
+from drift_merge.maths.collected import Collected, joined
 from drift_merge.maths.cuts import Cut
 from drift_merge.maths.methods.trimming import kept_count, kept_ranks
 from drift_merge.maths.thresholds import kth_largest, largest
@@ -114,10 +115,29 @@ def test_a_good_sample_takes_one_walk_and_a_bad_one_few():
 @few
 def test_the_kth_largest_and_its_place_among_equals(numbers, data):
     rank = data.draw(st.integers(1, len(numbers)))
-    value, place = kth_largest(torch.tensor(numbers), rank)
+    cut = data.draw(st.integers(0, len(numbers)))
+    value, place = kth_largest([torch.tensor(numbers[:cut]), torch.tensor(numbers[cut:])], rank)
     ordered = sorted(numbers, reverse=True)
     assert value == ordered[rank - 1]
     assert place == rank - ordered.index(value)
+
+
+def test_the_kth_largest_of_many_parts_is_found_without_joining_them():
+    values = torch.randn(200_000, generator=torch.Generator().manual_seed(1)).abs()
+    ordered = values.sort(descending=True).values
+    for rank in (1, 777, 100_000, 200_000):
+        assert kth_largest(list(values.split(5_000)), rank) == (float(ordered[rank - 1]), 1)
+
+
+def test_collected_values_lie_in_few_blocks_in_the_order_they_came():
+    bag, parts = Collected(), list(torch.arange(700_000.0).split(20_011))
+    seen = [bag.add(part) for part in parts]
+    assert all(torch.equal(one, other) for one, other in zip(seen, parts, strict=True))
+    assert len(bag) == 700_000
+    assert len(bag.parts()) == 3
+    assert torch.equal(joined(bag.parts()), torch.arange(700_000.0))
+    large = torch.zeros(2**18 + 1)
+    assert bag.add(large).numel() == large.numel()
 
 
 def test_several_streams_and_counts_share_their_walks():
