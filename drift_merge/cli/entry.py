@@ -10,6 +10,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -47,6 +49,30 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
+@contextmanager
+def _one_interrupt() -> Iterator[None]:
+    """From the first Ctrl-C on, ignore the others.
+
+    What is under way is stopped, journaled and cleaned up within seconds. Who presses it twice
+    would cut that short: downloads were left lying about.
+    """
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    # Anything else was chosen by somebody: a program in the background is not to be interrupted.
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run(group: click.Group, program: str) -> NoReturn:
     """Run a command group as a program and exit with the code of design section 9."""
     as_json = "--json" in sys.argv[1:]
@@ -58,7 +84,8 @@ def run(group: click.Group, program: str) -> NoReturn:
     # interpreter that has loaded torch takes a third of a second.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     try:
-        code = group.main(prog_name=program, standalone_mode=False)
+        with _one_interrupt():
+            code = group.main(prog_name=program, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
         # `drift-prior inspect P | head`: the reader has seen enough.

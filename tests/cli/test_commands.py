@@ -1,6 +1,7 @@
 """compute, linear, inspect, verify: exit codes, both streams, JSON, quiet, dry runs."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -392,3 +393,30 @@ def test_an_interrupt_is_exit_130(call, pair, monkeypatch):
         call("drift-prior", "align", *pair.arguments, "--json").json["error"]["kind"]
         == "interrupted"
     )
+
+
+def test_a_second_interrupt_does_not_cut_the_cleaning_up_short(call, pair, monkeypatch):
+    from drift_merge.cli import actions
+
+    cleaned = []
+
+    def interrupted(*_, **__):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            cleaned.append(True)
+
+    monkeypatch.setattr(actions, "prepare", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert call("drift-prior", "align", *pair.arguments).code == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert cleaned == [True]
+
+
+def test_a_run_without_an_interrupt_leaves_the_handler_as_it_was(call, pair):
+    before = signal.getsignal(signal.SIGINT)
+    assert call("drift-prior", "align", *pair.arguments).code == 0
+    assert signal.getsignal(signal.SIGINT) is before
