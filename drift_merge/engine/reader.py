@@ -21,6 +21,9 @@ from drift_merge.storage.mapped import RELEASE_BYTES
 
 # A sample is runs of this many elements, one run in so many.
 _SAMPLE_RUN, _SAMPLE_EVERY = 2**12, 64
+# The pages of smaller tensors stay mapped from one walk to the next: to map them again costs more
+# than a twentieth of TIES. They are the page cache's, not memory of ours.
+_KEPT_ELEMENTS = 2**24
 
 Progress = Callable[[int], None]  # called with the bytes written since the last call
 
@@ -179,10 +182,10 @@ class Reader:
     def walk(self, *, sample: bool = False) -> Iterator[Chunk]:
         """All chunks in order, or a sample of short runs spread evenly; see `maths.chunks.Read`."""
         ranges = self._cut(_SAMPLE_RUN)[::_SAMPLE_EVERY] if sample else self.ranges
-        mark = 0
+        mark, is_large = 0, self._numel > _KEPT_ELEMENTS
         for begin, end in ranges:
             self._run.check()
             yield self.chunk(begin, self.load(self.raw(begin, end), begin, end))
-            if end == self._numel or end - mark >= RELEASE_BYTES // 4:
+            if is_large and (end == self._numel or end - mark >= RELEASE_BYTES // 4):
                 self._run.inputs.release(self._step, mark, end, self._numel)
                 mark = end

@@ -26,10 +26,10 @@ def magnitudes(chunk: Chunk) -> list[Tensor]:
     return [nu.abs_() for nu in negated_deltas(chunk)]
 
 
-def restored(chunk: Chunk, merged: Tensor, settings: Settings) -> Tensor:
-    """theta_b + scale * tau for a merged task vector given negated; written over the base."""
+def restored(chunk: Chunk, merged: Tensor, settings: Settings, factor: float = 1.0) -> Tensor:
+    """theta_b + scale * factor * tau for a merged task vector given negated; over the base."""
     assert chunk.base is not None
-    return chunk.base.add_(merged, alpha=-settings.numbers["scale"])
+    return chunk.base.add_(merged, alpha=-settings.numbers["scale"] * factor)
 
 
 def all_weights(settings: Settings) -> tuple[float, ...]:

@@ -123,8 +123,11 @@ def dare_ties(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
     DARE, arXiv 2311.03099, section 3.3, merged by TIES, here without trimming. mergekit: does
     not divide by the sum of the agreeing weights unless `normalize`; peft: divides by the count.
     """
-    taus = _dropped(chunk, state, settings, drop_at_random)
-    return restored(chunk, elected(taus, settings), settings)
+    # One factor for all may come last, since elections do not depend on it: one product, not N.
+    common = state[0] if state.count(state[0]) == len(state) else 1.0
+    factors = [factor / common for factor in state] if common else [1.0] * len(state)
+    taus = _dropped(chunk, factors, settings, drop_at_random)
+    return restored(chunk, elected(taus, settings), settings, common)
 
 
 def della(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:

@@ -57,6 +57,10 @@ def sce(chunk: Chunk, state: Selection, settings: Settings) -> Tensor:
     FuseChat, arXiv 2408.07990, section on SCE (select, calculate, erase); density is its top 10 %.
     Keeps round(density * numel) entries, at least 1. Weights of the user play no part.
 
+    The authors' code (FuseAI, `sce_merging.py`) divides by the sum of the agreeing eta_i, as
+    `mergekit` does, and lets step 1 decide about eta_i alone: entries that were not selected are
+    merged too. The paper's formula is followed here.
+
     mergekit (by the authors of SCE): divides by the sum of the agreeing eta_i (at least 1e-6);
     keeps int(density * number of entries whose variance is not 0); a tie of signs elects +; eta_i
     are equal where the mean squares sum to less than 1e-6.
