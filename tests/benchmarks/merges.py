@@ -6,11 +6,12 @@
 
 The directory holds reasoner/, mllm/ and base/: text checkpoints, so that mergekit can be asked for
 the same. All tensors are merged, the embedding too, as mergekit does. Rows are taken in turn so
-that drift of the machine hits all alike, with the inputs in the page cache; medians are printed. Start-up is the same command on a
-tiny pair; "beyond" is the rest of the time; "ratio" is that rest over a copy: reading all inputs
-of the method and copying one, with sync. "ns" is beyond per entry of the output. Memory is sampled
-from the kernel every 10 ms: anonymous (what the process owns) and resident. "faster" is the wall
-time of mergekit over ours. Its TIES takes minutes: --skip-mergekit ties.
+that drift of the machine hits all alike, with the inputs in the page cache; medians are printed.
+Start-up is the same command on a tiny pair; "beyond" is the rest of the time; "ratio" is that rest
+over a copy: reading all inputs of the method and copying one, with sync. "ns" is beyond per entry
+of the output. Memory is sampled from the kernel every 10 ms: anonymous (what the process owns, its
+children together; pages that they share count for each) and resident. "faster" is the wall time of
+mergekit over ours. Its TIES takes minutes: --skip-mergekit ties.
 """
 
 import argparse

@@ -153,6 +153,7 @@ def deepspeed(
     loss_scale: float = 0,
     first_scale_power: int = 16,
     change: str | None = None,
+    named_optimizer: str | None = None,  # one of DeepSpeed's, in the place of SGD
     before: Callable[[toy.Toy], None] = lambda model: None,
 ) -> Trainer:
     import deepspeed as ds
@@ -188,8 +189,14 @@ def deepspeed(
         }
     if accumulate_in:
         config["data_types"] = {"grad_accum_dtype": accumulate_in}
+    if named_optimizer:
+        config["optimizer"] = {"type": named_optimizer, "params": {"lr": 1e-3}}
     engine, optimizer, _, _ = ds.initialize(
-        model=model, optimizer=sgd(model), config=config, dist_init_required=False
+        model=model,
+        optimizer=None if named_optimizer else sgd(model),
+        model_parameters=model.parameters() if named_optimizer else None,
+        config=config,
+        dist_init_required=False,
     )
 
     def step(tokens: Tensor) -> None:

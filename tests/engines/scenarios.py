@@ -273,6 +273,11 @@ def _deepspeed_after(stage: int) -> Callable[[Path], None]:
     return act
 
 
+def _muon(source: Path) -> None:
+    trainer = ENGINES["deepspeed"](source, stage=2, named_optimizer="Muon")
+    attached(trainer, str(source))
+
+
 def _other_optimizer(source: Path) -> None:
     trainer = ENGINES["fsdp"](source)
     other = torch.optim.SGD(toy.load(source).parameters(), lr=0.1)
@@ -332,6 +337,7 @@ WRONG: dict[str, Callable[[Path], None]] = {
     "ZeRO-2 after attach": _deepspeed_after(2),
     "ZeRO-3 after attach": _deepspeed_after(3),
     "the optimizer of another model": _other_optimizer,
+    "Muon under ZeRO-2": _muon,
 }
 
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -138,6 +138,7 @@ def test_gradients_that_are_still_sums_over_ranks_are_reduced_first(source, run_
         ("attach while gathered", "reshard"),
         ("microbatch under FSDP2", "when='step'"),
         ("the optimizer of another model", "does not hold"),
+        ("Muon under ZeRO-2", "with any optimizer but Muon"),
     ],
 )
 def test_what_would_lose_the_bias_is_refused(run_once, what, words):

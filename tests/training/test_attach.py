@@ -368,3 +368,16 @@ def test_a_compressed_prior_is_used_with_the_norms_of_what_is_stored(tmp_path, d
     with open_deltas(toy.prior) as deltas:
         wanted = {n: biased("gradnorm", g, deltas.read(n).view(g.shape)) for n, g in before.items()}
     require_equal(gradients(model), wanted)
+
+
+def test_an_optimizer_of_deepspeed_that_is_not_known_is_refused_by_name():
+    from drift_merge.training import deepspeed
+
+    class ZenFlowZeroOptimizerSequential:
+        """Stands for any class of DeepSpeed's whose gradients at the step are unknown."""
+
+        optimizer = None
+
+    with pytest.raises(RecipeError, match="ZenFlowZeroOptimizerSequential") as caught:
+        deepspeed.layout_for(torch.nn.Linear(1, 1), ZenFlowZeroOptimizerSequential())
+    assert "without ZenFlow and SuperOffload" in caught.value.remedy

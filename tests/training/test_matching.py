@@ -451,3 +451,30 @@ def test_a_selection_of_nothing_is_refused(toy):
         match(toy.model(), shapes_of(toy), modules="re:no_such_name")
     with pytest.raises(RecipeError, match="modules is empty"):
         match(toy.model(), shapes_of(toy), modules=[])
+
+
+def test_torchtitans_own_llama_is_refused_since_it_permutes_q_and_k(toy):
+    """Equal shapes, other rows: what matched by luck would be biased along a wrong delta."""
+    renamed = {
+        "self_attn.q_proj": "attention.wq",
+        "self_attn.k_proj": "attention.wk",
+        "self_attn.v_proj": "attention.wv",
+        "self_attn.o_proj": "attention.wo",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.down_proj": "feed_forward.w2",
+        "mlp.up_proj": "feed_forward.w3",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "embed_tokens": "tok_embeddings",
+    }
+    tensors = {}
+    for name, tensor in memory_tensors(toy.pair.mllm).items():
+        if not name.startswith("model.language_model."):
+            continue
+        name = name.removeprefix("model.language_model.")
+        for ours, theirs in renamed.items():
+            name = name.replace(ours, theirs)
+        tensors[name] = tensor
+    with pytest.raises(AlignmentError) as caught:
+        drift_merge.attach(holder(tensors), toy.prior)
+    assert "q_proj" in str(caught.value)
