@@ -21,6 +21,9 @@ from drift_merge.errors import DriftMergeError, RecipeError
 DEBUG = "DRIFT_MERGE_DEBUG"  # set to 1: show the traceback of every error
 INTERRUPTED = 130
 BUG = 70
+# Looking for garbage among the objects of torch, which stay, takes a quarter of the time of a
+# short command: at every 700 new objects while it is imported, and again at the end.
+RARELY, OFTEN = (50_000, 20, 100), gc.get_threshold()
 
 
 def version() -> str:
@@ -76,9 +79,7 @@ def _one_interrupt() -> Iterator[None]:
 def run(group: click.Group, program: str) -> NoReturn:
     """Run a command group as a program and exit with the code of design section 9."""
     as_json = "--json" in sys.argv[1:]
-    # Looking for garbage among the objects of torch, which stay, takes a quarter of the time of
-    # a short command: at every 700 new objects while it is imported, and again at the end.
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(*RARELY)
     atexit.register(gc.freeze)
     # Once the work is done, Ctrl-C must not turn success into a death by signal: leaving an
     # interpreter that has loaded torch takes a third of a second.

@@ -1,12 +1,13 @@
 """What `drift-prior train` does: check, train, show progress, say what came of it."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from drift_merge.cli.entry import print_json
+from drift_merge.cli.entry import OFTEN, print_json
 from drift_merge.cli.options import require_device
 from drift_merge.cli.render import note, table
 from drift_merge.storage.output import check_output
@@ -29,6 +30,7 @@ def train_action(mllm: str, prior: str | None, values: dict[str, Any]) -> None:
     with redirect_stdout(sys.stderr), _progress(quiet=is_silent) as progress:
         from drift_merge.training.sft_run import train as run_training
 
+        gc.set_threshold(*OFTEN)  # tensors that hang in a cycle must not wait for long
         manifest = run_training(
             prepared,
             out,
