@@ -4,6 +4,11 @@ import os
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: threads of several processes that wait for each other on few cores
+    # took four times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One per core for the default run, which is many short tests.

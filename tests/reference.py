@@ -103,13 +103,16 @@ def linear_bound(
     """|computed - exact| of mllm + sum_i w_i (r_i - mllm), then one rounding to `out`.
 
     Each term: w_i rounded to `compute`, a subtraction and a product, relative error (1 + u)**3;
-    each of the n additions: u times the largest partial sum. Plus the subnormal grid.
+    each of the n additions: u times the largest partial sum. Plus the subnormal grid, of the
+    weights too.
     """
     unit = ROUNDOFF[compute]
     terms = [abs(w) * abs(r - mllm) for w, r in zip(weights, reasoners, strict=True)]
     largest = abs(mllm) + sum(terms)
     error = 1.01 * unit * (3 * sum(terms) + len(terms) * largest)
     error += 2 * SMALLEST[compute] * sum(1 + abs(w) for w in weights)
+    # A weight too small for `compute` is off by its grid, and the difference may be huge.
+    error += SMALLEST[compute] * sum(abs(r - mllm) for r in reasoners)
     # The float64 reference rounds too: n + 2 operations.
     error += 2.0**-53 * (len(terms) + 2) * (largest + sum(abs(w) for w in weights) * largest)
     exact = linear([mllm], [[r] for r in reasoners], weights)[0]

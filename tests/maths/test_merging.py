@@ -46,6 +46,13 @@ def test_linear_is_within_the_derived_bound_of_the_reference(drawn, out):
         assert abs(one - other) <= bound
 
 
+def test_a_weight_below_float32_is_off_by_its_grid_and_no_more():
+    huge, weight = 2.0**125, 2.0**-150
+    found = merge(torch.zeros(1), [torch.tensor([huge])], [weight])
+    bound = reference.linear_bound(0.0, [huge], [weight], torch.float32, torch.float32)
+    assert abs(float(found) - weight * huge) <= bound < 1e-6
+
+
 @given(alike(1), st.lists(weights, min_size=1, max_size=3))
 @quick
 def test_equal_inputs_give_exactly_that_input_signed_zeros_included(one, factors):
