@@ -30,7 +30,7 @@ for _method in METHODS.values():
 group.add_command(run_command)
 
 
-@group.command()
+@click.command()
 @options.json_option
 def methods(as_json: bool) -> None:
     """List the merge methods: formula, needs, defaults, paper.
@@ -42,7 +42,7 @@ def methods(as_json: bool) -> None:
     methods_table(as_json=as_json)
 
 
-@group.command()
+@click.command()
 @click.argument("recipe", type=options.PATH)
 @click.option(
     "--set",
@@ -71,10 +71,10 @@ def sweep(
     sweep_action(recipe, settings, {}, output, run, budget=budget)
 
 
-@group.command()
+@click.command("inspect")
 @click.argument("merge", metavar="OUT")
 @options.json_option
-def inspect(merge: str, as_json: bool) -> None:
+def inspect_merge(merge: str, as_json: bool) -> None:
     """Show how a merged checkpoint was made, from its manifest.
 
     OUT is a directory, or a Hub id org/name[@revision]; no tensor is fetched.
@@ -88,7 +88,7 @@ def inspect(merge: str, as_json: bool) -> None:
     inspect_merge_action(locate(merge, "MERGE", whole=False)[1], as_json=as_json)
 
 
-@group.command()
+@click.command("verify")
 @click.argument("merge", metavar="OUT")
 @click.option(
     "--reasoner",
@@ -104,7 +104,7 @@ def inspect(merge: str, as_json: bool) -> None:
 @options.threads_option
 @options.json_option
 @options.quiet_option
-def verify(merge: str, **values: Any) -> None:
+def verify_merge(merge: str, **values: Any) -> None:
     """Re-read a merge: files, headers, fingerprints, finiteness; exit 1 names the first bad tensor.
 
     OUT is a directory, or a Hub id org/name[@revision].
@@ -119,6 +119,8 @@ def verify(merge: str, **values: Any) -> None:
     verify_merge_action(locate(merge, "MERGE", quiet=quiet)[1], **values)
 
 
+for _command in (methods, sweep, inspect_merge, verify_merge):
+    group.add_command(_command)
 group.add_command(push_merge)
 group.add_command(pull_merge)
 

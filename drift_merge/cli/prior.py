@@ -24,7 +24,7 @@ def group() -> None:
     """
 
 
-@group.command()
+@click.command()
 @click.argument("sources", nargs=-1, metavar="REASONER MLLM")
 @options.config
 @options.selection("attn,mlp")
@@ -43,7 +43,7 @@ def align(ctx: click.Context, /, sources: tuple[str, ...], as_json: bool, **reci
     ctx.exit(align_action(reasoners, mllm, recipe, as_json=as_json))
 
 
-@group.command()
+@click.command()
 @click.argument("sources", nargs=-1, metavar="REASONER MLLM")
 @options.config
 @options.print_config
@@ -75,10 +75,10 @@ def compute(ctx: click.Context, /, sources: tuple[str, ...], **values: Any) -> N
     compute_action(reasoners, mllm, values, run)
 
 
-@group.command()
+@click.command("inspect")
 @click.argument("prior")
 @options.json_option
-def inspect(prior: str, as_json: bool) -> None:
+def inspect_prior(prior: str, as_json: bool) -> None:
     """Show what a prior is made of, from its manifest.
 
     PRIOR is a directory, or a Hub id org/name[@revision]; no tensor is fetched.
@@ -92,7 +92,7 @@ def inspect(prior: str, as_json: bool) -> None:
     inspect_prior_action(locate(prior, "PRIOR", whole=False)[1], as_json=as_json)
 
 
-@group.command()
+@click.command("verify")
 @click.argument("prior")
 @click.option("--reasoner", help="With --mllm: compute a random sample of tensors again.")
 @click.option("--mllm", help="The model that the prior was computed against.")
@@ -103,7 +103,7 @@ def inspect(prior: str, as_json: bool) -> None:
 @options.threads_option
 @options.json_option
 @options.quiet_option
-def verify(prior: str, **values: Any) -> None:
+def verify_prior(prior: str, **values: Any) -> None:
     """Re-read a prior: files, headers, fingerprints, finiteness; exit 1 names the first bad tensor.
 
     PRIOR is a directory, or a Hub id org/name[@revision].
@@ -118,7 +118,7 @@ def verify(prior: str, **values: Any) -> None:
     verify_prior_action(locate(prior, "PRIOR", quiet=quiet)[1], **values)
 
 
-@group.command()
+@click.command()
 @click.argument("prior")
 @click.argument("mllm")
 @click.option(
@@ -147,7 +147,7 @@ def apply(prior: str, mllm: str, scale: float, **values: Any) -> None:
     apply_action(prior, mllm, scale, values, run)
 
 
-@group.command()
+@click.command()
 @click.option("-o", "--output", type=options.PATH, help="Keep the results here; must not exist.")
 @options.quiet_option
 def demo(output: Path | None, quiet: bool) -> None:
@@ -162,6 +162,8 @@ def demo(output: Path | None, quiet: bool) -> None:
     demo_action(output, quiet=quiet)
 
 
+for _command in (align, compute, inspect_prior, verify_prior, apply, demo):
+    group.add_command(_command)
 group.add_command(compress_command)
 group.add_command(push_prior)
 group.add_command(pull_prior)
