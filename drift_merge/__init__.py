@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from drift_merge.errors import RecipeError as RecipeError
     from drift_merge.errors import SourceError as SourceError
     from drift_merge.errors import VerificationError as VerificationError
+    from drift_merge.hub.publish import pull as pull
+    from drift_merge.hub.publish import push as push
     from drift_merge.merges.manifest import Merge as Merge
     from drift_merge.merges.manifest import open_merge as open_merge
     from drift_merge.merges.verify import verify_merge as verify_merge
     from drift_merge.names.tensors import Alignment as Alignment
+    from drift_merge.priors.deltas import open_deltas as open_deltas
     from drift_merge.priors.manifest import Prior as Prior
     from drift_merge.priors.manifest import open_prior as open_prior
-    from drift_merge.priors.tensors import open_deltas as open_deltas
     from drift_merge.priors.verify import verify_prior as verify_prior
-    from drift_merge.publish import pull as pull
-    from drift_merge.publish import push as push
     from drift_merge.training.attach import attach as attach
-    from drift_merge.training.deltas import load_prior as load_prior
+    from drift_merge.training.deltas.files import load_prior as load_prior
     from drift_merge.training.handle import Handle as Handle
 
 # torch says so once where numpy is not installed; it is no dependency, and nothing here needs it.
@@ -49,11 +49,11 @@ _FACE = {
     "drift_merge.merges.verify": ("verify_merge",),
     "drift_merge.names.tensors": ("Alignment",),
     "drift_merge.priors.manifest": ("Prior", "open_prior"),
-    "drift_merge.priors.tensors": ("open_deltas",),
+    "drift_merge.priors.deltas": ("open_deltas",),
     "drift_merge.priors.verify": ("verify_prior",),
-    "drift_merge.publish": ("pull", "push"),
+    "drift_merge.hub.publish": ("pull", "push"),
     "drift_merge.training.attach": ("attach",),
-    "drift_merge.training.deltas": ("load_prior",),
+    "drift_merge.training.deltas.files": ("load_prior",),
     "drift_merge.training.handle": ("Handle",),
 }
 _HOME = {name: module for module, names in _FACE.items() for name in names}

@@ -14,23 +14,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drift_merge.engine.job import RunOptions
-from drift_merge.engine.plan import Plan
-from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe import (
+from drift_merge.merges.make import make_merge
+from drift_merge.merges.manifest import Merge
+from drift_merge.names.tensors import Alignment
+from drift_merge.plans.plan import Plan
+from drift_merge.plans.prepare import prepare
+from drift_merge.priors.compress import compress_prior, compress_recipe, plan_compression
+from drift_merge.priors.compute import compute_prior
+from drift_merge.priors.manifest import Prior, open_prior
+from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.words import (
     DEFAULT_CACHE_SIZE,
     DEFAULT_SHARD_SIZE,
     MERGE_MODULES,
     PRIOR_MODULES,
     SOURCE_DTYPE,
-    Recipe,
-    parse_size,
 )
-from drift_merge.merges.make import make_merge
-from drift_merge.merges.manifest import Merge
-from drift_merge.names.tensors import Alignment
-from drift_merge.priors.compress import compress_prior, compress_recipe, plan_compression
-from drift_merge.priors.compute import compute_prior
-from drift_merge.priors.manifest import Prior, open_prior
+from drift_merge.storage.sizes import parse_size
 
 Where = str | Path
 

@@ -5,6 +5,8 @@ command that can be pasted where one exists. The command line prints both and
 exits with `exit_code`; Python callers catch the class.
 """
 
+import difflib
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -67,3 +69,18 @@ class OutputError(DriftMergeError):
 
     kind = "output"
     exit_code = 6
+
+
+def nearest(word: str, choices: Collection[str]) -> str:
+    """The nearest of `choices` as ` Did you mean X?`, or nothing."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def one_of(option: str, value: str, choices: list[str]) -> None:
+    """Raise RecipeError unless a value is one of the choices; the nearest is named."""
+    if value not in choices:
+        raise RecipeError(
+            f"{option} is {value!r}; expected one of {', '.join(choices)}.",
+            remedy=f"Choose one of them.{nearest(value, choices)}",
+        )

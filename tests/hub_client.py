@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 
-from drift_merge.storage import hub_faults, hub_ranges
+from drift_merge.storage.hub import faults, ranges
 from tests.hub_server import HubServer
 
 
@@ -66,8 +66,8 @@ def connected(hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 def never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repeat failed requests at once: huggingface_hub and we wait seconds before each."""
-    monkeypatch.setattr(hub_faults, "WAITS_SECONDS", (0.01, 0.02))
-    monkeypatch.setattr(hub_ranges, "WAITS_SECONDS", (0.01, 0.02, 0.03, 0.04))
+    monkeypatch.setattr(faults, "WAITS_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(ranges, "WAITS_SECONDS", (0.01, 0.02, 0.03, 0.04))
     for module in (file_download, _http):
         monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: None), raising=False)
 

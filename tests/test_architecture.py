@@ -202,7 +202,7 @@ def test_help_and_version_start_without_the_modules_that_do_the_work(tmp_path):
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'numpy', 'rich', 'yaml', 'huggingface_hub', 'safetensors', 'tqdm'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "assert 'drift_merge.engine.plan' not in sys.modules\n"
+        "assert 'drift_merge.plans.plan' not in sys.modules\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drift_merge.cli.method_options import option_names
 from drift_merge.errors import RecipeError
+from drift_merge.maths.methods.options import option_names
 
 if TYPE_CHECKING:
-    from drift_merge.cli.options import Run
-    from drift_merge.engine.recipe import Recipe
+    from drift_merge.cli.running import Run
+    from drift_merge.recipes.recipe import Recipe
 
 METHOD = "method"  # for `drift-merge run`; elsewhere the command is the method
 SOURCES = ("reasoner", "mllm")
@@ -60,7 +60,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
     Raises:
         RecipeError: unreadable, not a mapping, or an unknown key (the nearest is named).
     """
-    from drift_merge.engine.recipe_file import read_request
+    from drift_merge.recipes.files import read_request
 
     return read_request(file).values
 
@@ -118,7 +118,7 @@ def print_call(
     method: str, reasoners: tuple[str, ...], mllm: str, values: dict[str, Any], run: "Run"
 ) -> None:
     """Print a call of a command as a recipe; see `print_recipe`."""
-    from drift_merge.engine.recipe import Recipe
+    from drift_merge.recipes.recipe import Recipe
 
     out = values.pop("output")
     recipe = Recipe(method=method, reasoners=reasoners, mllm=mllm, **values)
@@ -127,11 +127,11 @@ def print_call(
 
 def print_recipe(recipe: "Recipe", out: Path | None, run: "Run") -> None:
     """Print a recipe as YAML on stdout: `drift-merge run` makes the same of it from anywhere."""
-    from drift_merge.cli.options import default_threads
-    from drift_merge.engine.recipe import DEFAULT_CACHE_SIZE
-    from drift_merge.engine.recipe_file import absolute
-    from drift_merge.engine.recipe_values import to_values
-    from drift_merge.engine.recipe_yaml import write_mapping
+    from drift_merge.cli.running import default_threads
+    from drift_merge.recipes.files import absolute
+    from drift_merge.recipes.values import to_values
+    from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
+    from drift_merge.recipes.yaml import write_mapping
 
     values = to_values(recipe)
     running = {

@@ -42,7 +42,7 @@ class Group(click.Group):
         """Find the command, or name the nearest and list all."""
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
-            from drift_merge.engine.recipe import nearest
+            from drift_merge.errors import nearest
 
             choices = self.list_commands(ctx)
             raise RecipeError(

@@ -1,16 +1,13 @@
 """Options that several commands share: same option, same name, same help everywhere."""
 
-import os
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from drift_merge.cli import config_file
-from drift_merge.errors import RecipeError
+from drift_merge.cli.running import check_device, default_threads
 from drift_merge.storage.compressed import COMPRESSED
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -19,51 +16,6 @@ Decorator = Callable[[Command], Command]
 PATH: Any = click.Path(path_type=Path)
 DTYPES = ("bfloat16", "float16", "float32", "source")
 COMPRESSED_DTYPES = tuple(COMPRESSED)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """How a command runs and reports; none of it changes a byte of the output."""
-
-    device: str = "cpu"
-    threads: int = 1
-    stream: bool = False
-    cache_limit: str = "20GB"
-    overwrite: bool = False
-    dry_run: bool = False
-    verbose: bool = False
-    as_json: bool = False
-    quiet: bool = False
-
-
-def default_threads() -> int:
-    """The number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_device(_: click.Context, __: click.Parameter, device: str) -> str:
-    """Click callback: the form of `--device`; whether it exists is asked when there is work."""
-    if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
-        raise click.BadParameter(f"{device!r} is not one of cpu, cuda, cuda:N.")
-    return device
-
-
-def require_device(device: str) -> None:
-    """Refuse a CUDA device that torch does not see; imports torch for one.
-
-    Raises:
-        RecipeError: saying how many there are.
-    """
-    if device == "cpu":
-        return
-    import torch
-
-    count = torch.cuda.device_count()
-    if int(device.partition(":")[2] or 0) >= count:
-        raise RecipeError(
-            f"--device is {device}; torch sees {count} CUDA device(s) here.",
-            remedy="Use --device cpu, or see: nvidia-smi",
-        )
 
 
 def chain(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -190,11 +142,6 @@ running = chain(
     json_option,
     quiet_option,
 )
-
-
-def take_run(values: dict[str, Any]) -> Run:
-    """Take the options of `running` and `streaming` out of a command's keyword arguments."""
-    return Run(**{name: values.pop(name) for name in Run.__slots__ if name in values})
 
 
 sampling = chain(

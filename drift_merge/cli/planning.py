@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+from drift_merge.artifacts.describe import describe_findings
 from drift_merge.cli import render
 from drift_merge.cli.entry import print_json
-from drift_merge.cli.options import Run
-from drift_merge.cli.streaming import print_transfers, transfers_json, transfers_of
+from drift_merge.cli.running import Run
+from drift_merge.cli.traffic import print_transfers, transfers_json, transfers_of
 from drift_merge.engine.job import check_plan
-from drift_merge.engine.manifests import describe_findings
-from drift_merge.engine.plan import Plan
-from drift_merge.engine.prepare import Prepared, prepare
-from drift_merge.engine.recipe import Recipe
-from drift_merge.engine.transfers import Transfers
 from drift_merge.names.tensors import Finding
+from drift_merge.plans.plan import Plan
+from drift_merge.plans.prepare import Prepared, prepare
+from drift_merge.plans.transfers import Transfers
+from drift_merge.recipes.recipe import Recipe
 
 
 def plan_run(recipe: Recipe, out: Path, run: Run) -> tuple[Prepared, Plan, Transfers | None]:

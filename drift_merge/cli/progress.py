@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
-from drift_merge.cli.render import note, size
+from drift_merge.cli.render import note
+from drift_merge.storage.sizes import size
 
 SHOWN_BYTES = 10**8  # anything smaller is over before it could be read
 Advance = Callable[[int], None]  # bytes done since the last call

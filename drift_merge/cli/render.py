@@ -4,8 +4,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from drift_merge.engine.plan import Plan
 from drift_merge.names.tensors import Alignment, Finding
+from drift_merge.plans.plan import Plan
+from drift_merge.storage.sizes import size
 
 MARKS = {"error": "Error", "warning": "Warning", "info": "Note"}
 
@@ -55,16 +56,6 @@ def findings(found: Iterable[Finding]) -> None:
         note(f"{MARKS[finding.severity]} [{finding.code}]: {finding.message}")
         if finding.severity != "info":
             note(f"  {finding.remedy}")
-
-
-def size(num_bytes: int) -> str:
-    """Bytes for people: 12.3 GB."""
-    value = float(num_bytes)
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:,.1f} GB" if value < 1000 else f"{value / 1000:,.2f} TB"
 
 
 def alignment_table(alignment: Alignment) -> None:

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from drift_merge.engine.finiteness import count_nonfinite
-from drift_merge.engine.plan import Step
-from drift_merge.engine.workspace import DTYPES, Workspace
+from drift_merge.engine.workspace import Workspace
 from drift_merge.maths.compression import StoredSums, compress_rows, decompress_rows
+from drift_merge.maths.dtypes import DTYPES
+from drift_merge.maths.measures import count_nonfinite
+from drift_merge.plans.plan import Step
 from drift_merge.storage.compressed import SCALE_FINGERPRINT
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.headers import TensorInfo

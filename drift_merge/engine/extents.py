@@ -4,8 +4,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from drift_merge.engine.plan import Plan
-from drift_merge.engine.verify import compare
+from drift_merge.engine.reread import compare
+from drift_merge.plans.plan import Plan
 from drift_merge.storage.compressed import stored_fingerprints
 from drift_merge.storage.journal import Results
 from drift_merge.storage.output import OutputDirectory

@@ -9,12 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 
-from drift_merge.engine.plan import Plan
-from drift_merge.engine.transfers import Transfers, plan_transfers
 from drift_merge.errors import OutputError
-from drift_merge.storage.leases import Traffic
+from drift_merge.plans.plan import Plan
+from drift_merge.plans.transfers import Transfers, plan_transfers
+from drift_merge.storage.loans.cache import ShardCache
+from drift_merge.storage.loans.leases import Traffic
 from drift_merge.storage.output import OutputDirectory
-from drift_merge.storage.shard_cache import ShardCache
 from drift_merge.storage.shards import free_bytes, unwritten_bytes
 
 Jobs = Sequence[tuple[Plan, OutputDirectory]]

@@ -12,13 +12,14 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from drift_merge.engine.plan import Step, View
-from drift_merge.engine.workspace import DTYPES, HostBuffer
+from drift_merge.engine.workspace import HostBuffer
+from drift_merge.maths.dtypes import DTYPES
 from drift_merge.names.tensors import Part, matrix_shape
+from drift_merge.plans.plan import Step, View
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.headers import TensorInfo
+from drift_merge.storage.loans.cache import ShardCache
 from drift_merge.storage.mapped import MappedCheckpoint
-from drift_merge.storage.shard_cache import ShardCache
 from drift_merge.storage.sources import RemoteShard
 
 

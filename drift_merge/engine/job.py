@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drift_merge.engine.feed import Jobs, open_feed
-from drift_merge.engine.plan import Plan
-from drift_merge.engine.recipe import DEFAULT_CACHE_SIZE, parse_size
-from drift_merge.engine.verify import compare, read_shards
+from drift_merge.engine.reread import compare, read_shards
 from drift_merge.errors import VerificationError
+from drift_merge.plans.plan import Plan
+from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
 from drift_merge.storage.compressed import stored_fingerprints
 from drift_merge.storage.journal import Results
-from drift_merge.storage.leases import Traffic
+from drift_merge.storage.loans.leases import Traffic
 from drift_merge.storage.output import OutputDirectory, check_output
+from drift_merge.storage.sizes import parse_size
 
 Finish = Callable[[OutputDirectory, Results], None]  # writes index, manifest, card, sidecars
 

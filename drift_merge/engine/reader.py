@@ -1,23 +1,27 @@
 """What the workers of a run share, and how one of them walks over the inputs of a step."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from drift_merge.engine.feed import Feed
 from drift_merge.engine.inputs import Inputs, chunks
-from drift_merge.engine.plan import Step, View
 from drift_merge.engine.workspace import Workspace, chunk_elements
-from drift_merge.maths.catalog import METHODS
 from drift_merge.maths.chunks import Chunk
+from drift_merge.maths.methods import METHODS
 from drift_merge.names.tensors import matrix_shape
+from drift_merge.plans.plan import Plan, Step, View
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.mapped import RELEASE_BYTES
+
+T = TypeVar("T")
+
 
 # A sample is runs of this many elements, one run in so many.
 _SAMPLE_RUN, _SAMPLE_EVERY = 2**12, 64
@@ -189,3 +193,36 @@ class Reader:
             if is_large and (end == self._numel or end - mark >= RELEASE_BYTES // 4):
                 self._run.inputs.release(self._step, mark, end, self._numel)
                 mark = end
+
+
+def walk_steps(
+    run: Run, plan: Plan, steps: Sequence[Step], look: Callable[[Step], T], *, threads: int
+) -> Iterator[tuple[Step, T]]:
+    """Look at the inputs of every step, on a pool of threads.
+
+    Args:
+        run: of the stream.
+        plan: whose steps they are.
+        steps: all that the method computes.
+        look: what to find of one step; called in inference mode.
+        threads: workers.
+
+    Returns:
+        Steps and what was found, in the order of the work: it depends on where the inputs are.
+    """
+    by_name = {step.name: step for step in steps}
+
+    def held(name: str) -> tuple[Step, T]:
+        with (
+            run.hold(name),
+            torch.inference_mode(),
+            run.workspace().on_stream(),
+        ):
+            return by_name[name], look(by_name[name])
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            yield from pool.map(held, run.feed.begin(by_name, plan))
+        except BaseException:
+            run.stop.set()  # those that wait for shards must not wait on
+            raise

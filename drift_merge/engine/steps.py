@@ -4,7 +4,7 @@ Several outputs of a sweep share one walk over the inputs. Results depend on the
 inputs alone; threads, order and interruption are the stream's business.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from drift_merge.engine.compressing import Compressing, Sink
-from drift_merge.engine.finiteness import count_nonfinite, refuse_nonfinite
-from drift_merge.engine.frank import FrankWeights
-from drift_merge.engine.plan import Plan, Step
 from drift_merge.engine.reader import Raw, Reader, Run
-from drift_merge.engine.recipe import PRIOR, method_options, method_variant
-from drift_merge.engine.workspace import DTYPES, Workspace
+from drift_merge.engine.whole_model import FrankWeights
+from drift_merge.engine.workspace import Workspace
+from drift_merge.errors import CheckpointError
 from drift_merge.maths.chunks import Settings
 from drift_merge.maths.deltas import PairSums, delta_
+from drift_merge.maths.dtypes import DTYPES
+from drift_merge.maths.measures import Sampler, change_kept, count_nonfinite
 from drift_merge.maths.methods import METHODS
-from drift_merge.maths.rounding import change_kept
-from drift_merge.maths.samples import Sampler
+from drift_merge.plans.plan import Plan, Step
+from drift_merge.recipes.recipe import method_options, method_variant
+from drift_merge.recipes.words import PRIOR
 from drift_merge.storage import fingerprints
 from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.fingerprints import Fingerprint
@@ -274,3 +275,15 @@ def _summary(work: _Work, inputs: list[str]) -> dict[str, Any]:
         mllm, *weights = work.target.state.of(step)
         result |= {"weights": weights, "mllm_weight": mllm}
     return result | ({"nonfinite": work.nonfinite} if work.nonfinite else {})
+
+
+def refuse_nonfinite(plan: Plan, step: Step, counts: Mapping[str, int]) -> None:
+    """Raise CheckpointError for counted NaN and Inf, unless the recipe allows them."""
+    if not counts or plan.recipe.allow_nonfinite:
+        return
+    found = "; ".join(f"{label}: {n:,} values" for label, n in counts.items())
+    raise CheckpointError(
+        f"NaN or Inf found while making {step.name}: {found}.",
+        remedy="The checkpoint is damaged, or the output dtype is too narrow (--dtype float32). "
+        "To keep such values on purpose: --allow-nonfinite",
+    )

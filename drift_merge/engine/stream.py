@@ -12,14 +12,13 @@ import torch
 
 from drift_merge.engine.extents import Extents
 from drift_merge.engine.feed import Feed
-from drift_merge.engine.frank import frank_weights
-from drift_merge.engine.global_trim import global_trims
 from drift_merge.engine.inputs import Inputs
-from drift_merge.engine.plan import Plan, Step
 from drift_merge.engine.reader import Progress, Run
-from drift_merge.engine.recipe import PRIOR
 from drift_merge.engine.steps import Bundle, Made, Target, run_bundle, settings_of
+from drift_merge.engine.whole_model import frank_weights, global_trims
 from drift_merge.engine.workers import start
+from drift_merge.plans.plan import Plan, Step
+from drift_merge.recipes.words import PRIOR
 from drift_merge.storage.compressed import stored_fingerprints
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.journal import Results

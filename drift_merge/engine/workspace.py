@@ -15,25 +15,6 @@ from torch import Tensor
 
 from drift_merge.maths.compression import widen
 
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-}
-
 # Measured on a linear merge, 2 MB of cache a core: 2**17 takes a tenth longer (more system calls),
 # 2**16 a third, and 2**19 falls out of the cache.
 CPU_CHUNK = 2**18

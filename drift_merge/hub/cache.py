@@ -4,8 +4,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from drift_merge.storage.hub_artifacts import PRIOR_MANIFEST, fetch_artifact
-from drift_merge.storage.hub_faults import LIBRARY
+from drift_merge.storage.hub.artifacts import PRIOR_MANIFEST, fetch_artifact
+from drift_merge.storage.hub.faults import LIBRARY
 from drift_merge.storage.sources import Source, parse_source
 
 

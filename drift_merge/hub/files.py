@@ -13,11 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from drift_merge.engine.manifests import to_json
-from drift_merge.engine.seals import seal
 from drift_merge.errors import SourceError
 from drift_merge.storage.checkpoint import list_files
-from drift_merge.storage.hub_artifacts import RemoteFile, listed_files
+from drift_merge.storage.hub.artifacts import RemoteFile, listed_files
+from drift_merge.storage.manifests import seal, to_json
 
 CARD = "README.md"
 SHARDS, BESIDE, MANIFEST, LAST = range(4)  # stages of an upload

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import DriftMergeError, RecipeError
-from drift_merge.storage import fingerprints, hub
-from drift_merge.storage.hub_faults import LIBRARY, endpoint, is_offline, patiently
+from drift_merge.storage import fingerprints
+from drift_merge.storage.hub import models
+from drift_merge.storage.hub.faults import LIBRARY, endpoint, is_offline, patiently
 from drift_merge.storage.sources import Source
 
 OTHER, UNKNOWN = "other", "unknown"
@@ -153,7 +154,7 @@ def _on_the_hub(source: Source) -> License:
 def _fetched(source: Source, name: str) -> str:
     """A license file of a parent, or nothing where it may not be read."""
     try:
-        return _text(hub.fetch_file(source, name))
+        return _text(models.fetch_file(source, name))
     except DriftMergeError:
         return ""
 

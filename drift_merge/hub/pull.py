@@ -18,15 +18,15 @@ from drift_merge.errors import OutputError, RecipeError, SourceError
 from drift_merge.hub.files import BESIDE, CARD, PushFile
 from drift_merge.hub.licenses import FILE as LICENSES
 from drift_merge.hub.progress import Progress, no_progress, watched
-from drift_merge.storage import hub
-from drift_merge.storage.hub_artifacts import (
+from drift_merge.storage.hub import models
+from drift_merge.storage.hub.artifacts import (
     RemoteFile,
     fetch_manifest,
     list_remote,
     read_listed,
     require_files,
 )
-from drift_merge.storage.hub_faults import LIBRARY, patiently
+from drift_merge.storage.hub.faults import LIBRARY, patiently
 from drift_merge.storage.output import OutputDirectory, check_output
 from drift_merge.storage.sources import Source, parse_source
 
@@ -104,7 +104,7 @@ def pull(
             say(f"Resumed: {len(kept):,} of {len(names):,} files had arrived.")
         missing = {name: file for name, file in wanted.items() if name not in kept}
         with (
-            hub.progress_bars(shown=False),
+            models.progress_bars(shown=False),
             progress("Fetching", sum(file.size_bytes for file in missing.values())) as advance,
             watched(output.payload, advance),
         ):

@@ -14,8 +14,8 @@ from drift_merge.errors import OutputError, VerificationError
 from drift_merge.hub.files import PushFile, in_commits
 from drift_merge.hub.refusals import Target, persistently
 from drift_merge.hub.repository import PULL_REQUEST, State, look
-from drift_merge.storage.hub import progress_bars
-from drift_merge.storage.hub_faults import LIBRARY
+from drift_merge.storage.hub.faults import LIBRARY
+from drift_merge.storage.hub.models import progress_bars
 
 Say = Callable[[str], None]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from drift_merge.errors import DriftMergeError, OutputError, SourceError
-from drift_merge.storage.hub_faults import (
+from drift_merge.storage.hub.faults import (
     asked_wait,
     endpoint,
     first_line,

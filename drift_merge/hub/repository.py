@@ -10,9 +10,9 @@ from typing import Any
 from drift_merge.errors import DriftMergeError, OutputError, RecipeError
 from drift_merge.hub.files import CARD, PushFile
 from drift_merge.hub.refusals import Target, no_token, persistently
-from drift_merge.storage import hub
-from drift_merge.storage.hub_artifacts import WORDS, RemoteFile, list_remote, listed_files
-from drift_merge.storage.hub_faults import LIBRARY, endpoint, is_offline
+from drift_merge.storage.hub import models
+from drift_merge.storage.hub.artifacts import WORDS, RemoteFile, list_remote, listed_files
+from drift_merge.storage.hub.faults import LIBRARY, endpoint, is_offline
 from drift_merge.storage.sources import Source, parse_source
 
 MAIN = "main"
@@ -182,7 +182,7 @@ def to_delete(
 
 def _read_manifest(target: Target, state: State, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(hub.fetch_file(_at(target, str(state.commit)), name).read_bytes())
+        content = json.loads(models.fetch_file(_at(target, str(state.commit)), name).read_bytes())
     except ValueError:
         content = {}
     return content if isinstance(content, dict) else {}

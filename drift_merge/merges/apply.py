@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from drift_merge.engine.job import Finish, Job, RunOptions, execute_all
-from drift_merge.engine.plan import Plan
-from drift_merge.engine.prepare import Prepared
-from drift_merge.engine.recipe import Recipe
 from drift_merge.errors import AlignmentError
 from drift_merge.merges.make import MadeMerge, finish_merge
 from drift_merge.merges.manifest import open_merge
+from drift_merge.plans.plan import Plan
+from drift_merge.plans.prepare import Prepared
+from drift_merge.recipes.recipe import Recipe
 from drift_merge.storage.journal import Results
 from drift_merge.storage.output import OutputDirectory
 

@@ -2,14 +2,8 @@
 
 from typing import Any
 
-from drift_merge.engine.cards import (
-    Published,
-    argument,
-    front_matter,
-    in_words,
-    lineage_section,
-    where,
-)
+from drift_merge.artifacts.card import Published, argument, front_matter, lineage_section, where
+from drift_merge.storage.sizes import in_words
 
 
 def merge_card(manifest: dict[str, Any], published: Published | None = None) -> bytes:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drift_merge.engine.job import Finish, Job, Outcome, RunOptions, execute_all
-from drift_merge.engine.manifests import to_json
-from drift_merge.engine.plan import Plan
-from drift_merge.engine.prepare import Prepared
 from drift_merge.merges.card import merge_card
 from drift_merge.merges.manifest import MANIFEST, Merge, build_manifest, open_merge
 from drift_merge.merges.sidecars import CARD, copy_sidecars
+from drift_merge.plans.plan import Plan
+from drift_merge.plans.prepare import Prepared
 from drift_merge.storage.journal import Results
+from drift_merge.storage.manifests import to_json
 from drift_merge.storage.output import OutputDirectory
 
 

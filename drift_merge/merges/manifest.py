@@ -4,21 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drift_merge.engine.manifests import (
+from drift_merge.artifacts.describe import (
     describe_coverage,
     describe_findings,
+    describe_index,
     describe_source,
-    describe_tool,
     read_fingerprints,
-    read_manifest,
 )
-from drift_merge.engine.plan import Plan
-from drift_merge.engine.prepare import Prepared
-from drift_merge.engine.recipe import Recipe, method_variant
-from drift_merge.engine.seals import describe_index, seal
 from drift_merge.errors import SourceError
-from drift_merge.maths.catalog import METHODS
+from drift_merge.maths.methods import METHODS
+from drift_merge.plans.plan import Plan
+from drift_merge.plans.prepare import Prepared
+from drift_merge.recipes.recipe import Recipe, method_variant
 from drift_merge.storage.journal import Results
+from drift_merge.storage.manifests import describe_tool, read_manifest, seal
 
 MANIFEST = "drift_merge.json"
 FORMAT_VERSION = 1

@@ -7,9 +7,10 @@ license. Only `config.json` is ever changed, and only its dtype, when another on
 import re
 from collections.abc import Iterator
 
-from drift_merge.engine.recipe import SOURCE_DTYPE, Recipe
 from drift_merge.errors import CheckpointError
 from drift_merge.merges.manifest import MANIFEST
+from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.words import SOURCE_DTYPE
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.output import OutputDirectory

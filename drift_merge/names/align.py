@@ -10,12 +10,12 @@ import shlex
 
 from drift_merge.errors import AlignmentError
 from drift_merge.names.account import take_account
+from drift_merge.names.embeddings import pair_rows
 from drift_merge.names.lineage import has_vision_config, lineage
 from drift_merge.names.modules import DEFAULT_MODULES, parse_selection
 from drift_merge.names.name_map import NameMap
 from drift_merge.names.pairing import Half, half_of, pair_up
 from drift_merge.names.refusals import require_complete
-from drift_merge.names.rows import pair_rows
 from drift_merge.names.tensors import Alignment, Finding, Model
 from drift_merge.names.towers import agree, choose, find_towers, tower_score
 from drift_merge.names.vocabulary import Vocabulary, compare_vocabularies

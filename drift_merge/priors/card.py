@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from drift_merge.engine.cards import (
+from drift_merge.artifacts.card import (
     CITATION,
     Published,
     argument,
     front_matter,
-    in_words,
     lineage_section,
     where,
 )
 from drift_merge.priors.summary import advice, stored_sentence, summarize
+from drift_merge.storage.sizes import in_words
 
 TAGS = ["drift", "drift-prior", "reasoning-prior", "weight-diff", "task-vector", "not-a-model"]
 _DEFAULTS = {

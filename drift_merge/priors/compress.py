@@ -8,13 +8,13 @@ says it, so that a compressed prior can be checked against its sources like any 
 from pathlib import Path
 from typing import Any
 
+from drift_merge.artifacts.describe import describe_index
 from drift_merge.engine.job import RunOptions, execute
-from drift_merge.engine.manifests import describe_tool, to_json
-from drift_merge.engine.plan import PRIOR_METADATA, Plan, Step, View, build_plan, store_as
-from drift_merge.engine.recipe import DEFAULT_SHARD_SIZE, PRIOR, Recipe, one_of
-from drift_merge.engine.seals import check_beside, check_seal, describe_index, seal
-from drift_merge.errors import RecipeError, VerificationError
+from drift_merge.errors import RecipeError, VerificationError, one_of
 from drift_merge.names.tensors import identity_parts
+from drift_merge.plans.plan import Plan, Step, View, build_plan
+from drift_merge.plans.prior import PRIOR_METADATA
+from drift_merge.plans.views import store_as
 from drift_merge.priors.card import prior_card
 from drift_merge.priors.compute import ComputedPrior
 from drift_merge.priors.manifest import (
@@ -24,9 +24,12 @@ from drift_merge.priors.manifest import (
     open_prior,
     open_shards,
 )
+from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.words import DEFAULT_SHARD_SIZE, PRIOR
 from drift_merge.storage import fingerprints
 from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.journal import Results
+from drift_merge.storage.manifests import check_beside, check_seal, describe_tool, seal, to_json
 from drift_merge.storage.output import OutputDirectory
 
 _EXACT = "float32"  # the dtype of the arithmetic: passing through it changes nothing

@@ -10,21 +10,20 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from drift_merge.engine.manifests import (
+from drift_merge.artifacts.describe import (
     describe_coverage,
     describe_findings,
+    describe_index,
     describe_source,
-    describe_tool,
     read_fingerprints,
-    read_manifest,
 )
-from drift_merge.engine.plan import Plan, Step
-from drift_merge.engine.prepare import Prepared
-from drift_merge.engine.seals import describe_index, seal
 from drift_merge.errors import CheckpointError, SourceError
+from drift_merge.plans.plan import Plan, Step
+from drift_merge.plans.prepare import Prepared
 from drift_merge.storage.checkpoint import Checkpoint, open_deltas
 from drift_merge.storage.compressed import describe_stored
 from drift_merge.storage.journal import Results
+from drift_merge.storage.manifests import describe_tool, read_manifest, seal
 
 MANIFEST = "prior.json"
 FORMAT_VERSION = 1

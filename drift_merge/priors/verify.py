@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from drift_merge.engine.check import Report, check_files, check_sample
-from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe import DEFAULT_CACHE_SIZE, PRIOR, Recipe
-from drift_merge.engine.seals import check_beside, check_seal
+from drift_merge.artifacts.verify import Report, check_files, check_sample
 from drift_merge.errors import RecipeError
+from drift_merge.plans.prepare import prepare
 from drift_merge.priors.manifest import MANIFEST, Prior
+from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.words import DEFAULT_CACHE_SIZE, PRIOR
+from drift_merge.storage.manifests import check_beside, check_seal
 
 
 def verify_prior(

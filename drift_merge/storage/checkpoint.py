@@ -91,16 +91,16 @@ def open_checkpoint(
     if source.kind == "local":
         assert source.path is not None
         return _open_local(source, source.path)
-    from drift_merge.storage import hub
+    from drift_merge.storage.hub import models
 
-    source = hub.resolve_revision(source)
+    source = models.resolve_revision(source)
     if not (headers_only or stream):
-        return _open_local(source, hub.fetch_snapshot(source, quiet=quiet))
-    config, shards, sidecars = hub.fetch_headers(source)
+        return _open_local(source, models.fetch_snapshot(source, quiet=quiet))
+    config, shards, sidecars = models.fetch_headers(source)
     checkpoint = assemble(source, None, config, shards.values(), sidecars)
     if not stream:
         return checkpoint
-    from drift_merge.storage.hub_shards import locate
+    from drift_merge.storage.hub.shards import locate
 
     path, remote = locate(source, shards, with_digests=not headers_only)
     return replace(checkpoint, path=path, remote=remote)
@@ -239,13 +239,13 @@ def open_deltas(text: str, *, headers_only: bool = False, quiet: bool = False) -
     source = parse_source(text)
     directory = source.path
     if source.kind == "hub":
-        from drift_merge.storage import hub_artifacts
+        from drift_merge.storage.hub import artifacts
 
         if headers_only:
-            source, headers = hub_artifacts.fetch_prior_headers(source)
+            source, headers = artifacts.fetch_prior_headers(source)
             return _with_scales(assemble(source, None, {}, headers, ()))
-        manifest = hub_artifacts.PRIOR_MANIFEST
-        source, directory = hub_artifacts.fetch_artifact(source, manifest, quiet=quiet)
+        manifest = artifacts.PRIOR_MANIFEST
+        source, directory = artifacts.fetch_artifact(source, manifest, quiet=quiet)
     names = sorted(p.name for p in directory.glob("prior-*.safetensors")) if directory else []
     if directory is None or not names:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from types import TracebackType
 from drift_merge.errors import CheckpointError
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.headers import TensorInfo
-from drift_merge.storage.shard_cache import ShardCache
+from drift_merge.storage.loans.cache import ShardCache
 
 # Hand pages back in pieces of this size, so that one large embedding does not pile up.
 RELEASE_BYTES = 32 * 2**20

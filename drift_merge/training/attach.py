@@ -9,12 +9,13 @@ from torch import nn
 from drift_merge.maths.injection import Rule, rule_named
 from drift_merge.priors.manifest import Prior
 from drift_merge.training.biasing import Biasing
-from drift_merge.training.deltas import FileDeltas, combine_weights, open_all
+from drift_merge.training.deltas.files import FileDeltas, combine_weights, open_all
+from drift_merge.training.deltas.placement import require_device
+from drift_merge.training.gradients.choose import layout_for
+from drift_merge.training.gradients.layout import PlainLayout
+from drift_merge.training.gradients.microbatch import require_hookable
 from drift_merge.training.handle import Handle
-from drift_merge.training.layouts import PlainLayout, layout_for
-from drift_merge.training.matching import match
-from drift_merge.training.microbatch import require_hookable
-from drift_merge.training.placement import require_device
+from drift_merge.training.match.matching import match
 from drift_merge.training.schedules import Alpha, Schedule, alphas_of, factor_of, name_of
 from drift_merge.training.settings import Settings, require_when
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from drift_merge.errors import RecipeError
-from drift_merge.training.build import Parts, build, partial_slots
-from drift_merge.training.checks import check_weights
-from drift_merge.training.deltas import DeltaSource, FileDeltas
-from drift_merge.training.inject import Injector
-from drift_merge.training.layouts import GradientLayout
-from drift_merge.training.matching import Matching
-from drift_merge.training.microbatch import HookLayout
-from drift_merge.training.pieces import DELTA_SQ, DOT
-from drift_merge.training.placement import Streamed, place
+from drift_merge.training.deltas.files import DeltaSource, FileDeltas
+from drift_merge.training.deltas.placement import Streamed, place
+from drift_merge.training.gradients.layout import GradientLayout
+from drift_merge.training.gradients.microbatch import HookLayout
+from drift_merge.training.inject.build import Parts, build, partial_slots
+from drift_merge.training.inject.injector import Injector
+from drift_merge.training.inject.pieces import DELTA_SQ, DOT
+from drift_merge.training.match.matching import Matching
+from drift_merge.training.match.weights import check_weights
 from drift_merge.training.settings import Settings
 from drift_merge.training.units import Region, Unit
 
@@ -144,7 +144,7 @@ class Biasing:
         Raises:
             RecipeError: there are several priors, or adapters.
         """
-        from drift_merge.training.refresh import recompute
+        from drift_merge.training.deltas.refresh import recompute
 
         if len(self._files.priors) > 1 or self._files.weights != (1.0,):
             raise RecipeError(

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from drift_merge.errors import RecipeError
 from drift_merge.maths.injection import FORMULA, SIGN
 from drift_merge.training.biasing import Biasing
-from drift_merge.training.coverage import Coverage
-from drift_merge.training.hooks import hook_optimizer
-from drift_merge.training.layouts import GradientLayout, PlainLayout, require_current
-from drift_merge.training.matching import Matching
-from drift_merge.training.microbatch import hook_parameter
+from drift_merge.training.gradients.choose import require_current
+from drift_merge.training.gradients.hooks import Skips, hook_optimizer
+from drift_merge.training.gradients.layout import GradientLayout, PlainLayout
+from drift_merge.training.gradients.microbatch import hook_parameter
+from drift_merge.training.match.coverage import Coverage
+from drift_merge.training.match.matching import Matching
 from drift_merge.training.report import flatten, make_report
 from drift_merge.training.settings import Settings, State, check_state, describe_state
-from drift_merge.training.skips import Skips
 
 _BIASED = "_drift_merge_biased"  # attribute of a gradient: by whom, and its version then
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drift_merge.training.coverage import Coverage
-from drift_merge.training.inject import Injector
-from drift_merge.training.pieces import DELTA_SQ, DOT, GRAD_SQ
+from drift_merge.training.inject.injector import Injector
+from drift_merge.training.inject.pieces import DELTA_SQ, DOT, GRAD_SQ
+from drift_merge.training.match.coverage import Coverage
 
 FIGURES = ("cosine", "bias_ratio", "coefficient", "distance")
 

@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from drift_merge.engine.job import RunOptions
 from drift_merge.priors.compress import compress_prior, compress_recipe, plan_compression
+from drift_merge.priors.deltas import Deltas, open_deltas
 from drift_merge.priors.manifest import Prior, open_prior
 from drift_merge.priors.summary import stored_cosines
-from drift_merge.priors.tensors import Deltas, open_deltas
 from drift_merge.storage.compressed import COMPRESSED
 
 CHUNK = 2**18  # elements, in whole rows

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from drift_merge.cli.demo import make_pair
+from drift_merge.cli.commands.demo import make_pair
 
 MERGEKIT_YAML = """\
 merge_method: linear

@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from drift_merge.maths.catalog import METHODS
+from drift_merge.maths.methods import METHODS
 from drift_merge.storage.headers import read_header
 from tests import checkpoints as tiny
 from tests.benchmarks.core import Sample, measure, median

@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -72,11 +72,8 @@ def methods() -> dict[str, list[str]]:
     """A call for every method in every variant."""
     listed = io.StringIO()
     sys.argv = ["drift-merge", "methods", "--json"]
-    with redirect_stdout(listed):
-        try:
-            import_module("drift_merge.cli.merge").main()
-        except SystemExit:
-            pass
+    with redirect_stdout(listed), suppress(SystemExit):
+        import_module("drift_merge.cli.merge").main()
     calls = {}
     for method in json.loads(listed.getvalue())["methods"]:
         for variant in method["defaults"]:

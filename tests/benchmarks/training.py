@@ -30,9 +30,9 @@ import torch
 from torch import Tensor, nn
 
 import drift_merge
+from drift_merge.priors.deltas import open_deltas
 from drift_merge.priors.manifest import Prior
-from drift_merge.priors.tensors import open_deltas
-from drift_merge.training.matching import match
+from drift_merge.training.match.matching import match
 
 MB = 1e6
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from drift_merge.cli.demo import demo_action, make_pair
+from drift_merge.cli.commands.demo import demo_action, make_pair
 from tests import checkpoints as c
 
 

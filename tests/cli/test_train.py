@@ -5,7 +5,7 @@ import json
 import pytest
 
 from drift_merge.errors import OutputError
-from drift_merge.training.sft import Request, enter_run, last_checkpoint, prepare, run_of
+from drift_merge.trainers.sft.request import Request, enter_run, last_checkpoint, prepare, run_of
 from tests import checkpoints as c
 from tests.engine.runs import run_prior
 

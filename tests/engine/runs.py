@@ -6,14 +6,15 @@ from typing import Any
 import torch
 
 from drift_merge.engine.job import RunOptions
-from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe import MERGE_MODULES, Recipe
 from drift_merge.maths.deltas import delta
-from drift_merge.maths.merging import linear
+from drift_merge.maths.methods.elementwise import interpolate
 from drift_merge.merges.make import MadeMerge, make_merge
+from drift_merge.plans.prepare import prepare
 from drift_merge.priors.compress import compress_prior, compress_recipe, plan_compression
 from drift_merge.priors.compute import ComputedPrior, compute_prior
 from drift_merge.priors.manifest import open_prior
+from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.words import MERGE_MODULES
 from tests.checkpoints import Stored
 
 TORCH = {
@@ -103,7 +104,7 @@ def in_memory_linear(
 ) -> Stored:
     """The merge of whole tensors."""
     own, *others = _loaded(mllm, *reasoners)
-    return as_stored(linear(own, others, weights), code or mllm.dtype)
+    return as_stored(interpolate(own, others, weights), code or mllm.dtype)
 
 
 def _loaded(*stored: Stored) -> list[torch.Tensor]:

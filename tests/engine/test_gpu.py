@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from drift_merge.engine.job import RunOptions
-from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe import Recipe
 from drift_merge.maths.compression import LARGEST, compress_rows, decompress_rows
 from drift_merge.merges.make import make_merge
+from drift_merge.plans.prepare import prepare
 from drift_merge.priors.compute import compute_prior
+from drift_merge.recipes.recipe import Recipe
 from tests import checkpoints as c
 
 pytestmark = [

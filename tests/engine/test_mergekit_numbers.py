@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from drift_merge.engine.job import RunOptions
-from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe_file import read_request
 from drift_merge.merges.make import make_merge
+from drift_merge.plans.prepare import prepare
+from drift_merge.recipes.files import read_request
 from tests import checkpoints as c
 from tests.engine.recipes import LAYERS, write_models, write_recipe
 

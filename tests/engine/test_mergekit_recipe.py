@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe_file import read_request
-from drift_merge.engine.recipe_yaml import write_mapping
 from drift_merge.errors import RecipeError, SourceError
+from drift_merge.plans.prepare import prepare
+from drift_merge.recipes.files import read_request
+from drift_merge.recipes.yaml import write_mapping
 from tests import checkpoints as c
 from tests.engine.recipes import LAYERS, write_models, write_recipe
 from tests.golden_files import GOLDEN, compare_with_golden

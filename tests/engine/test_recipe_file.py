@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe import MERGE_MODULES, PRIOR, Recipe
-from drift_merge.engine.recipe_file import absolute, read_request
-from drift_merge.engine.recipe_values import build_recipe, option_kinds, to_values
-from drift_merge.engine.recipe_yaml import read_mapping, write_mapping
 from drift_merge.errors import RecipeError
-from drift_merge.maths.catalog import METHODS
+from drift_merge.maths.methods import METHODS
+from drift_merge.plans.prepare import prepare
+from drift_merge.recipes.files import absolute, read_request
+from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.values import build_recipe, option_kinds, to_values
+from drift_merge.recipes.words import MERGE_MODULES, PRIOR
+from drift_merge.recipes.yaml import read_mapping, write_mapping
 from tests import checkpoints as c
 from tests.strategies import quick
 

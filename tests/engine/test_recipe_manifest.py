@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe_file import read_request
-from drift_merge.engine.recipe_manifest import changed_sources
 from drift_merge.errors import CheckpointError, RecipeError, SourceError
+from drift_merge.plans.prepare import changed_sources, prepare
+from drift_merge.recipes.files import read_request
 from tests import checkpoints as c
 from tests.engine.runs import run_linear, run_prior
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from drift_merge.engine.plan import Plan
-from drift_merge.engine.prepare import Prepared, prepare
-from drift_merge.engine.recipe import Recipe
-from drift_merge.engine.transfers import Transfers, overlap, plan_transfers
 from drift_merge.errors import RecipeError
-from drift_merge.storage import hub_ranges, leases
+from drift_merge.plans.plan import Plan
+from drift_merge.plans.prepare import Prepared, prepare
+from drift_merge.plans.transfers import Transfers, overlap, plan_transfers
+from drift_merge.recipes.recipe import Recipe
 from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.hub import ranges
+from drift_merge.storage.loans import leases
 from drift_merge.storage.sources import RemoteShard
 from tests import checkpoints as c
 from tests.hub_models import make_layered_pair, write_layered
@@ -86,7 +87,7 @@ def test_the_least_limit_is_enough_and_one_byte_less_is_not(
     worth_parting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "WORTH_PARTING_BYTES", worth_parting)
-    monkeypatch.setattr(hub_ranges, "GAP_BYTES", 0)
+    monkeypatch.setattr(ranges, "GAP_BYTES", 0)
     plan = prepared(tmp_path).plan()
     limit = least(plan)
     check(plan, planned(plan, limit), limit)

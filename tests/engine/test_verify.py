@@ -255,8 +255,8 @@ def test_half_of_the_sources_is_a_usage_error_that_says_what_is_needed(made, nam
 
 
 def test_a_value_made_nonfinite_behind_a_matching_fingerprint_is_found(artifact):
-    from drift_merge.engine.seals import seal
     from drift_merge.storage import fingerprints
+    from drift_merge.storage.manifests import seal
 
     shard = sorted(artifact.glob("*.safetensors"))[0]
     name, tensor = next(iter(c.read_shard(shard).items()))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_merge.engine.weights import parse_weight
 from drift_merge.errors import RecipeError
 from drift_merge.names.modules import CHOICES
+from drift_merge.recipes.weights import parse_weight
 from tests.strategies import quick
 
 LAYERS = 5

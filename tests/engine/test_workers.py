@@ -164,9 +164,9 @@ def test_children_end_with_a_parent_that_is_killed(pair, tmp_path):
 
 def test_progress_of_children_adds_up_to_what_is_written(pair, tmp_path):
     from drift_merge.engine.job import RunOptions
-    from drift_merge.engine.prepare import prepare
-    from drift_merge.engine.recipe import Recipe
+    from drift_merge.plans.prepare import prepare
     from drift_merge.priors.compute import compute_prior
+    from drift_merge.recipes.recipe import Recipe
 
     recipe = Recipe(method="prior", reasoners=(str(pair[0]),), mllm=str(pair[1]), dtype="bfloat16")
     prepared, seen = prepare(recipe, quiet=True), []

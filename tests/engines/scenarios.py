@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 
 import drift_merge
 from drift_merge.errors import DriftMergeError
-from drift_merge.training.deltas import FileDeltas
+from drift_merge.training.deltas.files import FileDeltas
 from drift_merge.training.units import matrix
 from tests.engines import toy
 from tests.engines.engines import ENGINES, Trainer, whole

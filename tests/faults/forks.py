@@ -100,14 +100,14 @@ class Forks:
 
 
 def _serve() -> None:
+    import drift_merge.cli.actions
+    import drift_merge.engine.check
     import huggingface_hub.file_download  # what `--stream` needs
     import huggingface_hub.hf_api  # noqa: F401
     import torch  # noqa: F401
 
-    import drift_merge.cli.actions
     import drift_merge.cli.merge
     import drift_merge.cli.prior
-    import drift_merge.engine.check
     import drift_merge.engine.stream
     import drift_merge.merges.make
     import drift_merge.merges.verify

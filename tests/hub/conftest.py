@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from drift_merge.hub import refusals
-from drift_merge.storage import hub_faults
+from drift_merge.storage.hub import faults
 from tests import checkpoints as c
 from tests.engine.runs import run_linear, run_prior
 from tests.hub.places import REPO, TOKEN, Artifacts
@@ -39,7 +39,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = types.SimpleNamespace(sleep=waited.append)
     for module in ("huggingface_hub.utils._http", "drift_merge.hub.refusals"):
         monkeypatch.setattr(f"{module}.time", clock)
-    monkeypatch.setattr(hub_faults, "WAITS_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(faults, "WAITS_SECONDS", (0.01, 0.02))
     monkeypatch.setattr(refusals, "WAITS_SECONDS", (0.01, 0.02))
     return waited
 

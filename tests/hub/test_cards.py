@@ -6,11 +6,12 @@ import shlex
 import pytest
 import yaml
 
-from drift_merge.engine.cards import Published, in_words
+from drift_merge.artifacts.card import Published
 from drift_merge.merges.card import merge_card
 from drift_merge.merges.manifest import open_merge
 from drift_merge.priors.card import prior_card, prior_meta
 from drift_merge.priors.manifest import open_prior
+from drift_merge.storage.sizes import in_words
 from tests import checkpoints as c
 from tests.engine.runs import run_linear, run_prior
 from tests.faults.harness import run

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from drift_merge.engine.seals import check_seal
 from drift_merge.errors import CheckpointError
 from drift_merge.hub.files import (
     BESIDE,
@@ -24,7 +23,8 @@ from drift_merge.hub.files import (
 )
 from drift_merge.merges.manifest import open_merge
 from drift_merge.priors.manifest import open_prior
-from drift_merge.storage.hub_artifacts import RemoteFile, listed_files
+from drift_merge.storage.hub.artifacts import RemoteFile, listed_files
+from drift_merge.storage.manifests import check_seal
 
 
 def file(stage, size=1, name="x"):

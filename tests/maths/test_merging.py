@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_merge.maths.merging import linear
+from drift_merge.maths.methods.elementwise import interpolate
 from tests import reference
 from tests.strategies import alike, dtypes, mixed, quick, unit_weights, weights
 
@@ -16,7 +16,7 @@ def merge(mllm, reasoners, factors, *, out=None):
     """What the stream does with one tensor: cast, combine, round; inputs are left alone."""
     compute = reference.compute_dtype(mllm.dtype, *(r.dtype for r in reasoners))
     loaded = [t.flatten().to(compute, copy=True) for t in (mllm, *reasoners)]
-    return linear(loaded[0], loaded[1:], factors).to(out or mllm.dtype)
+    return interpolate(loaded[0], loaded[1:], factors).to(out or mllm.dtype)
 
 
 def same_bits(one, other):
@@ -120,4 +120,4 @@ def test_a_worked_example_with_two_reasoners():
 
 def test_weights_and_reasoners_of_different_number_are_refused():
     with pytest.raises(ValueError, match="zip"):
-        linear(torch.ones(2), [torch.ones(2)], [0.1, 0.2])
+        interpolate(torch.ones(2), [torch.ones(2)], [0.1, 0.2])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from drift_merge.maths import ranks
-from drift_merge.maths.ranks import by_rank
+from drift_merge.maths.order import ranks
+from drift_merge.maths.order.ranks import by_rank
 
 
 def naive(magnitudes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_merge.maths.rounding import change_kept
+from drift_merge.maths.measures import change_kept
 from tests.strategies import quick
 
 

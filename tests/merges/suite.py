@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 
 from drift_merge.engine.job import RunOptions
-from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe import MERGE_MODULES, Recipe
 from drift_merge.maths.methods import METHODS
 from drift_merge.merges.make import MadeMerge, make_merge
+from drift_merge.plans.prepare import prepare
+from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.words import MERGE_MODULES
 from drift_merge.storage.fingerprints import key_of
 from tests import checkpoints as c
 from tests.engine.runs import as_stored, as_tensor

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from drift_merge.engine.job import RunOptions
-from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe import Recipe
 from drift_merge.errors import CheckpointError
 from drift_merge.merges.make import make_merge
+from drift_merge.plans.prepare import prepare
+from drift_merge.recipes.recipe import Recipe
 from tests import checkpoints as c
 
 NAME = "model.layers.0.self_attn.o_proj.weight"

@@ -7,10 +7,10 @@ import pytest
 
 from drift_merge.engine import workspace
 from drift_merge.engine.job import RunOptions
-from drift_merge.engine.prepare import prepare
 from drift_merge.errors import AlignmentError, CheckpointError, VerificationError
 from drift_merge.merges.apply import apply_prior, apply_recipe
 from drift_merge.merges.verify import verify_merge
+from drift_merge.plans.prepare import prepare
 from drift_merge.priors.manifest import open_prior
 from tests import checkpoints as c
 from tests.engine.runs import run_prior

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from drift_merge.engine.recipe import parse_size
 from drift_merge.errors import AlignmentError, CheckpointError
 from drift_merge.merges.verify import verify_merge
 from drift_merge.storage.headers import tensor_bytes
 from drift_merge.storage.shards import lay_out
+from drift_merge.storage.sizes import parse_size
 from tests import checkpoints as c
 from tests.engine.runs import CODES, as_tensor, in_memory_linear, run_linear
 from tests.strategies import quick

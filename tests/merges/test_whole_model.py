@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from drift_merge.engine.job import RunOptions
-from drift_merge.engine.prepare import prepare
-from drift_merge.engine.recipe import Recipe
 from drift_merge.errors import RecipeError
 from drift_merge.merges.make import make_merge
 from drift_merge.merges.manifest import open_merge
 from drift_merge.merges.verify import verify_merge
+from drift_merge.plans.prepare import prepare
+from drift_merge.recipes.recipe import Recipe
 from tests import checkpoints as c
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drift_merge.errors import CheckpointError, RecipeError
+from drift_merge.priors.deltas import open_deltas
 from drift_merge.priors.manifest import open_prior
-from drift_merge.priors.tensors import open_deltas
 from tests import checkpoints as c
 from tests.engine.runs import run_prior
 from tests.strategies import quick

@@ -292,7 +292,7 @@ def test_every_method_merges_the_tower_and_the_result_loads_and_generates(
 ) -> None:
     from transformers.utils.logging import disable_progress_bar
 
-    from drift_merge.maths.catalog import METHODS
+    from drift_merge.maths.methods import METHODS
 
     disable_progress_bar()
     family = FAMILIES[name]

@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 
 from drift_merge.errors import CheckpointError
-from drift_merge.storage import hub_artifacts
 from drift_merge.storage.checkpoint import open_deltas
 from drift_merge.storage.compressed import (
     CODES,
@@ -14,6 +13,7 @@ from drift_merge.storage.compressed import (
     stored_fingerprints,
 )
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header, tensor_bytes
+from drift_merge.storage.hub import artifacts
 from drift_merge.storage.sources import Source
 from tests.checkpoints import Stored, write_shard
 
@@ -112,7 +112,7 @@ def test_scales_are_known_from_headers_of_the_hub_alone(
     def headers(source: Source) -> tuple[Source, list[ShardHeader]]:
         return source, [header]
 
-    monkeypatch.setattr(hub_artifacts, "fetch_prior_headers", headers)
+    monkeypatch.setattr(artifacts, "fetch_prior_headers", headers)
     opened = open_deltas("org/name", headers_only=True)
     assert opened.path is None
     assert opened.scales == {"a": "a:scale"}

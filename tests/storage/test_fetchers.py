@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from drift_merge.errors import OutputError, SourceError
-from drift_merge.storage import fetchers
-from drift_merge.storage.fetchers import Fetcher
-from drift_merge.storage.hub_ranges import Count, GivenUp
-from drift_merge.storage.leases import Need
+from drift_merge.storage.hub.ranges import Count, GivenUp
+from drift_merge.storage.loans import fetchers
+from drift_merge.storage.loans.fetchers import Fetcher
+from drift_merge.storage.loans.leases import Need
 from drift_merge.storage.sources import RemoteShard
 
 NEED = Need(RemoteShard("org/name", "0" * 40, "a", 5_000_000), ())

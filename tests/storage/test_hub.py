@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from drift_merge.errors import CheckpointError, OutputError, SourceError
-from drift_merge.storage import hub_faults
 from drift_merge.storage.headers import encode_header, read_header
-from drift_merge.storage.hub import fetch_headers, fetch_snapshot, resolve_revision
+from drift_merge.storage.hub import faults
+from drift_merge.storage.hub.models import fetch_headers, fetch_snapshot, resolve_revision
 from drift_merge.storage.sources import parse_source
 from drift_merge.storage.weight_map import INDEX
 from tests.hub_client import connected, environment, go_offline
@@ -25,7 +25,7 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setattr(hub_faults, "WAITS_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(faults, "WAITS_SECONDS", (0.01, 0.02))
     with HubServer() as server, connected(server, tmp_path / "home", monkeypatch):
         yield server
 
@@ -262,7 +262,7 @@ def test_the_wait_that_the_hub_asks_for_is_kept(
     hub: HubServer, sharded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(hub_faults.time, "sleep", waits.append)
+    monkeypatch.setattr(faults.time, "sleep", waits.append)
     hub.inject("/api/models/org/name", status=429, times=2, headers={"Retry-After": "7"})
     resolve_revision(parse_source(REPO))
     assert waits == [7.0, 7.0]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from drift_merge.errors import OutputError, SourceError
-from drift_merge.storage import hub_ranges
 from drift_merge.storage.headers import read_header
-from drift_merge.storage.hub import fetch_snapshot
-from drift_merge.storage.hub_ranges import GivenUp, fetch_ranges, join_ranges
-from drift_merge.storage.hub_shards import fetch_sidecars, fetch_whole, is_whole, locate
+from drift_merge.storage.hub import ranges
+from drift_merge.storage.hub.models import fetch_snapshot
+from drift_merge.storage.hub.ranges import GivenUp, fetch_ranges, join_ranges
+from drift_merge.storage.hub.shards import fetch_sidecars, fetch_whole, is_whole, locate
 from drift_merge.storage.sources import RemoteShard, Source
 from tests import checkpoints as c
 from tests.hub_client import connected, never_wait
@@ -136,7 +136,7 @@ def test_an_answer_that_does_not_pass_is_given_up_with_a_remedy(
     with pytest.raises(SourceError, match="HTTP 503") as caught:
         fetch_whole(shard, tmp_path, nothing)
     assert "Finished parts are kept" in caught.value.remedy
-    assert len(hub.requests("GET /lfs/")) == 2 + len(hub_ranges.WAITS_SECONDS)
+    assert len(hub.requests("GET /lfs/")) == 2 + len(ranges.WAITS_SECONDS)
 
 
 def test_wrong_bytes_are_fetched_again(hub: HubServer, folder: Path, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_ranges_that_almost_touch_are_joined(
     joined: tuple[tuple[int, int], ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hub_ranges, "GAP_BYTES", 2)
+    monkeypatch.setattr(ranges, "GAP_BYTES", 2)
     assert join_ranges(ranges) == joined
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from drift_merge.errors import OutputError, SourceError
-from drift_merge.storage import fetchers, leases, shard_cache
 from drift_merge.storage.headers import TensorInfo
-from drift_merge.storage.hub_ranges import Count
-from drift_merge.storage.leases import Lease, Need, need_of
-from drift_merge.storage.shard_cache import ShardCache
+from drift_merge.storage.hub.ranges import Count
+from drift_merge.storage.loans import cache, fetchers, leases
+from drift_merge.storage.loans.cache import ShardCache
+from drift_merge.storage.loans.leases import Lease, Need, need_of
 from drift_merge.storage.sources import RemoteShard
 
 DEADLINE_SECONDS = 10
@@ -60,7 +60,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     monkeypatch.setattr(fetchers, "can_fork", lambda: False)
     monkeypatch.setattr(fetchers, "fetch_whole", fake.fetch)
     monkeypatch.setattr(fetchers, "is_whole", lambda shard, path: path.is_file())
-    monkeypatch.setattr(shard_cache, "_FAREWELL_SECONDS", 1.0)
+    monkeypatch.setattr(cache, "_FAREWELL_SECONDS", 1.0)
     yield fake
     fake.blocked.clear()
 
@@ -275,7 +275,7 @@ def test_a_directory_that_cannot_be_made_is_an_output_error(line: Line, tmp_path
 def test_a_shard_is_needed_in_part_where_less_than_half_of_a_large_one_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("drift_merge.storage.hub_ranges.GAP_BYTES", 0)
+    monkeypatch.setattr("drift_merge.storage.hub.ranges.GAP_BYTES", 0)
     monkeypatch.setattr(leases, "WORTH_PARTING_BYTES", 100)
 
     def info(start: int, size: int) -> TensorInfo:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from drift_merge.storage import hub_ranges, leases
+from drift_merge.storage.hub import ranges
+from drift_merge.storage.loans import leases
 from tests import checkpoints as c
 from tests.hub_client import connected, never_wait
 from tests.hub_models import MLLM, TOKENIZERS, make_layered_pair, publish, write_layered
@@ -35,7 +36,7 @@ def pair(hub: HubServer, tmp_path: Path) -> c.Pair:
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Part even the small shards of tests where less than half of them is needed."""
     monkeypatch.setattr(leases, "WORTH_PARTING_BYTES", 0)
-    monkeypatch.setattr(hub_ranges, "GAP_BYTES", 0)
+    monkeypatch.setattr(ranges, "GAP_BYTES", 0)
 
 
 @pytest.fixture

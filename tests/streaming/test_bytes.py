@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from drift_merge.engine import workers
-from drift_merge.storage import hub_ranges, leases
+from drift_merge.storage.hub import ranges
+from drift_merge.storage.loans import leases
 from tests import checkpoints as c
 from tests.faults.harness import run
 from tests.hub_client import connected
@@ -38,7 +39,7 @@ def test_streamed_outputs_have_the_bytes_of_others_at_any_limit(
     assert len(downloads(hub)) == free["num_downloads"] + tight["num_downloads"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(leases, "WORTH_PARTING_BYTES", 0)
-        patch.setattr(hub_ranges, "GAP_BYTES", 0)
+        patch.setattr(ranges, "GAP_BYTES", 0)
         succeed(command, tmp_path / "parts")
     assert run(*command, "-o", str(tmp_path / "plain")).code == 0
     whole = c.read_files(tmp_path / "plain")

@@ -24,7 +24,7 @@ def trainer_zero(directory: Path, *, source: str, stage: int, steps: int = 1) ->
     import deepspeed  # noqa: F401
     import transformers
 
-    from drift_merge.training.hf import DriftCallback
+    from drift_merge.trainers.hf import DriftCallback
     from tests.trainers.test_hf import InOrder, arguments
 
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]

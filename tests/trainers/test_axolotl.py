@@ -33,7 +33,7 @@ def test_the_plugin_of_the_yaml_trains_with_the_prior(tmp_path, monkeypatch):
     config = {
         "base_model": str(setup.mllm),
         "processor_type": "AutoProcessor",
-        "plugins": ["drift_merge.training.axolotl.DriftPlugin"],
+        "plugins": ["drift_merge.trainers.axolotl.DriftPlugin"],
         "drift_prior": str(setup.prior),
         "drift_alpha": {"attn": 1.0, "mlp": 0.5},
         "drift_schedule": "linear",

@@ -10,7 +10,7 @@ from tests.trainers import tiny
 transformers = pytest.importorskip("transformers")
 
 from drift_merge.errors import RecipeError, VerificationError  # noqa: E402
-from drift_merge.training.hf import STATE, DriftCallback  # noqa: E402
+from drift_merge.trainers.hf import STATE, DriftCallback  # noqa: E402
 
 pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("default")]
 

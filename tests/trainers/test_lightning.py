@@ -7,7 +7,7 @@ lightning = pytest.importorskip("lightning")
 pytest.importorskip("transformers")
 
 from drift_merge.errors import RecipeError  # noqa: E402
-from drift_merge.training.lightning import DriftCallback  # noqa: E402
+from drift_merge.trainers.lightning import DriftCallback  # noqa: E402
 from tests.trainers import tiny  # noqa: E402
 
 pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("default")]

@@ -38,7 +38,7 @@ def test_run_exp_trains_with_the_prior_and_logs_its_metrics(tmp_path, monkeypatc
         "tags": tags,
     }
     (tmp_path / "dataset_info.json").write_text(json.dumps({"tiny": entry}))
-    from drift_merge.training.llamafactory import run_exp
+    from drift_merge.trainers.llamafactory import run_exp
 
     out = tmp_path / "out"
     arguments = {

@@ -10,7 +10,8 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 import drift_merge  # noqa: E402
-from drift_merge.training.lora import directions, find_adapted, require_supported  # noqa: E402
+from drift_merge.training.lora.directions import directions  # noqa: E402
+from drift_merge.training.lora.layers import find_adapted, require_supported  # noqa: E402
 from tests.trainers import tiny  # noqa: E402
 
 pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("default")]

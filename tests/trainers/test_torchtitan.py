@@ -27,7 +27,7 @@ def container(model):
 
 
 def test_the_container_of_several_optimizers_biases_once_per_step(tmp_path):
-    from drift_merge.training.torchtitan import attach_to
+    from drift_merge.trainers.torchtitan import attach_to
 
     setup = tiny.make_setup("smolvlm", tmp_path)
     batch = setup.collate(setup.samples(2))

@@ -112,7 +112,7 @@ def attached(monkeypatch):
         made.append(FakeHandle(model, prior, **options))
         return made[-1]
 
-    monkeypatch.setattr("drift_merge.training.wiring.attach", attach)
+    monkeypatch.setattr("drift_merge.trainers.wiring.attach", attach)
     return made
 
 
@@ -300,7 +300,7 @@ def test_axolotl_reads_the_options_of_its_yaml(hf, monkeypatch):
     stand_in(monkeypatch, "axolotl.integrations.base", BasePlugin=type("BasePlugin", (), {}))
     stand_in(monkeypatch, "pydantic", BaseModel=BaseModel)
     plugin = fresh(monkeypatch, "axolotl").DriftPlugin()
-    assert plugin.get_input_args() == "drift_merge.training.axolotl.DriftArgs"
+    assert plugin.get_input_args() == "drift_merge.trainers.axolotl.DriftArgs"
     (callback,) = plugin.add_callbacks_post_trainer({"drift_prior": "p/", "drift_alpha": 2.0}, None)
     assert callback._wiring.prior == "p/"
     assert callback._wiring.options == {"alpha": 2.0}

@@ -8,7 +8,7 @@ from torch import nn
 
 import drift_merge
 from drift_merge.errors import RecipeError
-from drift_merge.priors.tensors import open_deltas
+from drift_merge.priors.deltas import open_deltas
 from tests.training.naive import RULES, biased, tolerance
 from tests.training.toys import loss_of, make_toy, selected
 
@@ -371,7 +371,7 @@ def test_a_compressed_prior_is_used_with_the_norms_of_what_is_stored(tmp_path, d
 
 
 def test_an_optimizer_of_deepspeed_that_is_not_known_is_refused_by_name():
-    from drift_merge.training import deepspeed
+    from drift_merge.training.gradients import deepspeed
 
     class ZenFlowZeroOptimizerSequential:
         """Stands for any class of DeepSpeed's whose gradients at the step are unknown."""

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from drift_merge.training.curves import to_csv, to_png
+from drift_merge.trainers.sft.curves import to_csv, to_png
 
 HISTORY = [
     {"step": 1, "epoch": 0.5, "loss": 2.0, "learning_rate": 0.1, "drift/cosine": 0.25},

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from drift_merge.errors import CheckpointError, RecipeError, SourceError
-from drift_merge.training import examples as ex
-from drift_merge.training.examples import IGNORED, Collator, Example, read_examples
+from drift_merge.trainers.sft import examples as ex
+from drift_merge.trainers.sft.examples import IGNORED, Collator, Example, read_examples
 
 PAD, IMAGE = 0, 1
 
@@ -142,7 +142,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     def refuse(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr("drift_merge.training.wiring.import_module", refuse)
+    monkeypatch.setattr("drift_merge.trainers.wiring.import_module", refuse)
     with pytest.raises(RecipeError, match=r"drift_merge\[train\]") as raised:
         ex.load_processor(tmp_path, "mllm")
     assert "transformers" in raised.value.message

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from drift_merge.errors import RecipeError
-from drift_merge.training import projection
-from drift_merge.training.lora import directions, find_adapted, require_supported
+from drift_merge.training.lora import projection
+from drift_merge.training.lora.directions import directions
+from drift_merge.training.lora.layers import find_adapted, require_supported
 
 OUT, IN, RANK = 6, 5, 3
 
@@ -305,6 +306,6 @@ def test_sharded_factors_are_gathered_before_the_projection():
         def full_tensor(self):
             return torch.Tensor(self).double()
 
-    from drift_merge.training.lora import _whole
+    from drift_merge.training.lora.directions import _whole
 
     assert type(_whole(torch.ones(2).as_subclass(Gathered))) is torch.Tensor

@@ -9,7 +9,7 @@ from torch import nn
 
 import drift_merge
 from drift_merge.errors import AlignmentError, RecipeError
-from drift_merge.training.matching import match
+from drift_merge.training.match.matching import match
 from tests import checkpoints as c
 from tests.engine.runs import as_tensor, run_prior
 from tests.training.naive import biased

@@ -101,9 +101,9 @@ def test_sharded_parameters_are_refused_with_the_reason(toy):
     for parameter in selected(model).values():
         parameter.ds_id = 0
         parameter.ds_shape = parameter.shape
-    from drift_merge.training.layouts import PlainLayout
-    from drift_merge.training.matching import match
-    from drift_merge.training.microbatch import require_hookable
+    from drift_merge.training.gradients.layout import PlainLayout
+    from drift_merge.training.gradients.microbatch import require_hookable
+    from drift_merge.training.match.matching import match
 
     shapes = {n: tuple(e["shape"]) for n, e in toy.prior.tensors.items()}
     with pytest.raises(RecipeError, match="ZeRO-3"):

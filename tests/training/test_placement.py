@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import drift_merge
-from drift_merge.training import biasing, placement
-from drift_merge.training.placement import Held, Streamed
+from drift_merge.training import biasing
+from drift_merge.training.deltas import placement
+from drift_merge.training.deltas.placement import Held, Streamed
 from drift_merge.training.units import Origin, Region, Unit
 from tests.training.toys import loss_of, read_region, selected
 

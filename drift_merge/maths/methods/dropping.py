@@ -1,6 +1,6 @@
 """Methods that keep entries at random: DARE and DELLA.
 
-Masks depend on the key and the position of an entry alone (`maths/masks.py`), with a key of its
+Masks depend on the key and the position of an entry alone (`masks.py`), with a key of its
 own for each model: the mllm is stream 0, reasoner i is stream i + 1.
 
 Shapes: n = entries of a chunk, N = merged models: the mllm first, then the reasoners;
@@ -13,15 +13,10 @@ import torch
 from torch import Tensor
 
 from drift_merge.maths.chunks import Chunk, Read, Settings, blocks, pieces
-from drift_merge.maths.masks import keep_mask, mixed_key, uniform
-from drift_merge.maths.methods.deltas import (
-    negated_deltas,
-    piecewise,
-    restored,
-    weighted_sum,
-)
+from drift_merge.maths.methods.masks import keep_mask, mixed_key, uniform
+from drift_merge.maths.methods.taus import negated_deltas, piecewise, restored, weighted_sum
 from drift_merge.maths.methods.trimming import elected
-from drift_merge.maths.ranks import by_rank
+from drift_merge.maths.order.ranks import by_rank
 
 _TINY_NORM = 1e-7  # mergekit leaves tensors with a smaller sum of magnitudes as they are
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from drift_merge.maths.chunks import Chunk, Read, Settings, blocks, pieces
-from drift_merge.maths.cuts import Cut
-from drift_merge.maths.methods.deltas import negated_deltas, piecewise, restored
-from drift_merge.maths.thresholds import largest
+from drift_merge.maths.methods.taus import negated_deltas, piecewise, restored
+from drift_merge.maths.order.cuts import Cut
+from drift_merge.maths.order.thresholds import largest
 
 _QUARTILES = (0.25, 0.5, 0.75)
 _EPS = 1e-8  # added to the probabilities of Arcee Fusion

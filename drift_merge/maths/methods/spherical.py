@@ -15,8 +15,8 @@ from typing import NamedTuple
 from torch import Tensor, dot
 
 from drift_merge.maths.chunks import Chunk, Read, Settings, blocks
-from drift_merge.maths.methods.deltas import all_weights
 from drift_merge.maths.methods.elementwise import add_deltas, combination
+from drift_merge.maths.methods.taus import all_weights
 
 
 class Gram(NamedTuple):

@@ -59,3 +59,9 @@ def _function(path: str) -> Callable[..., Any]:
     module, name = path.split(".")
     function: Callable[..., Any] = getattr(import_module(f"{__package__}.{module}"), name)
     return function
+
+
+def known_options(method: Method, variant: str) -> list[str]:
+    """The options that a variant of a method takes beside the weights, sorted."""
+    names = {*method.defaults[variant], *method.required.get(variant, ())}
+    return sorted(names - {"weight", "mllm_weight"})

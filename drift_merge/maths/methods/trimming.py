@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from drift_merge.maths.chunks import Chunk, Read, Settings
-from drift_merge.maths.cuts import Cut
-from drift_merge.maths.methods.deltas import (
+from drift_merge.maths.methods.signs import RULES, disjoint_merge
+from drift_merge.maths.methods.taus import (
     all_weights,
     magnitudes,
     negated_deltas,
@@ -19,8 +19,8 @@ from drift_merge.maths.methods.deltas import (
     restored,
     weighted_sum,
 )
-from drift_merge.maths.signs import RULES, disjoint_merge
-from drift_merge.maths.thresholds import largest
+from drift_merge.maths.order.cuts import Cut
+from drift_merge.maths.order.thresholds import largest
 
 
 @dataclass(slots=True)

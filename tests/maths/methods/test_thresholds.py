@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_merge.maths import thresholds
-from drift_merge.maths.collected import Collected, joined
-from drift_merge.maths.cuts import Cut
 from drift_merge.maths.methods.trimming import kept_count, kept_ranks
-from drift_merge.maths.thresholds import kth_largest, largest
+from drift_merge.maths.order import thresholds
+from drift_merge.maths.order.collected import Collected, joined
+from drift_merge.maths.order.cuts import Cut
+from drift_merge.maths.order.thresholds import kth_largest, largest
 from tests import reference_methods as reference
 from tests.maths.methods.driver import merge, settings_for
 from tests.strategies import few

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from drift_merge.maths.chunks import in_memory
-from drift_merge.maths.methods import METHODS, whole_model
+from drift_merge.maths.methods import METHODS, global_trimming
 from tests import reference_methods as reference
 from tests.maths.methods.driver import settings_for
 
@@ -28,11 +28,11 @@ def model(seed, count=3, kind="normal"):
 def thresholds(tensors, settings, chunk):
     reads = [in_memory(mllm, others, base, chunk) for base, mllm, *others in tensors]
     numel = sum(tensor[0].numel() for tensor in tensors)
-    counts = sum(whole_model.upper_counts(read, settings) for read in reads)
-    wanted = whole_model.wanted(numel, settings)
-    places = [whole_model.locate(row, wanted) for row in counts]
-    lower = sum(whole_model.lower_counts(read, settings, places) for read in reads)
-    return [whole_model.threshold(*pair) for pair in zip(places, lower, strict=True)]
+    counts = sum(global_trimming.upper_counts(read, settings) for read in reads)
+    wanted = global_trimming.wanted(numel, settings)
+    places = [global_trimming.locate(row, wanted) for row in counts]
+    lower = sum(global_trimming.lower_counts(read, settings, places) for read in reads)
+    return [global_trimming.threshold(*pair) for pair in zip(places, lower, strict=True)]
 
 
 @pytest.mark.parametrize("density", [0.001, 0.2, 0.5, 1.0])
@@ -59,7 +59,7 @@ def test_a_merge_with_given_thresholds_is_the_papers_over_the_flattened_model():
     found = thresholds(tensors, settings, 77)
     merged = []
     for base, mllm, *others in tensors:
-        state = whole_model.given(found)
+        state = global_trimming.given(found)
         for chunk in in_memory(mllm, others, base, 64)():
             merged.append(METHODS["ties"].combine(chunk, state, settings).clone())
     flat = [torch.cat([t[i].flatten() for t in tensors]).double().tolist() for i in range(4)]
@@ -72,5 +72,5 @@ def test_entries_equal_to_a_given_threshold_are_all_kept():
     zero = torch.zeros(5)
     settings = settings_for("ties", (5,), density=0.2)
     [chunk] = in_memory(zero, [tau], zero, 5)()
-    found = METHODS["ties"].combine(chunk, whole_model.given([0.5, 0.5]), settings)
+    found = METHODS["ties"].combine(chunk, global_trimming.given([0.5, 0.5]), settings)
     assert found.tolist() == [0.5, -0.5, 0.0, 0.5, 1.0]

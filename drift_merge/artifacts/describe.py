@@ -1,0 +1,66 @@
+"""Manifests: what an output says of where it comes from, and how that is read again.
+
+A manifest depends on the recipe and the inputs alone: no time, no host, no thread count.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from drift_merge.names.tensors import Alignment, Finding
+from drift_merge.plans.plan import Plan
+from drift_merge.storage import fingerprints
+from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.journal import Results
+
+
+def describe_source(checkpoint: Checkpoint, tensors: dict[str, str]) -> dict[str, Any]:
+    """A source for a manifest: where it is, which revision, and fingerprints of what was read.
+
+    Args:
+        checkpoint: the source.
+        tensors: fingerprints of the tensors read from it, by output tensor.
+    """
+    source = checkpoint.source
+    return {
+        "source": source.given,
+        "label": source.label,
+        "repo_id": source.repo_id,
+        "revision": source.revision,
+        "config": fingerprints.of_json(checkpoint.config),
+        "layout": fingerprints.of_layout(checkpoint),
+        "num_tensors": len(checkpoint.tensors),
+        "tensors_read": len(tensors),
+        "data": fingerprints.combine(tensors),
+    }
+
+
+def describe_findings(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """Findings as plain data."""
+    return [
+        {"code": f.code, "severity": f.severity, "message": f.message, "remedy": f.remedy}
+        for f in findings
+    ]
+
+
+def describe_coverage(alignment: Alignment) -> dict[str, Any]:
+    """How much of what was selected is matched, and the number of records of every status."""
+    counts = Counter(record.status for record in alignment.records)
+    return {
+        "selected": alignment.num_selected,
+        "matched": alignment.num_matched,
+        "records": dict(sorted(counts.items())),
+    }
+
+
+def read_fingerprints(results: Results, key: str) -> dict[str, str]:
+    """The fingerprints of one input, by output tensor."""
+    return {name: result[key] for name, result in results.items() if key in result}
+
+
+def describe_index(plan: Plan) -> dict[str, str]:
+    """Fingerprint of the index file, by its name; empty where the output needs no index."""
+    if plan.layout.index is None:
+        return {}
+    name, data = plan.layout.index
+    return {name: fingerprints.of_bytes(data)}

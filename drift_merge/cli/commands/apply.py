@@ -1,0 +1,60 @@
+"""NEW FILE."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from drift_merge.cli import options, running
+from drift_merge.cli.commands.pull import locate
+from drift_merge.cli.planning import plan_run
+from drift_merge.cli.running import Run
+from drift_merge.cli.said import describe_merge
+from drift_merge.cli.traffic import engine_options
+
+
+@click.command()
+@click.argument("prior")
+@click.argument("mllm")
+@click.option(
+    "--scale",
+    type=float,
+    default=0.1,
+    show_default=True,
+    metavar="X",
+    help="Factor of delta; 1 gives the reasoner's weights.",
+)
+@options.writing("source")
+@options.streaming
+@options.running
+def apply(prior: str, mllm: str, scale: float, **values: Any) -> None:
+    """Write mllm + scale * delta as a complete MLLM checkpoint.
+
+    PRIOR is a directory, or a Hub id org/name[@revision].
+
+    \b
+    Example:
+        drift-prior apply prior/ MLLM --scale 0.1 -o merged/
+    """
+    from drift_merge.cli.commands.apply import apply_action
+
+    run = running.take_run(values)
+    apply_action(prior, mllm, scale, values, run)
+
+
+def apply_action(text: str, mllm: str, scale: float, values: dict[str, Any], run: Run) -> None:
+    """Write mllm + scale * delta and say what was done; the prior may be on the Hub."""
+    from drift_merge.merges.apply import apply_prior, apply_recipe
+    from drift_merge.priors.manifest import open_prior
+
+    out: Path = values.pop("output")
+    silent = run.quiet or run.as_json or run.dry_run
+    place, path = locate(text, "PRIOR", whole=not run.dry_run, quiet=silent)
+    prior = open_prior(path)
+    recipe = apply_recipe(place, prior.manifest, mllm, scale=scale, **values)
+    prepared, plan, transfers = plan_run(recipe, out, run)
+    if run.dry_run:
+        return
+    with engine_options(run, plan.write_bytes, transfers) as options:
+        made = apply_prior(prior.manifest, prepared, plan, out, options)
+    describe_merge(made, plan, out, run)

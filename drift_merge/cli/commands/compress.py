@@ -1,0 +1,94 @@
+"""`drift-prior compress`: a prior on disk in 8 bits."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from drift_merge.cli import options, running
+from drift_merge.cli.commands.pull import locate
+
+if TYPE_CHECKING:
+    from drift_merge.plans.plan import Plan
+    from drift_merge.priors.manifest import Prior
+
+
+@click.command(name="compress")
+@click.argument("prior")
+@options.output_option
+@click.option(
+    "--dtype",
+    type=click.Choice(options.COMPRESSED_DTYPES),
+    required=True,
+    help="Of the output, with a float32 scale per row.",
+)
+@options.shard_size_option
+@options.running
+def compress_command(prior: str, **values: Any) -> None:
+    """Store a prior in 8 bits, with a scale for each row.
+
+    PRIOR is a directory, or a Hub id org/name[@revision]. What is kept of every delta is measured,
+    and stated in the manifest.
+
+    \b
+    Example:
+        drift-prior compress prior/ --dtype int8 -o prior-int8/
+    """
+    run = running.take_run(values)
+    compress_action(prior, values, run)
+
+
+def compress_action(text: str, values: dict[str, Any], run: running.Run) -> None:
+    """Compress a prior and print what is kept of it."""
+    from drift_merge.cli import render, said
+    from drift_merge.cli.entry import print_json
+    from drift_merge.cli.traffic import engine_options
+    from drift_merge.engine.job import check_plan
+    from drift_merge.priors.compress import compress_prior, compress_recipe, plan_compression
+    from drift_merge.priors.manifest import open_prior
+    from drift_merge.priors.summary import stored_sentence
+
+    out: Path = values.pop("output")
+    prior = open_prior(locate(text, "PRIOR", quiet=run.quiet or run.as_json)[1])
+    plan = plan_compression(prior, compress_recipe(prior, **values))
+    check_plan(plan, out, overwrite=run.overwrite)
+    if run.dry_run:
+        _print_plan(plan, run)
+        return
+    with engine_options(run, plan.write_bytes) as options:
+        made = compress_prior(prior, plan, out, options)
+    manifest = made.prior.manifest
+    if run.as_json:
+        print_json({"schema": 1, "output": str(out), **said.without_tensors(manifest)})
+    elif run.quiet:
+        print(out)
+    else:
+        _print_sizes(prior, made.prior)
+        print(stored_sentence(made.prior.tensors))
+        said.say_done(out, plan, made.outcome)
+        render.note(f"Next: drift-prior verify {shlex.quote(str(out))}")
+
+
+def _print_plan(plan: "Plan", run: running.Run) -> None:
+    from drift_merge.cli import render
+    from drift_merge.cli.entry import print_json
+
+    if run.as_json:
+        print_json(render.plan_json(plan, verbose=run.verbose))
+        return
+    render.plan_summary(plan)
+    if run.verbose:
+        render.plan_steps(plan)
+    render.note("Nothing was written (--dry-run).")
+
+
+def _print_sizes(before: "Prior", after: "Prior") -> None:
+    from drift_merge.storage.sizes import size
+
+    num_bytes = [prior.manifest["size_bytes"] for prior in (before, after)]
+    names = [prior.manifest["parameters"]["dtype"] for prior in (before, after)]
+    print(
+        f"{names[0]} {size(num_bytes[0])} -> {names[1]} {size(num_bytes[1])} "
+        f"({num_bytes[1] / max(num_bytes[0], 1):.0%})"
+    )

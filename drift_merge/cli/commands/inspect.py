@@ -1,0 +1,91 @@
+"""NEW FILE."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from drift_merge.cli import options, render
+from drift_merge.cli.commands.pull import locate
+from drift_merge.cli.entry import print_json
+from drift_merge.cli.said import _print_formula, _print_merge
+from drift_merge.names.tensors import Finding
+from drift_merge.storage import sizes
+
+
+def inspect_prior_action(path: Path, *, as_json: bool) -> None:
+    """Print the manifest of a prior."""
+    from drift_merge.priors.manifest import open_prior
+
+    prior = open_prior(path)
+    if as_json:
+        print_json({"schema": 1, **prior.manifest})
+        return
+    manifest = prior.manifest
+    _print_formula(manifest)
+    _print_sources(manifest["sources"])
+    sentence = render.prior_table(prior.tensors)
+    print(sentence)
+    _print_size(manifest, len(prior.tensors))
+
+
+def inspect_merge_action(path: Path, *, as_json: bool) -> None:
+    """Print the manifest of a merge."""
+    from drift_merge.merges.manifest import open_merge
+
+    merge = open_merge(path)
+    if as_json:
+        print_json({"schema": 1, **merge.manifest})
+        return
+    _print_merge(merge.manifest)
+    _print_size(merge.manifest, len(merge.tensors))
+
+
+def _print_sources(sources: Mapping[str, Mapping[str, Any]]) -> None:
+    for role, source in sources.items():
+        revision = f" @ {source['revision']}" if source["revision"] else ""
+        print(f"{role:9} {source['repo_id'] or source['source']}{revision}")
+
+
+def _print_size(manifest: Mapping[str, Any], num_tensors: int) -> None:
+    print(
+        f"{num_tensors:,} tensors, {sizes.size(manifest['size_bytes'])}, "
+        f"{len(manifest['shards']):,} shard(s), made with {manifest['tool']['name']} "
+        f"{manifest['tool']['version']}"
+    )
+    render.findings(Finding(**finding) for finding in manifest["findings"])
+
+
+@click.command("inspect")
+@click.argument("prior")
+@options.json_option
+def inspect_prior(prior: str, as_json: bool) -> None:
+    """Show what a prior is made of, from its manifest.
+
+    PRIOR is a directory, or a Hub id org/name[@revision]; no tensor is fetched.
+
+    \b
+    Example:
+        drift-prior inspect prior/
+    """
+    from drift_merge.cli.commands.inspect import inspect_prior_action
+
+    inspect_prior_action(locate(prior, "PRIOR", whole=False)[1], as_json=as_json)
+
+
+@click.command("inspect")
+@click.argument("merge", metavar="OUT")
+@options.json_option
+def inspect_merge(merge: str, as_json: bool) -> None:
+    """Show how a merged checkpoint was made, from its manifest.
+
+    OUT is a directory, or a Hub id org/name[@revision]; no tensor is fetched.
+
+    \b
+    Example:
+        drift-merge inspect merged/
+    """
+    from drift_merge.cli.commands.inspect import inspect_merge_action
+
+    inspect_merge_action(locate(merge, "MERGE", whole=False)[1], as_json=as_json)

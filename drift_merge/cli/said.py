@@ -1,0 +1,93 @@
+"""What the commands do: recipe, prepare, plan, execute, print. Imported when a command runs."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drift_merge.cli import render
+from drift_merge.cli.entry import print_json
+from drift_merge.cli.running import Run
+from drift_merge.cli.traffic import say_traffic, traffic_json
+from drift_merge.engine.job import Outcome
+from drift_merge.errors import RecipeError
+from drift_merge.merges.make import MadeMerge
+from drift_merge.plans.plan import Plan
+from drift_merge.storage import sizes
+
+
+def describe_merge(made: MadeMerge, plan: Plan, out: Path, run: Run) -> None:
+    """Say what a merge is and what was done."""
+    manifest = made.merge.manifest
+    if run.as_json:
+        _print_made(out, manifest, made.outcome)
+        return
+    if run.quiet:
+        print(out)
+        return
+    _print_merge(manifest)
+    _say_rounding(manifest)
+    say_done(out, plan, made.outcome)
+    render.note(f"Next: drift-merge verify {shlex.quote(str(out))}")
+
+
+def _print_made(out: Path, manifest: Mapping[str, Any], outcome: Outcome) -> None:
+    made = {"schema": 1, "output": str(out), **without_tensors(manifest)}
+    print_json(made | traffic_json(outcome))
+
+
+def say_done(out: Path, plan: Plan, outcome: Outcome) -> None:
+    """What a run did, on stderr, and the output's path on stdout."""
+    if outcome.was_published:
+        render.note("It had been finished by an earlier run of the same command.")
+    elif outcome.num_resumed:
+        render.note(f"Resumed: {outcome.num_resumed:,} tensors were done by an earlier run.")
+    say_traffic(outcome)
+    render.note(
+        f"Wrote and verified {len(plan.steps):,} tensors, {sizes.size(plan.write_bytes)}, "
+        f"in {outcome.seconds:.1f} s."
+    )
+    print(out)
+
+
+def _print_merge(manifest: Mapping[str, Any]) -> None:
+    from drift_merge.merges.card import show_weight
+
+    sources = manifest["sources"]
+    print(manifest["formula"])
+    listed = [("mllm", sources["mllm"]), *(("reasoner", s) for s in sources["reasoners"])]
+    listed += [("base", sources["base"])] if "base" in sources else []
+    rows = [[role, s["label"], show_weight(s.get("weight"))] for role, s in listed]
+    render.table(["role", "source", "weight"], rows)
+    counts = ", ".join(f"{n:,} {method}" for method, n in manifest["counts"].items())
+    print(f"Modules {manifest['parameters']['modules']}; tensors: {counts}")
+
+
+def _say_rounding(manifest: Mapping[str, Any]) -> None:
+    """Warn when the output dtype has swallowed a part of the merge."""
+    kept = manifest["change_kept"]
+    if kept is not None and abs(kept - 1.0) > 0.1:
+        render.note(
+            f"Warning [rounding]: the output dtype keeps {kept:.0%} of the change, so that the "
+            "effective weights are that much smaller (measured on a sample of every tensor).\n"
+            "  To keep all of it: --dtype float32"
+        )
+
+
+def _print_formula(manifest: Mapping[str, Any]) -> None:
+    """Order and sign in words: the two mistakes that ruin a run in silence."""
+    print(f"{manifest['formula']}   ({manifest['parameters']['dtype']})")
+    print(manifest["sign"].partition(". ")[0] + ".")
+
+
+def without_tensors(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest without its table of tensors."""
+    return {key: value for key, value in manifest.items() if key != "tensors"}
+
+
+def _one_reasoner(reasoners: tuple[str, ...]) -> None:
+    if len(reasoners) != 1:
+        raise RecipeError(
+            f"expected one REASONER and one MLLM; got {len(reasoners) + 1} sources.",
+            remedy="Compute one prior per reasoner; they can be combined in training.",
+        )

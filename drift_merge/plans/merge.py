@@ -1,0 +1,156 @@
+"""The plan of a merged checkpoint: every tensor of the mllm, copied or combined.
+
+Weights are resolved here, one number per tensor and reasoner, so that `--dry-run -v` and the
+manifest show what will be used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from drift_merge.errors import RecipeError
+from drift_merge.maths.methods import METHODS
+from drift_merge.names.modules import parse_layers
+from drift_merge.names.tensors import Alignment, Pair, identity_parts
+from drift_merge.plans.plan import Plan, Step, View, build_plan
+from drift_merge.plans.views import output_dtype, view_of
+from drift_merge.recipes.recipe import Recipe, method_options, method_variant
+from drift_merge.recipes.weights import Weight
+from drift_merge.recipes.words import LAYER_SWAP
+from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.headers import TensorInfo
+
+# mllm + something times the weight: with weight 0 the mllm's tensor is copied, byte for byte.
+_ADDED = ("linear", "inject", "chat-vector", LAYER_SWAP)
+
+Aligned = tuple[Checkpoint, Alignment]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One reasoner's data for one tensor of the mllm."""
+
+    view: View
+    weight: float
+    pair: Pair
+
+
+def plan_merge(
+    recipe: Recipe, mllm: Checkpoint, reasoners: Sequence[Aligned], base: Aligned | None = None
+) -> Plan:
+    """Plan a merged checkpoint: the mllm's tensors, the matched ones of its tower combined.
+
+    Args:
+        recipe: method is the name of a merge method.
+        mllm: gives every name, shape and dtype of the output.
+        reasoners: each with its alignment with the mllm, already required to be complete enough.
+        base: the base and its alignment with the mllm.
+
+    Raises:
+        CheckpointError: a selected tensor is quantized.
+        RecipeError: no term of a weight covers a selected tensor.
+    """
+    found = _find_entries(recipe, reasoners)
+    bases = {}
+    if base is not None:
+        number = len(reasoners) + 1
+        bases = {p.mllm: view_of(number, p, base[1].vocabulary, base[0]) for p in base[1].pairs}
+    num_layers = reasoners[0][1].mllm.num_layers
+    steps = [
+        _step(recipe, info, found.get(info.name, []), bases.get(info.name), num_layers)
+        for info in mllm.tensors.values()
+    ]
+    sources = [mllm, *(checkpoint for checkpoint, _ in reasoners)]
+    sources += [base[0]] if base else []
+    return build_plan(recipe, tuple(sources), steps, "model", {"format": "pt"})
+
+
+def _find_entries(recipe: Recipe, reasoners: Sequence[Aligned]) -> dict[str, list[_Entry]]:
+    """What the reasoners have for each tensor of the mllm, by its stored name."""
+    found: dict[str, list[_Entry]] = {}
+    weighted = zip(reasoners, recipe.parsed_weights, strict=True)
+    for source, ((checkpoint, alignment), weight) in enumerate(weighted, start=1):
+        swapped = _layer_factors(recipe, alignment.mllm.num_layers)
+        for pair in alignment.pairs:
+            value = _resolve(weight, pair, alignment.mllm.num_layers)
+            value *= 1.0 if pair.layer is None else swapped.get(pair.layer, 1.0)
+            view = view_of(source, pair, alignment.vocabulary, checkpoint)
+            found.setdefault(pair.mllm, []).append(_Entry(view, value, pair))
+    return found
+
+
+def _resolve(weight: Weight, pair: Pair, num_layers: int) -> float:
+    return weight.resolve(pair.canonical, pair.module, pair.layer, num_layers)
+
+
+def _layer_factors(recipe: Recipe, num_layers: int) -> dict[int, float]:
+    """For layer-swap: 0 in kept layers, 1/2 in transition layers beside them, by layer."""
+    if recipe.method != LAYER_SWAP:
+        return {}
+    kept = parse_layers(recipe.keep_layers, num_layers)
+    factors = dict.fromkeys(kept, 0.0)
+    for layer in range(num_layers):
+        near = any(abs(layer - other) <= recipe.transition for other in kept)
+        if near and layer not in kept:
+            factors[layer] = 0.5
+    return factors
+
+
+def _step(
+    recipe: Recipe,
+    info: TensorInfo,
+    entries: list[_Entry],
+    base: View | None,
+    num_layers: int,
+) -> Step:
+    dtype = output_dtype(recipe, info.dtype)
+    own = View(0, identity_parts(info.name, info.shape))
+    untouched = Step(
+        info.name, "copy" if dtype == info.dtype else "cast", dtype, info.shape, (own,)
+    )
+    if _adds_nothing_at_zero(recipe):
+        active = [entry for entry in entries if entry.weight != 0.0]
+    else:
+        active = entries
+    needs_base = recipe.base is not None
+    if not active or len(active) < METHODS[recipe.method].reasoners[0]:
+        return untouched
+    if (needs_base and base is None) or not _scale(recipe):
+        return untouched
+    pair = active[0].pair
+    mllm_weight = _resolve(recipe.parsed_mllm_weight, pair, num_layers)
+    _check_sum(recipe, [mllm_weight, *(entry.weight for entry in active)], info.name)
+    inputs = (own, *(entry.view for entry in active), *([base] if base is not None else []))
+    return Step(
+        info.name,
+        recipe.method,
+        dtype,
+        info.shape,
+        inputs,
+        weights=tuple(entry.weight for entry in active),
+        mllm_weight=mllm_weight,
+        has_base=base is not None,
+        module=pair.module,
+        canonical=pair.canonical,
+    )
+
+
+def _check_sum(recipe: Recipe, weights: list[float], name: str) -> None:
+    """Refuse weights that a method would divide by their sum of zero."""
+    options = method_options(recipe)
+    takes = METHODS[recipe.method].required.get(method_variant(recipe), ())
+    divides = options.get("normalize") and ("weight" in options or "weight" in takes)
+    # On task vectors a sum of zero divides by 1: the base stays as it is, as in mergekit.
+    if divides and METHODS[recipe.method].base != "required" and sum(weights) == 0.0:
+        raise RecipeError(
+            f"the weights of {name} sum to zero, and {recipe.method} divides by their sum.",
+            remedy="Change a weight, or add --no-normalize.",
+        )
+
+
+def _adds_nothing_at_zero(recipe: Recipe) -> bool:
+    return recipe.method in _ADDED and method_variant(recipe) == "paper"
+
+
+def _scale(recipe: Recipe) -> bool:
+    """Whether a method that adds to the mllm adds anything at all."""
+    return not _adds_nothing_at_zero(recipe) or method_options(recipe).get("scale", 1.0) != 0.0

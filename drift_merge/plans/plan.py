@@ -1,0 +1,153 @@
+"""The plan: for every output tensor where it comes from, by which formula, and where it goes.
+
+Plain data, made from headers alone: no torch, no tensor data. `--dry-run` prints it, the
+stream executes it, and its fingerprint says whether an unfinished run may be resumed.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from drift_merge.names.tensors import Part, RowMap
+from drift_merge.recipes.recipe import Recipe
+from drift_merge.storage import fingerprints
+from drift_merge.storage.checkpoint import Adapter, Checkpoint
+from drift_merge.storage.compressed import (
+    SCALE_DTYPE,
+)
+from drift_merge.storage.headers import TensorInfo, tensor_bytes
+from drift_merge.storage.manifests import TOOL
+from drift_merge.storage.quantized import FLOATS, _quantized, refuse_quantized
+from drift_merge.storage.shards import Layout, lay_out
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The data of one source, seen in the shape of the output tensor."""
+
+    source: int  # index into Plan.sources
+    parts: tuple[Part, ...]
+    rows: RowMap | None = None  # rows gathered by token, for embeddings of other vocabularies
+    is_identity: bool = True  # one stored tensor, taken as it lies
+    adapter: Adapter | None = None  # LoRA factors to add, in the compute dtype
+    scale: str = ""  # stored name of the scales of its rows, where it is compressed
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One output tensor. `inputs[0]` is the mllm's; then the reasoners', then the base's."""
+
+    name: str  # in the output
+    method: str  # "copy", "cast", "prior", or a merge method
+    dtype: str  # of the output
+    shape: tuple[int, ...]
+    inputs: tuple[View, ...]
+    weights: tuple[float, ...] = ()  # one per reasoner among the inputs
+    mllm_weight: float = 1.0  # of the mllm's own task vector, for methods on a base
+    has_base: bool = False  # the last input is the base
+    module: str = "other"  # attn, mlp, norm, embed, head, other
+    canonical: str = ""  # canonical name; empty outside the tower
+    scale: str = ""  # output name of the scales of its rows, where it is compressed
+    through: str = ""  # dtype that the result is rounded to before it is compressed
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that will happen. `sources[0]` is the mllm."""
+
+    recipe: Recipe
+    sources: tuple[Checkpoint, ...]
+    steps: tuple[Step, ...]  # in the order of the output files
+    layout: Layout
+
+    def info(self, part: Part, source: int) -> TensorInfo:
+        """The stored tensor that a part of a view names."""
+        return self.sources[source].tensors[part.name]
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of tensor data that will be read, each view once."""
+        views = [view for step in self.steps for view in step.inputs]
+        scales = [self.sources[view.source].tensors[view.scale] for view in views if view.scale]
+        return sum(info.size_bytes for info in scales) + sum(
+            tensor_bytes(self.info(part, view.source).dtype, (part.rows, part.cols))
+            for view in views
+            for part in view.parts
+        )
+
+    @property
+    def write_bytes(self) -> int:
+        """Bytes of tensor data that will be written."""
+        return sum(info.size_bytes for info in self.layout.tensors.values())
+
+    def counts(self) -> dict[str, int]:
+        """Number of output tensors by method."""
+        return dict(sorted(Counter(step.method for step in self.steps).items()))
+
+    def fingerprint(self) -> str:
+        """What must be equal for a resumed run: inputs on disk, formulas, layout, version."""
+        return fingerprints.of_json(
+            [
+                TOOL,
+                self.recipe.parameters(),
+                [fingerprints.of_files(source) for source in self.sources],
+                [fingerprints.of_bytes(shard.header) for shard in self.layout.shards],
+                [_step_key(step) for step in self.steps],
+            ]
+        )
+
+
+def _step_key(step: Step) -> list[Any]:
+    views = []
+    for view in step.inputs:
+        names = [part.name for part in view.parts]
+        key = repr([view.source, names if view.is_identity else view.parts, view.adapter])
+        rows = fingerprints.of_bytes(bytes(memoryview(view.rows.rows))) if view.rows else ""  # type: ignore[arg-type]
+        views.append(key + rows)
+    return [step.name, step.method, list(step.weights), step.mllm_weight, views]
+
+
+def build_plan(
+    recipe: Recipe,
+    sources: tuple[Checkpoint, ...],
+    steps: Sequence[Step],
+    stem: str,
+    metadata: Mapping[str, str],
+) -> Plan:
+    """Lay the outputs of steps out on disk.
+
+    Raises:
+        CheckpointError: a tensor that is computed with is quantized.
+    """
+    require_plain(sources, [step for step in steps if step.method != "copy"])
+    scales = [(step.scale, SCALE_DTYPE, step.shape[:-1]) for step in steps if step.scale]
+    layout = lay_out(
+        [*((step.name, step.dtype, step.shape) for step in steps), *scales],
+        stem=stem,
+        max_shard_bytes=recipe.max_shard_bytes,
+        metadata=metadata,
+        always_numbered=stem == "prior",
+    )
+    by_name = {step.name: step for step in steps}
+    ordered = tuple(by_name[name] for name in layout.tensors if name in by_name)
+    return Plan(recipe, sources, ordered, layout)
+
+
+def require_plain(sources: Sequence[Checkpoint], steps: Sequence["Step"]) -> None:
+    """Refuse steps that would compute with codes instead of numbers.
+
+    Raises:
+        CheckpointError: naming the checkpoint, the format, and the first tensors.
+    """
+    used: dict[int, list[str]] = {}
+    for step in steps:
+        for view in step.inputs:
+            used.setdefault(view.source, []).extend(part.name for part in view.parts)
+    refuse_quantized([sources[index] for index in used])
+    for index, names in used.items():
+        source = sources[index]
+        plain = {name for name in names if source.tensors[name].dtype in FLOATS}
+        codes = [name for name in names if name not in plain and name not in source.scales]
+        if codes:
+            raise _quantized(source, None, codes)

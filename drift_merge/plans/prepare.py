@@ -1,0 +1,159 @@
+"""From a recipe to an alignment: open the sources, read what pairing needs, pair them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from drift_merge.names.align import align, require_complete
+from drift_merge.names.name_map import NameMap, SideMap, read_name_map
+from drift_merge.names.tensors import Alignment, Finding
+from drift_merge.names.vocabulary import Vocabularies, Vocabulary
+from drift_merge.plans.merge import plan_merge
+from drift_merge.plans.plan import Plan
+from drift_merge.plans.prior import plan_prior
+from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.sources import as_model, open_sources
+from drift_merge.recipes.words import PRIOR
+from drift_merge.storage import fingerprints
+from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.quantized import refuse_quantized
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The opened sources of a recipe, each aligned with the mllm. No tensor data is read."""
+
+    recipe: Recipe
+    mllm: Checkpoint
+    reasoners: tuple[tuple[Checkpoint, Alignment], ...]
+    base: tuple[Checkpoint, Alignment] | None = None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The findings of all alignments, each once."""
+        pairs = [*self.reasoners, *([self.base] if self.base else [])]
+        found = [finding for _, alignment in pairs for finding in alignment.findings]
+        return tuple(dict.fromkeys(found))
+
+    def plan(self) -> Plan:
+        """The plan of the recipe.
+
+        Raises:
+            AlignmentError: a selected tensor has no partner, or none has one.
+            CheckpointError: a selected tensor is quantized.
+        """
+        if self.recipe.computes:
+            others = [*self.reasoners, *([self.base] if self.base else [])]
+            refuse_quantized([self.mllm, *(checkpoint for checkpoint, _ in others)])
+        for _, alignment in self.reasoners:
+            require_complete(alignment, on_mismatch=self.recipe.on_mismatch)
+        if self.base is not None:
+            require_complete(self.base[1], on_mismatch=self.recipe.on_mismatch)
+        if self.recipe.method != PRIOR:
+            return plan_merge(self.recipe, self.mllm, self.reasoners, self.base)
+        reasoner, alignment = self.reasoners[0]
+        return plan_prior(self.recipe, self.mllm, reasoner, alignment, self.base)
+
+
+def prepare(
+    recipe: Recipe, *, headers_only: bool = False, stream: bool = False, quiet: bool = False
+) -> Prepared:
+    """Open and align the sources of a recipe.
+
+    Args:
+        recipe: what is asked for.
+        headers_only: from the Hub, fetch headers by range requests instead of whole shards.
+        stream: leave the shards on the Hub until they are read, one after the other.
+        quiet: no progress bars for downloads.
+
+    Raises:
+        SourceError, CheckpointError, AlignmentError, RecipeError: see the parts.
+    """
+    name_map = read_name_map(recipe.map_file) if recipe.map_file else None
+    mllm, reasoners, base = open_sources(
+        recipe, headers_only=headers_only, stream=stream, quiet=quiet
+    )
+    known = Vocabularies()
+    aligned = [(other, pair(other, mllm, recipe, name_map, known)) for other in reasoners]
+    with_base = (base, pair(base, mllm, recipe, name_map, known)) if base else None
+    return Prepared(recipe, mllm, tuple(aligned), with_base)
+
+
+def pair(
+    reasoner: Checkpoint,
+    mllm: Checkpoint,
+    recipe: Recipe,
+    name_map: NameMap | None = None,
+    known: Vocabularies | None = None,
+) -> Alignment:
+    """Align one checkpoint with the mllm, reading both vocabularies if rows are selected."""
+    if recipe.options.get("is_delta"):
+        return _pair_deltas(reasoner, mllm, recipe)
+    return align(
+        as_model(reasoner),
+        as_model(mllm),
+        modules=recipe.modules,
+        layers=recipe.layers,
+        name_map=name_map,
+        vocabularies=_vocabularies(reasoner, mllm, recipe.modules, known or Vocabularies()),
+    )
+
+
+def _pair_deltas(deltas: Checkpoint, mllm: Checkpoint, recipe: Recipe) -> Alignment:
+    """Pair the deltas of a prior, by canonical name, with the mllm."""
+    return align(
+        as_model(deltas),
+        as_model(mllm),
+        modules=recipe.modules,
+        layers=recipe.layers,
+        name_map=NameMap(reasoner=SideMap(tower="")),
+        # Rows of a prior are already those of the mllm: equal vocabularies pair them by number.
+        vocabularies=({}, {}),
+    )
+
+
+def _vocabularies(
+    reasoner: Checkpoint, mllm: Checkpoint, modules: str, known: Vocabularies
+) -> tuple[Vocabulary, Vocabulary] | None:
+    """Both vocabularies if rows may be selected and can be read; else None, and align refuses."""
+    if not re.search(r"embed|head|full|re:", modules) or find_spec("tokenizers") is None:
+        return None
+    paths = [_tokenizer(reasoner), _tokenizer(mllm)]
+    if paths[0] is None or paths[1] is None:
+        return None
+    return known.read(paths[0]), known.read(paths[1])
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Path | None:
+    if TOKENIZER not in checkpoint.sidecars:
+        return None
+    if checkpoint.path is not None and (checkpoint.path / TOKENIZER).is_file():
+        return checkpoint.path / TOKENIZER
+    from drift_merge.storage.hub import models
+
+    return models.fetch_file(checkpoint.source, TOKENIZER)
+
+
+def changed_sources(layouts: Mapping[str, str], prepared: Prepared, file: str) -> list[str]:
+    """A sentence for each source that is not laid out as when the manifest was written.
+
+    Args:
+        layouts: fingerprints by role, as the manifest has them.
+        prepared: the opened sources.
+        file: name of the manifest, for the message.
+    """
+    checkpoints = {f"reasoner {i}": c for i, (c, _) in enumerate(prepared.reasoners, start=1)}
+    checkpoints["mllm"] = prepared.mllm
+    if prepared.base is not None:
+        checkpoints["base"] = prepared.base[0]
+    return [
+        f"Warning [layout]: the {role} {checkpoint.source.label} is not what {file} was made "
+        f"with: its tensor names, dtypes or shapes have changed ({layouts[role]}, "
+        f"now {found})."
+        for role, checkpoint in checkpoints.items()
+        if role in layouts and (found := fingerprints.of_layout(checkpoint)) != layouts[role]
+    ]

@@ -1,0 +1,81 @@
+"""NEW FILE."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from drift_merge.errors import AlignmentError
+from drift_merge.names.tensors import Pair, RowMap, identity_parts
+from drift_merge.plans.plan import Step, View
+from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.words import DTYPES, SOURCE_DTYPE
+from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.compressed import CODES, COMPRESSED, SCALE_SUFFIX, scale_name, stored_as
+from drift_merge.storage.quantized import FLOATS
+
+
+def output_dtype(recipe: Recipe, stored: str) -> str:
+    """The dtype code of an output tensor whose mllm tensor is `stored`."""
+    if recipe.dtype == SOURCE_DTYPE or stored not in FLOATS:
+        return stored
+    return DTYPES[recipe.dtype]
+
+
+def store_as(recipe: Recipe, step: Step) -> Step:
+    """A step of a prior with the dtype that it is stored in.
+
+    Args:
+        recipe: of the prior.
+        step: its `dtype` is the mllm's.
+
+    Raises:
+        AlignmentError: its name looks like that of the scales of another tensor.
+    """
+    if recipe.dtype not in COMPRESSED:
+        return replace(step, dtype=output_dtype(recipe, step.dtype))
+    if step.name.endswith(SCALE_SUFFIX):
+        raise AlignmentError(
+            f"{step.name} ends with {SCALE_SUFFIX!r}, as the scales of compressed tensors do.",
+            remedy="Store this prior uncompressed: --dtype bfloat16",
+        )
+    through = ""
+    if recipe.through is not None:
+        through = step.dtype if recipe.through == SOURCE_DTYPE else DTYPES[recipe.through]
+    code = stored_as(step.shape, COMPRESSED[recipe.dtype], through)
+    scale = scale_name(step.name) if code in CODES else ""
+    return replace(step, dtype=code, scale=scale, through=through)
+
+
+def _mllm_view(pair: Pair) -> View:
+    return View(0, identity_parts(pair.mllm, pair.shape))
+
+
+def view_of(
+    source: int, pair: Pair, vocabulary: Mapping[str, RowMap], checkpoint: Checkpoint
+) -> View:
+    """How source number `source` fills the tensor of a pair.
+
+    Raises:
+        AlignmentError: a LoRA adapter changes, or a prior compresses, a tensor that the mllm stores
+            otherwise.
+    """
+    whole = identity_parts(pair.parts[0].name, pair.shape)
+    changed = [part.name for part in pair.parts if part.name in checkpoint.adapters]
+    rows = vocabulary.get(pair.canonical)
+    is_mapped = rows is not None and not rows.is_identity
+    if changed and (pair.parts != whole or is_mapped):
+        raise AlignmentError(
+            f"{checkpoint.source.given} adapts {changed[0]}, which the mllm stores fused or split.",
+            remedy="Merge the adapter into its base first: PeftModel.merge_and_unload().",
+        )
+    if is_mapped:
+        return View(source, pair.parts, rows, is_identity=False)
+    if changed:
+        return View(source, pair.parts, is_identity=False, adapter=checkpoint.adapters[changed[0]])
+    scaled = [part.name for part in pair.parts if part.name in checkpoint.scales]
+    if scaled and pair.parts != whole:
+        raise AlignmentError(
+            f"{checkpoint.source.given} compresses {scaled[0]}, which the mllm stores otherwise.",
+            remedy="Compute the prior again for this mllm, or without compression.",
+        )
+    scale = checkpoint.scales[scaled[0]] if scaled else ""
+    return View(source, pair.parts, is_identity=pair.parts == whole, scale=scale)

@@ -1,0 +1,161 @@
+"""The deltas of a prior by name: windows on the mapped files, decompressed where they must be.
+
+    with open_deltas(prior) as deltas:
+        rows = deltas.read("layers.0.mlp.up_proj.weight", 0, 128)
+
+Shapes: a delta is seen as a matrix, (rows, cols) = (prod(shape[:-1]), shape[-1]); one of one
+dimension is a single row. What is stored plainly comes as it lies, without a copy, read only, and
+in the stored dtype; what is compressed comes as new float32 memory. With `out`, both are written
+there, in its dtype and on its device.
+"""
+
+from collections.abc import Iterable
+from math import prod
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from drift_merge.errors import RecipeError
+from drift_merge.maths.compression import decompress_rows
+from drift_merge.maths.dtypes import DTYPES
+from drift_merge.priors.manifest import Prior, open_shards
+from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.mapped import MappedCheckpoint
+
+
+class Deltas:
+    """The mapped shards of a prior. Reading is safe from several threads."""
+
+    def __init__(self, shards: Checkpoint, names: Iterable[str]) -> None:
+        self._mapped = MappedCheckpoint(shards)
+        self._flat: dict[str, Tensor] = {}
+        self._scales = shards.scales
+        self.shapes = {name: shards.tensors[name].shape for name in names}  # without scales
+        self._matrices = {
+            name: (prod(shape[:-1]), shape[-1] if shape else 1)
+            for name, shape in self.shapes.items()
+        }
+
+    def is_compressed(self, name: str) -> bool:
+        """Whether a delta is stored as codes and scales."""
+        return name in self._scales
+
+    def matrix(self, name: str) -> tuple[int, int]:
+        """(rows, cols) of a delta.
+
+        Raises:
+            RecipeError: the prior has none of this name.
+        """
+        if name not in self._matrices:
+            raise RecipeError(
+                f"{self._mapped.checkpoint.source.given} has no delta {name!r}.",
+                remedy="See their names: drift-prior inspect PRIOR --json",
+            )
+        return self._matrices[name]
+
+    def read(
+        self, name: str, begin: int = 0, end: int | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """Rows [begin, end) of a delta, (end - begin, cols); all by default."""
+        rows, cols = self.matrix(name)
+        end = rows if end is None else end
+        return self.block(name, (begin, end), (0, cols), out)
+
+    def block(
+        self, name: str, rows: tuple[int, int], cols: tuple[int, int], out: Tensor | None = None
+    ) -> Tensor:
+        """A rectangle of a delta.
+
+        Args:
+            name: canonical name.
+            rows: first row and the end.
+            cols: first column and the end.
+            out: contiguous, of that many rows and columns; float32 or float64.
+
+        Raises:
+            RecipeError: there is no such delta, or it is smaller.
+        """
+        height, width = self.matrix(name)
+        self._require(name, rows, height)
+        self._require(name, cols, width)
+        size = (rows[1] - rows[0], cols[1] - cols[0])
+        offset = rows[0] * width + cols[0] if size[0] * size[1] else 0
+        stored = self._stored(name).as_strided(size, (width, 1), offset)
+        if name not in self._scales:
+            return stored if out is None else out.view(size).copy_(stored)
+        scales = self._stored(self._scales[name])[rows[0] : rows[1]]
+        return decompress_rows(stored, scales, None if out is None else out.view(size))
+
+    def flat(self, name: str, begin: int, end: int, out: Tensor | None = None) -> Tensor:
+        """Elements [begin, end) of a flattened delta, (end - begin,).
+
+        Args:
+            name: canonical name.
+            begin: first element; need not be that of a row.
+            end: one past the last.
+            out: flat, `end - begin` elements, contiguous; float32 or float64.
+        """
+        rows, cols = self.matrix(name)
+        self._require(name, (begin, end), rows * cols)
+        if name not in self._scales:
+            stored = self._stored(name)[begin:end]
+            return stored if out is None else out.copy_(stored)
+        target = torch.empty(end - begin) if out is None else out
+        for first, last in _row_ranges(begin, end, cols):
+            row, col = divmod(first, cols)
+            count = max(1, (last - first) // cols)
+            piece = target[first - begin : last - begin].view(count, -1)
+            self.block(name, (row, row + count), (col, col + piece.shape[1]), piece)
+        return target
+
+    def _stored(self, name: str) -> Tensor:
+        """A stored tensor, flat and read only, as a window on the map."""
+        info = self._mapped.checkpoint.tensors[name]
+        if name in self._flat:
+            self._mapped.check(info)
+            return self._flat[name]
+        data, dtype = self._mapped.view(info), DTYPES[info.dtype]
+        empty = torch.empty(0, dtype=dtype)
+        self._flat[name] = torch.frombuffer(data, dtype=dtype) if info.numel else empty
+        return self._flat[name]
+
+    def _require(self, name: str, found: tuple[int, int], size: int) -> None:
+        if not 0 <= found[0] <= found[1] <= size:
+            raise RecipeError(
+                f"{name}: [{found[0]}, {found[1]}) is asked for; it has {size:,}.",
+                remedy=f"Its shape is {self.shapes[name]}.",
+            )
+
+    def close(self) -> None:
+        """Drop the maps; a map that is still looked at lives until its tensors do."""
+        self._flat.clear()
+        self._mapped.close()
+
+    def __enter__(self) -> "Deltas":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_deltas(prior: Prior) -> Deltas:
+    """Map the shards of a prior, compressed or not.
+
+    Raises:
+        CheckpointError: a shard is missing or broken, or differs from the manifest.
+    """
+    return Deltas(open_shards(prior), prior.tensors)
+
+
+def _row_ranges(begin: int, end: int, cols: int) -> list[tuple[int, int]]:
+    """A flat range as the rest of a row, whole rows, and the start of a row; none is empty."""
+    first = min(-(-begin // cols) * cols, end)
+    last = max(end // cols * cols, first)
+    ranges = [(begin, first), (first, last), (last, end)]
+    return [(one, other) for one, other in ranges if one < other]

@@ -1,0 +1,117 @@
+"""Downloads in processes of their own: they can be ended at once, and leave no lock behind.
+
+A thread that downloads holds locks of its HTTP client, which huggingface_hub takes in every child
+when this process forks its workers; the child would wait for ever. Where processes cannot be
+forked, downloads are made in the calling thread.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from drift_merge.errors import SourceError
+from drift_merge.storage.hub.ranges import Count, GivenUp, fetch_ranges
+from drift_merge.storage.hub.shards import fetch_whole, is_whole
+from drift_merge.storage.loans.leases import Need
+from drift_merge.storage.processes import Child, can_fork, fork, portable
+
+_REPORT_BYTES = 2**20  # arrived since the last word to the parent
+
+
+def bring(need: Need, directory: Path, count: Count) -> bool:
+    """Have a shard, or the part of it that is needed, on the disk.
+
+    Args:
+        need: where it comes from, and its place below the directory.
+        directory: of the cache.
+        count: called with bytes as they arrive.
+
+    Returns:
+        Whether it was there, left by an interrupted run.
+
+    Raises:
+        SourceError, OutputError: see `fetch_whole`.
+        GivenUp: raised by `count`.
+    """
+    path = directory / need.place
+    # A part has its name only if all of it was on the disk; a whole shard is looked at again.
+    if path.is_file() if need.ranges else is_whole(need.shard, path):
+        return True
+    if need.ranges:
+        fetch_ranges(need.shard, need.ranges, path, count)
+    else:
+        fetch_whole(need.shard, directory, count)
+    return False
+
+
+class Fetcher:
+    """One download at a time, in a process of its own; made in the main thread, used in another."""
+
+    def __init__(self, directory: Path, count: Callable[[int], None]) -> None:
+        """See the class.
+
+        Args:
+            directory: of the cache.
+            count: called with bytes as they arrive; may raise GivenUp.
+        """
+        self._directory, self._count = directory, count
+        self._is_ended = False
+        self._child: Child | None = fork(self._serve) if can_fork() else None
+
+    def bring(self, need: Need) -> bool:
+        """See `bring`.
+
+        Raises:
+            SourceError, OutputError: as there; also if the process has died.
+            GivenUp: it has been ended.
+        """
+        if self._child is None:
+            return bring(need, self._directory, self._count)
+        try:
+            self._child.connection.send(need)
+            while type(message := self._child.connection.recv()) is int:
+                self._count(message)
+        except (EOFError, OSError) as error:
+            if self._is_ended:
+                raise GivenUp from error
+            raise SourceError(
+                f"The process that was fetching {need.shard.file} has ended without a word.",
+                remedy="Signal 9 is usually the system out of memory. Run the same command again: "
+                "it resumes.",
+            ) from error
+        if isinstance(message, BaseException):
+            raise message
+        return bool(message)
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self._is_ended = True
+        if self._child is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._child.process, signal.SIGKILL)
+            os.waitpid(self._child.process, 0)
+
+    def _serve(self, connection: "Connection[Any, Any]") -> None:
+        """What the process does until it is ended."""
+        arrived = 0
+
+        def count(size: int) -> None:
+            nonlocal arrived
+            arrived += size
+            if abs(arrived) >= _REPORT_BYTES:
+                connection.send(arrived)
+                arrived = 0
+
+        while True:
+            need = connection.recv()
+            try:
+                answer: Any = bring(need, self._directory, count)
+            except BaseException as error:
+                answer = portable(error)
+            connection.send(arrived)
+            arrived = 0
+            connection.send(answer)

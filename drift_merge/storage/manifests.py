@@ -1,0 +1,108 @@
+"""Seals: what lets `verify` find a change in a manifest or in a small file beside the shards.
+
+A manifest holds a fingerprint of all its other entries, and one of every file that it vouches
+for. The card is not among them: people may edit it.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from drift_merge.errors import CheckpointError, VerificationError
+from drift_merge.storage import fingerprints
+
+TOOL = f"drift_merge {version('drift_merge')}"
+
+
+_SEAL = "seal"
+
+
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with a last entry `seal`: the fingerprint of all the others."""
+    return {**manifest, _SEAL: fingerprints.of_json(manifest)}
+
+
+def check_seal(manifest: Mapping[str, Any], file: Path) -> None:
+    """Refuse a manifest that was changed after it was written.
+
+    Raises:
+        VerificationError: naming the file.
+    """
+    rest = {key: value for key, value in manifest.items() if key != _SEAL}
+    found = fingerprints.of_json(rest)
+    if found != manifest.get(_SEAL):
+        raise VerificationError(
+            f"{file} was changed after it was written: expected {manifest.get(_SEAL)}, "
+            f"got {found}.",
+            remedy="Make or download the directory again.",
+        )
+
+
+def check_beside(directory: Path, expected: Mapping[str, str], *, remedy: str) -> None:
+    """Compare small files with their fingerprints.
+
+    Args:
+        directory: of the artifact.
+        expected: fingerprint by relative path.
+        remedy: the way out when one is missing or differs.
+
+    Raises:
+        VerificationError: naming the first file that is missing or differs.
+    """
+    for name, fingerprint in expected.items():
+        path = directory / name
+        if not path.is_file():
+            raise VerificationError(f"{name} is missing from {directory}.", remedy=remedy)
+        found = fingerprints.of_bytes(path.read_bytes())
+        if found != fingerprint:
+            raise VerificationError(
+                f"{name} in {directory} was changed: expected {fingerprint}, got {found}.",
+                remedy=remedy,
+            )
+
+
+def describe_tool() -> dict[str, str]:
+    """Name and version of what made the output."""
+    name, version = TOOL.split()
+    return {"name": name, "version": version}
+
+
+def to_json(manifest: dict[str, Any]) -> bytes:
+    """The bytes of a manifest: readable, and equal for equal content."""
+    return (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
+
+
+def read_manifest(file: Path, *, kind: str, format_version: int) -> dict[str, Any]:
+    """Read a manifest of ours and check that it is one.
+
+    Raises:
+        CheckpointError: broken JSON, another kind, or a newer format version.
+    """
+    try:
+        manifest = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {error}.", remedy="Make or download the directory again."
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
+        found = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
+        raise CheckpointError(
+            f"{file} is of the kind {found!r}; expected {kind!r}.",
+            remedy="Give the directory that this tool has written.",
+        )
+    if manifest.get("format_version") != format_version:
+        raise CheckpointError(
+            f"{file} has format version {manifest.get('format_version')}; "
+            f"this version reads {format_version}.",
+            remedy="Upgrade: pip install -U drift_merge",
+        )
+    wanted = ("tensors", "sources", "parameters", "shards", "coverage", "findings")
+    missing = [key for key in wanted if key not in manifest]
+    if missing or not isinstance(manifest["tensors"], dict):
+        raise CheckpointError(
+            f"{file} lacks {', '.join(missing) or 'its table of tensors'}.",
+            remedy="Make or download the directory again.",
+        )
+    return manifest

@@ -1,0 +1,197 @@
+"""The values of delta, where and when they are needed: read from the prior's memory map.
+
+The prior's files are mapped, so all local ranks share one copy in the page cache, and a rank
+touches only the pages of its regions. Several priors are combined with their weights on the
+way. How a delta is stored (or compressed) is known to `priors.tensors` alone.
+
+Shapes: a stored delta is seen as a matrix, see `units.matrix`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from drift_merge.errors import AlignmentError, RecipeError
+from drift_merge.priors.deltas import Deltas, open_deltas
+from drift_merge.priors.manifest import MANIFEST, Prior, open_prior
+from drift_merge.storage.manifests import check_seal
+from drift_merge.storage.sources import parse_source
+from drift_merge.training.units import Block, Unit, matrix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenPrior:
+    """A prior with its shards mapped."""
+
+    prior: Prior
+    deltas: Deltas
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Canonical name -> shape of every delta."""
+        return self.deltas.shapes
+
+    @property
+    def seal(self) -> str:
+        """The fingerprint of the manifest, which holds those of all deltas."""
+        return str(self.prior.manifest.get("seal"))
+
+    @property
+    def command(self) -> str:
+        """How a prior for other weights is computed, for messages."""
+        source = self.prior.manifest["sources"]["reasoner"]
+        return f"drift-prior compute {source['repo_id'] or source['source']} MLLM -o PRIOR"
+
+
+def load_prior(where: str | Path) -> Prior:
+    """Open a prior: its manifest is read and its seal checked, no delta is.
+
+    Args:
+        where: a directory, or a Hub id `org/name[@revision]`, which is downloaded.
+
+    Raises:
+        SourceError: there is no prior.
+        CheckpointError: its manifest is broken, or of a newer format.
+        VerificationError: its manifest was changed after it was written.
+    """
+    path = Path(where)
+    if not path.is_dir() and parse_source(str(where)).kind != "local":
+        from drift_merge.hub.cache import fetch_prior
+        from drift_merge.priors.verify import verify_prior
+
+        _, path = fetch_prior(str(where), verify=lambda found: verify_prior(open_prior(found)))
+    prior = open_prior(path)
+    check_seal(prior.manifest, path / MANIFEST)
+    return prior
+
+
+def open_for_training(prior: Prior | str | Path) -> OpenPrior:
+    """Map a prior's shards and compare their headers with the manifest.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape; see also `load_prior`.
+    """
+    loaded = prior if isinstance(prior, Prior) else load_prior(prior)
+    return OpenPrior(loaded, open_deltas(loaded))
+
+
+def read_delta(opened: OpenPrior, name: str, block: Block, out: Tensor) -> None:
+    """Copy a block of a stored delta to `out`, decompressed.
+
+    Args:
+        opened: the prior.
+        name: canonical name.
+        block: of the stored matrix.
+        out: shape (block.rows, block.cols), float32 or float64, written to.
+    """
+    target = out if out.device.type == "cpu" else torch.empty(out.shape, dtype=out.dtype)
+    width = opened.deltas.matrix(name)[1]
+    if block.cols == width:  # whole rows are one range
+        begin = block.row * width
+        opened.deltas.flat(name, begin, begin + block.numel, target.view(-1))
+    else:
+        rows, cols = (block.row, block.row + block.rows), (block.col, block.col + block.cols)
+        opened.deltas.block(name, rows, cols, target)
+    if target is not out:
+        out.copy_(target)
+
+
+class DeltaSource(Protocol):
+    """Where the values of delta come from."""
+
+    def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
+        """Write a chunk of a unit's delta to `out`.
+
+        Args:
+            unit: whose.
+            begin: first element, counted in the flattened region of this rank.
+            block: the same elements as a block of the unit.
+            out: flat, `block.numel` elements, float32 or float64; on the host or a device.
+        """
+
+    def rows(self, unit: Unit, first: int, end: int) -> Tensor:
+        """Rows [first, end) of the matrix of a unit that this rank holds whole.
+
+        Returns:
+            Shape (end - first, cols), any float dtype.
+        """
+
+
+class FileDeltas:
+    """Deltas as they lie in the files of one or several priors."""
+
+    def __init__(self, priors: Sequence[OpenPrior], weights: Sequence[float]) -> None:
+        self.priors, self.weights = tuple(priors), tuple(weights)
+
+    def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
+        """Read a chunk: the weighted sum of all priors."""
+        for number, (opened, weight) in enumerate(zip(self.priors, self.weights, strict=True)):
+            target = out if number == 0 else torch.empty_like(out)
+            _read_unit(opened, unit, block, target)
+            if weight != 1.0:
+                target.mul_(weight)
+            if number:
+                out.add_(target)
+
+    def rows(self, unit: Unit, first: int, end: int) -> Tensor:
+        """Rows [first, end) of a unit's matrix, float32, shape (end - first, cols)."""
+        cols = matrix(unit.shape)[1]
+        out = torch.empty((end - first) * cols)
+        self.chunk(unit, first * cols, Block(first, end - first, 0, cols), out)
+        return out.view(-1, cols)
+
+
+def _read_unit(opened: OpenPrior, unit: Unit, block: Block, out: Tensor) -> None:
+    """Read a block of a unit, which may be stored transposed."""
+    origin = unit.origin
+    if not origin.is_transposed:
+        place = Block(origin.row + block.row, block.rows, origin.col + block.col, block.cols)
+        read_delta(opened, unit.name, place, out.view(block.rows, block.cols))
+        return
+    turned = torch.empty(block.cols, block.rows, dtype=out.dtype)
+    place = Block(origin.row + block.col, block.cols, origin.col + block.row, block.rows)
+    read_delta(opened, unit.name, place, turned)
+    out.view(block.rows, block.cols).copy_(turned.T)
+
+
+def combine_weights(count: int, weights: Sequence[float] | None) -> tuple[float, ...]:
+    """The weight of every prior: what the user gave, or 1 each.
+
+    Raises:
+        RecipeError: another number of weights than priors, or all are 0.
+    """
+    found = tuple(map(float, weights)) if weights is not None else (1.0,) * count
+    if len(found) != count or not any(found):
+        raise RecipeError(
+            f"weights is {weights!r}; expected {count} numbers, one per prior, not all 0.",
+            remedy="E.g. attach(model, [first, second], weights=[1.0, -0.5])",
+        )
+    return found
+
+
+def open_all(priors: Sequence[Prior | str | Path]) -> list[OpenPrior]:
+    """Open one or several priors; all must hold the same tensors.
+
+    Raises:
+        RecipeError: none is given.
+        AlignmentError: they hold other tensors, or of other shapes.
+    """
+    if not priors:
+        raise RecipeError("there is no prior: the list is empty.", remedy="Give one at least.")
+    opened = [open_for_training(prior) for prior in priors]
+    first = opened[0]
+    for other in opened[1:]:
+        names = sorted(first.shapes.keys() | other.shapes.keys())
+        differ = [name for name in names if first.shapes.get(name) != other.shapes.get(name)]
+        if differ:
+            raise AlignmentError(
+                f"{len(differ):,} tensors of {first.prior.path} and {other.prior.path} differ in"
+                f" shape or are in one of them only, e.g. {differ[0]}.",
+                remedy="Compute all priors against the same mllm, with the same --modules and"
+                " --layers.",
+            )
+    return opened

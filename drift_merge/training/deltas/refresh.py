@@ -1,0 +1,178 @@
+"""refresh(): delta anew, from the weights as they are now to the reasoner.
+
+The new delta of this rank's regions lies in a temporary file that is mapped and has no name any
+more: no anonymous memory, and nothing is left behind however the process ends.
+"""
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drift_merge.engine.inputs import Inputs
+from drift_merge.engine.reader import Reader, Run
+from drift_merge.errors import AlignmentError, RecipeError
+from drift_merge.names.align import align
+from drift_merge.names.name_map import NameMap, SideMap, read_name_map
+from drift_merge.names.tensors import Alignment, Model
+from drift_merge.names.vocabulary import Vocabularies, Vocabulary
+from drift_merge.plans.plan import Step
+from drift_merge.plans.views import view_of
+from drift_merge.storage.adapters import base_of, is_adapter, join_adapter
+from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
+from drift_merge.storage.sources import parse_source
+from drift_merge.training.deltas.files import OpenPrior
+from drift_merge.training.deltas.placement import Held, Regions, numel_of
+from drift_merge.training.gradients.layout import GradientLayout
+from drift_merge.training.units import Block, Unit, blocks, matrix
+
+_TOKENIZER = "tokenizer.json"
+_CHUNK = 2**18  # elements
+
+
+def recompute(
+    opened: OpenPrior,
+    regions: Regions,
+    layout: GradientLayout,
+    reasoner: str | Path | None,
+    dtype: torch.dtype,
+) -> Held:
+    """Compute delta = theta_reasoner - theta for the regions of this rank.
+
+    Args:
+        opened: the prior in use; names and shapes stay those of its tensors.
+        regions: of this rank.
+        layout: gives the values of the weights.
+        reasoner: checkpoint or Hub id; None for the one that the prior names.
+        dtype: in which delta is stored.
+
+    Raises:
+        RecipeError: an adapter is trained: its weights are not theta.
+        AlignmentError: the reasoner lacks a tensor.
+        SourceError, CheckpointError: the reasoner cannot be read.
+    """
+    adapted = [unit.name for unit in regions if unit.is_adapted]
+    if adapted:
+        raise RecipeError(
+            f"refresh() needs the weights themselves, but {len(adapted):,} of them are trained"
+            f" through adapters, e.g. {adapted[0]}.",
+            remedy="Merge the adapters, compute a prior for the result, and attach that.",
+        )
+    source = opened.prior.manifest["sources"]["reasoner"]
+    named = f"{source['repo_id']}@{source['revision']}" if source["repo_id"] else source["source"]
+    checkpoint = _open(str(reasoner if reasoner is not None else named))
+    alignment = _align(checkpoint, opened, {unit.name for unit in regions})
+    # In a thread of its own: the reader of the engine gives its thread one core only.
+    with ThreadPoolExecutor(1) as pool, Inputs([checkpoint]) as inputs:
+        run = Run(inputs, torch.device("cpu"), lambda size: None)
+        return pool.submit(
+            _Recompute(run, checkpoint, alignment, layout).regions, regions, dtype
+        ).result()
+
+
+def _open(text: str) -> Checkpoint:
+    source = parse_source(text)
+    if not is_adapter(source):
+        return open_checkpoint(text)
+    return join_adapter(source, open_checkpoint(base_of(source)))
+
+
+def _align(checkpoint: Checkpoint, opened: OpenPrior, names: set[str]) -> Alignment:
+    """Pair the reasoner with the tensors of the prior, which stand for those of the mllm."""
+    manifest = opened.prior.manifest
+    map_file = manifest["parameters"]["map_file"]
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    maps = read_name_map(Path(map_file)) if map_file else NameMap()
+    alignment = align(
+        Model(checkpoint.source.given, shapes, checkpoint.config),
+        Model(str(opened.prior.path), dict(opened.shapes)),
+        modules=manifest["parameters"]["modules"],
+        name_map=NameMap(reasoner=maps.reasoner, mllm=SideMap(tower="")),
+        vocabularies=_vocabularies(checkpoint, manifest["sources"]["mllm"], names),
+    )
+    missing = sorted(names - {pair.canonical for pair in alignment.pairs})
+    if missing:
+        raise AlignmentError(
+            f"{checkpoint.source.given} has no partner for {len(missing):,} of the {len(names):,}"
+            f" tensors in use, e.g. {missing[0]}.",
+            remedy="Give the reasoner that the prior was computed from:"
+            " handle.refresh(reasoner=...)",
+        )
+    return alignment
+
+
+def _vocabularies(
+    reasoner: Checkpoint, mllm: Mapping[str, str], names: set[str]
+) -> tuple[Vocabulary, Vocabulary] | None:
+    """Both vocabularies, where rows must be matched by token."""
+    if not names & {"embed_tokens.weight", "lm_head.weight"}:
+        return {}, {}
+    found = [reasoner, open_checkpoint(mllm["repo_id"] or mllm["source"])]
+    paths = [one.path / _TOKENIZER for one in found if one.path and _TOKENIZER in one.sidecars]
+    if len(paths) < 2:
+        return None
+    known = Vocabularies()
+    return known.read(paths[0]), known.read(paths[1])
+
+
+@dataclass(slots=True)
+class _Recompute:
+    """The reading half: values of the reasoner in the layout of the prior."""
+
+    run: Run
+    reasoner: Checkpoint
+    alignment: Alignment
+    layout: GradientLayout
+
+    def regions(self, regions: Regions, dtype: torch.dtype) -> Held:
+        """The deltas of all regions, mapped from a temporary file."""
+        sizes = {unit: numel_of(unit, region) for unit, region in regions.items()}
+        with tempfile.NamedTemporaryFile(prefix="drift_merge-") as file, torch.no_grad():
+            whole = torch.from_file(
+                file.name, shared=True, size=max(1, sum(sizes.values())), dtype=dtype
+            )
+            held, begin = {}, 0
+            for unit, size in sizes.items():
+                held[unit] = whole[begin : begin + size]
+                self._unit(unit, blocks(unit, regions[unit], _CHUNK), held[unit])
+                begin += size
+        return Held(held)
+
+    def _unit(self, unit: Unit, cuts: Iterable[Block], target: Tensor) -> None:
+        pair = next(pair for pair in self.alignment.pairs if pair.canonical == unit.name)
+        view = view_of(0, pair, self.alignment.vocabulary, self.reasoner)
+        step = Step(unit.name, "cast", "F32", pair.shape, (view,))
+        reader, cols = Reader(self.run, step), matrix(pair.shape)[1]
+        values = self.layout.values(unit)
+        assert values is not None
+        theta, at = values.reshape(-1), 0
+        for block in cuts:
+            row, rows = _stored_rows(unit, block)
+            begin, end = row * cols, (row + rows) * cols
+            (loaded,) = reader.load(reader.raw(begin, end), begin, end)
+            wanted = _pick(unit, block, loaded.view(rows, cols)).reshape(-1)
+            delta = wanted - theta[at : at + block.numel].to("cpu", wanted.dtype)
+            if view.rows is not None:  # rows without a partner keep what they have
+                missing = self.run.inputs.missing_rows(view, row, row + rows)
+                delta.view(block.rows, block.cols)[missing] = 0.0
+            target[at : at + block.numel].copy_(delta)
+            at += block.numel
+
+
+def _stored_rows(unit: Unit, block: Block) -> tuple[int, int]:
+    """The rows of the prior's tensor that hold a block."""
+    if unit.origin.is_transposed:
+        return unit.origin.row + block.col, block.cols
+    return unit.origin.row + block.row, block.rows
+
+
+def _pick(unit: Unit, block: Block, rows: Tensor) -> Tensor:
+    """The block within whole rows of the prior's tensor."""
+    first = unit.origin.col + (block.row if unit.origin.is_transposed else block.col)
+    if unit.origin.is_transposed:
+        return rows[:, first : first + block.rows].T
+    return rows[:, first : first + block.cols]

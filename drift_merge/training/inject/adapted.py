@@ -1,0 +1,149 @@
+"""The piece of a weight that PEFT trains through factors: delta is projected at every step.
+
+All factors of the weight (A, B, DoRA's magnitude) share the coefficient of the prior's tensor,
+taken from the norms and products of their gradients and directions together.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from drift_merge.training.deltas.files import DeltaSource
+from drift_merge.training.gradients.layout import GradientLayout
+from drift_merge.training.inject.pieces import (
+    CPU_CHUNK,
+    DELTA_SQ,
+    DOT,
+    GRAD_SQ,
+    Cell,
+    Scratch,
+    computed,
+)
+from drift_merge.training.lora.directions import directions
+from drift_merge.training.lora.layers import Adapted, factor_units
+from drift_merge.training.units import Region, Unit, matrix
+
+
+class AdaptedPiece:
+    """The factors of one weight, and the units of it that one tensor of the prior covers."""
+
+    is_fixed = False
+
+    def __init__(
+        self, units: Sequence[Unit], slot: int, adapted: Adapted, layout: GradientLayout
+    ) -> None:
+        self.slot = slot
+        # q, k and v of a fused weight move the same factors: all are measured before the first
+        # of them is biased.
+        self.tie = units[0].parameter_name
+        self.units = tuple(units)
+        self.source: DeltaSource | None = None  # set when it is known where gradients lie
+        self._adapted, self._layout = adapted, layout
+        self._factors = factor_units(units[0], adapted)
+        self._directions: list[Tensor | None] = []  # local ones, from measure() to bias()
+        self.numel = sum(factor.numel for factor in self._factors)
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The ranks whose sums belong together."""
+        return self._layout.group(self._factors[0])
+
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """Whose gradients they are."""
+        return [factor.parameter for factor in self._adapted.factors]
+
+    @property
+    def parameter_names(self) -> Sequence[str]:
+        """Their names."""
+        return [factor.parameter_name for factor in self._factors]
+
+    def device(self) -> torch.device | None:
+        """Where the gradients lie; None if there are none."""
+        found = (self._layout.gradient(factor) for factor in self._factors)
+        return next((gradient.device for gradient in found if gradient is not None), None)
+
+    def measure(self, scratch: Scratch) -> list[Cell] | None:
+        """This rank's sums over all factors; None if none has a gradient."""
+        # Before a look at the gradients: where factors are sharded all ranks project together.
+        self._directions = [_flat(d) for d in self._local_directions()]
+        cells: list[Cell] = []
+        is_missing = True
+        for factor, direction in zip(self._factors, self._directions, strict=True):
+            found = self._layout.gradient(factor) if direction is not None else None
+            if direction is None or found is None:
+                is_missing = is_missing and direction is not None
+                continue
+            is_missing = False
+            gradient = computed(found.reshape(-1), scratch.at(found.device))
+            direction = direction.to(gradient.dtype)
+            cells.append((self.slot, GRAD_SQ, torch.dot(gradient, gradient)))
+            cells.append((self.slot, DOT, torch.dot(gradient, direction)))
+            cells.append((self.slot, DELTA_SQ, torch.dot(direction, direction)))
+        return None if is_missing else cells
+
+    def bias(self, coefficient: Tensor, scratch: Scratch) -> None:
+        """Subtract coefficient * direction from the gradient of every factor."""
+        for factor, direction in zip(self._factors, self._directions, strict=True):
+            found = self._layout.gradient(factor) if direction is not None else None
+            if direction is None or found is None:
+                continue
+            change = direction * coefficient.to(direction)
+            found.copy_(found.to(change.dtype).sub_(change.view(found.shape)))
+            self._layout.put(factor, found)
+        self._directions = []
+
+    def position(self, scratch: Scratch) -> list[Cell]:
+        """This rank's s * <B, delta A^T>, the product of delta with what the adapters add.
+
+        And its share of delta*delta: every rank of a group reads all of delta.
+        """
+        ranks = 1 if self.group is None else torch.distributed.get_world_size(self.group)
+        cells: list[Cell] = [(self.slot, DELTA_SQ, self._delta_sq() / ranks)]
+        roles = [factor.role for factor in self._adapted.factors]
+        for role, factor, local in zip(roles, self._factors, self._local_directions(), strict=True):
+            values = self._layout.values(factor) if role == "b" and local is not None else None
+            if values is not None and local is not None:
+                flat = values.reshape(-1).to(local.dtype)
+                cells.append((self.slot, DOT, torch.dot(flat, local.reshape(-1))))
+        return cells
+
+    def _delta_sq(self) -> Tensor:
+        """delta*delta of the whole units, in runs of rows."""
+        assert self.source is not None
+        total = torch.zeros((), dtype=torch.float64)
+        for unit in self.units:
+            rows, cols = matrix(unit.shape)
+            step = max(1, CPU_CHUNK // cols)
+            for first in range(0, rows, step):
+                run = self.source.rows(unit, first, min(first + step, rows)).reshape(-1).float()
+                total = total.to(run.device) + torch.dot(run, run)
+        return total
+
+    def _local_directions(self) -> list[Tensor | None]:
+        """The direction of every factor in its region on this rank."""
+        assert self.source is not None
+        total: list[Tensor] = []
+        for unit in self.units:
+            rows, cols = matrix(unit.shape)
+            read = partial(self.source.rows, unit)
+            found = directions(self._adapted, read, unit.begin // cols, rows)
+            total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
+        regions = map(self._layout.region, self._factors)
+        return [_cut(whole, region) for whole, region in zip(total, regions, strict=True)]
+
+
+def _cut(whole: Tensor, region: Region | None) -> Tensor | None:
+    if region is None:
+        return None
+    if region.slices is not None:
+        return whole[region.slices]
+    assert region.flat is not None
+    return whole.reshape(-1)[slice(*region.flat)]
+
+
+def _flat(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.reshape(-1)

@@ -1,0 +1,106 @@
+"""From matched units to slots and pieces: what the injection works on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from drift_merge.errors import CheckpointError
+from drift_merge.training.gradients.layout import GradientLayout
+from drift_merge.training.inject.adapted import AdaptedPiece
+from drift_merge.training.inject.injector import Slots
+from drift_merge.training.inject.pieces import DensePiece, Piece
+from drift_merge.training.match.matching import Matching
+from drift_merge.training.units import Region, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Slots and pieces of a matching."""
+
+    slots: Slots
+    pieces: tuple[Piece, ...]
+    regions: dict[Unit, Region]  # of this rank, in the order of use
+
+
+def build(
+    matching: Matching,
+    entries: Mapping[str, Mapping[str, Any]],
+    layout: GradientLayout,
+    alphas: Mapping[str, float],
+    *,
+    by_parameter: bool = False,
+) -> Parts:
+    """Make a slot for each tensor of the prior, and a piece for what this rank holds of it.
+
+    Args:
+        matching: the units.
+        entries: the manifest's tensors by canonical name.
+        layout: where gradients lie.
+        alphas: strength by module.
+        by_parameter: parameters that share a tensor of the prior get slots of their own.
+
+    Raises:
+        CheckpointError: the prior holds NaN or Inf.
+    """
+    keys: dict[tuple[str, str], int] = {}
+    pieces: list[Piece] = []
+    regions: dict[Unit, Region] = {}
+    adapted: dict[tuple[int, str], list[Unit]] = {}
+    for unit in matching.units:
+        slot = keys.setdefault((unit.name, unit.parameter_name if by_parameter else ""), len(keys))
+        if unit.is_adapted:
+            adapted.setdefault((slot, unit.parameter_name), []).append(unit)
+            regions[unit] = Region(flat=(0, unit.numel))
+            continue
+        region = layout.region(unit)
+        pieces.append(DensePiece(unit, slot, region, layout))
+        if region is not None:
+            regions[unit] = region
+    for (slot, name), units in adapted.items():
+        pieces.append(AdaptedPiece(units, slot, matching.adapted[name], layout))
+    names = tuple(name for name, _ in keys)
+    _refuse_nonfinite(names, entries)
+    return Parts(_slots(names, matching.units, alphas, entries), tuple(pieces), regions)
+
+
+def partial_slots(
+    names: Sequence[str], units: Sequence[Unit], entries: Mapping[str, Mapping[str, Any]]
+) -> list[bool]:
+    """Which slots hold only a part of their tensor, since the rest of it is frozen."""
+    held: dict[str, int] = {}
+    for unit in units:
+        held[unit.name] = held.get(unit.name, 0) + unit.numel
+    return [held[name] < prod(entries[name]["shape"]) for name in names]
+
+
+def _slots(
+    names: tuple[str, ...],
+    units: Sequence[Unit],
+    alphas: Mapping[str, float],
+    entries: Mapping[str, Mapping[str, Any]],
+) -> Slots:
+    module_of = {unit.name: unit.module for unit in units}
+    values = tuple(alphas[module_of[name]] for name in names)
+    norms = [float(entries[name]["norm_mllm"]) for name in names]
+    return Slots(
+        names=names,
+        modules=tuple(module_of[name] for name in names),
+        alphas=values,
+        alpha=torch.tensor(values, dtype=torch.float64),
+        mllm_norm=torch.tensor(norms, dtype=torch.float64),
+        delta_sq=torch.zeros(len(names), dtype=torch.float64),
+        whole_sq=torch.zeros(len(names), dtype=torch.float64),
+    )
+
+
+def _refuse_nonfinite(names: Sequence[str], entries: Mapping[str, Mapping[str, Any]]) -> None:
+    bad = [name for name in names if "nonfinite" in entries[name]]
+    if bad:
+        raise CheckpointError(
+            f"{len(bad):,} deltas of the prior hold NaN or Inf, e.g. {bad[0]}: they would spoil"
+            " every gradient.",
+            remedy="Compute the prior from sound checkpoints, or leave these modules out.",
+        )
