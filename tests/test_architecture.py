@@ -1,4 +1,7 @@
-"""The house: imports go down, light commands stay light, files stay short and documented."""
+"""The house: imports go down and never in circles, rooms stay small, light commands stay light.
+
+One test per law; each fails with the list of offenders.
+"""
 
 import ast
 import json
@@ -6,6 +9,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,68 +20,124 @@ from tests import checkpoints as c
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "drift_merge"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FLOORS = {
-    "errors": -1,
-    "maths": 0,
-    "names": 0,
-    "storage": 1,
-    "engine": 2,
-    "priors": 3,
-    "merges": 3,
-    "hub": 3,
-    "training": 4,
-    "reports": 4,
-    "publish": 4,  # push and pull, as functions
-    "api": 4,  # the Python face: what the command line does, as functions
-    "cli": 5,
-    "__main__": 6,
-    "__init__": 6,
-}
-LIGHT = ("names", "storage", "engine/plan", "engine/prepare", "engine/recipe", "engine/job", "cli")
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+# The floors of the house, from the ground up; a room imports only from floors below its own.
+FLOORS = (
+    ("errors",),
+    ("guides", "maths", "names", "storage"),
+    ("recipes",),
+    ("plans",),
+    ("engine",),
+    ("artifacts",),
+    ("priors", "merges"),
+    ("hub",),
+    ("training",),
+    ("trainers",),
+    ("api",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LIGHT = (
+    *("names", "storage", "recipes", "guides", "cli"),
+    *("plans/plan", "plans/prepare", "plans/prior", "plans/merge", "plans/views"),
+    *("maths/methods/__init__", "maths/methods/table", "maths/methods/entries"),
+    *("maths/methods/entries_on_base", "maths/methods/options"),
+)
+MAX_FILES, MAX_LINES, MAX_FUNCTION_LINES = 16, 320, 60
 
 
-def identifier(path):
-    return path.relative_to(ROOT).as_posix()
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
 
 
-LIGHT_FILES = [p for p in FILES if p.relative_to(PACKAGE).as_posix().startswith(LIGHT)]
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def tree_of(path):
-    return ast.parse(path.read_text(encoding="utf-8"))
+MODULES = {module_of(path): path for path in FILES}
 
 
-def imported(tree):
-    """Every module that a file imports, wherever in it."""
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module that a file imports, wherever in it; of ours the file, not its contents."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            yield f"{node.module}"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else str(node.module)
 
 
-def part_of(module):
-    return module.split(".")[1] if module.count(".") else "__init__"
+EDGES = {
+    module: {other for other in imported(TREES[path]) if other in MODULES} - {module}
+    for module, path in MODULES.items()
+}
 
 
-@pytest.mark.parametrize("path", FILES, ids=identifier)
-def test_imports_only_go_down(path):
-    own = part_of(f"drift_merge.{path.relative_to(PACKAGE).as_posix()}".replace("/", ".")[:-3])
-    for module in imported(tree_of(path)):
-        if not module.startswith("drift_merge."):
+def test_every_room_has_a_floor():
+    rooms = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert rooms == set(FLOOR)
+
+
+def test_imports_between_rooms_only_go_down():
+    assert not [
+        f"{module} imports {other}"
+        for module, others in EDGES.items()
+        for other in others
+        if (own := room_of(module)) != (their := room_of(other))
+        and own != "__init__"
+        and FLOOR[their] >= FLOOR[own]
+    ]
+
+
+def test_no_imports_go_round_in_a_circle():
+    """Between files, so between the rooms inside a room too; imports within functions count."""
+    try:
+        TopologicalSorter(EDGES).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+def test_each_room_names_the_order_in_which_to_read_its_files_and_they_import_in_that_order():
+    """The docstring of a package ends with "Read: a, b, c.", each file once, ground up."""
+    offenders = []
+    for path in (p for p in FILES if p.name == "__init__.py" and p.parent != PACKAGE):
+        text = " ".join((ast.get_docstring(TREES[path]) or "").split())
+        listed = re.search(r"Read: ([\w, ]+)\.", text)
+        order = re.split(r", ", listed[1]) if listed else []
+        inside = {p.stem for p in path.parent.glob("*.py")} - {"__init__"}
+        inside |= {p.parent.name for p in path.parent.glob("*/__init__.py")}
+        if set(order) != inside or len(order) != len(inside):
+            offenders.append(f"{name_of(path)}: {sorted(set(order) ^ inside)}")
             continue
-        other = part_of(module)
-        if other not in FLOORS:
-            continue  # a name of the public face
-        is_down = FLOORS[other] < FLOORS[own] or other == own
-        assert is_down, f"{identifier(path)} imports {module}"
+        own = module_of(path)
+        place = {f"{own}.{name}": number for number, name in enumerate(order)}
+        for module, others in EDGES.items():
+            here = next((n for r, n in place.items() if f"{module}.".startswith(f"{r}.")), None)
+            for other in others if here is not None else ():
+                there = next((n for r, n in place.items() if f"{other}.".startswith(f"{r}.")), None)
+                if there is not None and there > here:
+                    offenders.append(f"{module} imports {other}, which is to be read after it")
+    assert not offenders
 
 
-def test_every_part_of_the_package_has_a_floor():
-    parts = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    assert parts <= set(FLOORS)
+def test_each_room_says_what_it_promises_and_what_it_must_not_know():
+    """Three sentences at least: the promise, what it must not know, the order of reading."""
+    assert not [
+        name_of(path)
+        for path in FILES
+        if path.name == "__init__.py"
+        and path.parent != PACKAGE
+        and len(re.findall(r"[.:](?:\s|$)", ast.get_docstring(TREES[path]) or "")) < 3
+    ]
 
 
 def test_no_part_is_called_utils_common_base_or_helpers():
@@ -84,46 +145,66 @@ def test_no_part_is_called_utils_common_base_or_helpers():
     assert not [p for p in PACKAGE.rglob("*") if p.stem in banned]
 
 
-@pytest.mark.parametrize("path", FILES, ids=identifier)
-def test_files_are_short_plain_and_free_of_this_machine(path):
-    text = path.read_text(encoding="utf-8")
-    assert text.isascii()
-    assert text.count("\n") <= 320
-    assert not re.search(r"/(work|root|home|tmp|Users|mnt|data|opt)/", text)
-    assert not re.search(r"[A-Z]:\\\\", text)
+def test_no_folder_holds_more_than_sixteen_files():
+    folders = [PACKAGE, *(p for p in (ROOT / "tests").rglob("*") if p.is_dir())]
+    folders += [p for p in PACKAGE.rglob("*") if p.is_dir()]
+    counts = {f.relative_to(ROOT).as_posix(): len(list(f.glob("*.py"))) for f in folders}
+    assert not {name: n for name, n in counts.items() if n > MAX_FILES + 1}  # and __init__
 
 
-@pytest.mark.parametrize("path", FILES, ids=identifier)
-def test_numpy_is_not_imported_since_it_is_no_dependency(path):
-    assert not {m for m in imported(tree_of(path)) if m.split(".")[0] in ("numpy", "transformers")}
+def test_files_are_short_plain_and_free_of_this_machine():
+    offenders = []
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        is_foreign = re.search(r"/(work|root|home|tmp|Users|mnt|data|opt)/|[A-Z]:\\\\", text)
+        if not text.isascii() or text.count("\n") > MAX_LINES or is_foreign:
+            offenders.append(f"{name_of(path)}: {text.count(chr(10))} lines {is_foreign}")
+    assert not offenders
 
 
-@pytest.mark.parametrize("path", FILES, ids=identifier)
-def test_everything_public_is_documented(path):
-    tree = tree_of(path)
-    assert ast.get_docstring(tree), "the file says nothing of itself"
+def test_numpy_and_transformers_are_not_imported_since_they_are_no_dependencies():
+    banned = {"numpy", "transformers"}
+    assert not [
+        name_of(p) for p, t in TREES.items() if {m.split(".")[0] for m in imported(t)} & banned
+    ]
+
+
+def test_everything_public_is_documented():
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    for scope in (tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))):
-        if getattr(scope, "name", "").startswith("_"):
-            continue
-        for node in scope.body:
-            if isinstance(node, kinds) and not node.name.startswith("_"):
-                assert ast.get_docstring(node), f"{node.name}, line {node.lineno}"
+    offenders = [name_of(path) for path, tree in TREES.items() if not ast.get_docstring(tree)]
+    for path, tree in TREES.items():
+        for scope in (tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))):
+            if getattr(scope, "name", "").startswith("_"):
+                continue
+            offenders += [
+                f"{name_of(path)}:{node.lineno} {node.name}"
+                for node in scope.body
+                if isinstance(node, kinds)
+                and not node.name.startswith("_")
+                and not ast.get_docstring(node)
+            ]
+    assert not offenders
 
 
-@pytest.mark.parametrize("path", FILES, ids=identifier)
-def test_functions_fit_on_a_page(path):
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.FunctionDef):
-            begin = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
-            assert (node.end_lineno or 0) - (begin or 0) <= 60, node.name
+def test_functions_fit_on_a_page():
+    offenders = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                begin = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
+                if (node.end_lineno or 0) - (begin or 0) > MAX_FUNCTION_LINES:
+                    offenders.append(f"{name_of(path)}: {node.name}")
+    assert not offenders
 
 
-@pytest.mark.parametrize("path", LIGHT_FILES, ids=identifier)
-def test_light_files_import_torch_in_functions_only(path):
-    top = [n for n in tree_of(path).body if isinstance(n, ast.Import | ast.ImportFrom)]
-    modules = {m.split(".")[0] for node in top for m in imported(ast.Module([node], []))}
-    assert not modules & {"torch", "safetensors", "tokenizers", "rich", "yaml", "huggingface_hub"}
+def test_light_files_import_torch_in_functions_only():
+    heavy = {"torch", "safetensors", "tokenizers", "rich", "yaml", "huggingface_hub"}
+    offenders = []
+    for path in (p for p in FILES if name_of(p).startswith(LIGHT)):
+        top = [n for n in TREES[path].body if isinstance(n, ast.Import | ast.ImportFrom)]
+        modules = {m.split(".")[0] for node in top for m in imported(ast.Module([node], []))}
+        offenders += [f"{name_of(path)}: {modules & heavy}"] if modules & heavy else []
+    assert not offenders
 
 
 BLOCKED = """

@@ -14,7 +14,7 @@ from drift_merge.errors import RecipeError
 from drift_merge.maths.methods.options import option_names
 
 if TYPE_CHECKING:
-    from drift_merge.cli.running import Run
+    from drift_merge.cli.running import CommandOptions
     from drift_merge.recipes.recipe import Recipe
 
 METHOD = "method"  # for `drift-merge run`; elsewhere the command is the method
@@ -60,9 +60,9 @@ def read_config_file(file: Path) -> dict[str, Any]:
     Raises:
         RecipeError: unreadable, not a mapping, or an unknown key (the nearest is named).
     """
-    from drift_merge.recipes.files import read_request
+    from drift_merge.recipes.files import read_recipe
 
-    return read_request(file).values
+    return read_recipe(file).values
 
 
 def _as_given(value: Any, parameter: click.Parameter) -> Any:
@@ -115,7 +115,11 @@ def require_output(ctx: click.Context, parameter: click.Parameter, value: Any) -
 
 
 def print_call(
-    method: str, reasoners: tuple[str, ...], mllm: str, values: dict[str, Any], run: "Run"
+    method: str,
+    reasoners: tuple[str, ...],
+    mllm: str,
+    values: dict[str, Any],
+    run: "CommandOptions",
 ) -> None:
     """Print a call of a command as a recipe; see `print_recipe`."""
     from drift_merge.recipes.recipe import Recipe
@@ -125,7 +129,7 @@ def print_call(
     print_recipe(recipe, out, run)
 
 
-def print_recipe(recipe: "Recipe", out: Path | None, run: "Run") -> None:
+def print_recipe(recipe: "Recipe", out: Path | None, run: "CommandOptions") -> None:
     """Print a recipe as YAML on stdout: `drift-merge run` makes the same of it from anywhere."""
     from drift_merge.cli.running import default_threads
     from drift_merge.recipes.files import absolute

@@ -33,7 +33,7 @@ def version() -> str:
     return version("drift_merge")
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """A group whose unknown commands are answered with the nearest one."""
 
     def resolve_command(

@@ -17,7 +17,7 @@ from drift_merge.maths.methods import METHODS
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(cls=entry.Group, context_settings=HELP)
+@click.group(cls=entry.CommandGroup, context_settings=HELP)
 @click.version_option(package_name="drift_merge", prog_name="drift-merge")
 def group() -> None:
     """Merge text LLMs into the language tower of a multimodal LLM.

@@ -14,7 +14,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
 
 PATH: Any = click.Path(path_type=Path)
-DTYPES = ("bfloat16", "float16", "float32", "source")
+OUTPUT_DTYPES = ("bfloat16", "float16", "float32", "source")
 COMPRESSED_DTYPES = tuple(COMPRESSED)
 
 
@@ -90,7 +90,7 @@ def writing(dtype: str, *more: str) -> Callable[[Any], Any]:
         output_option,
         click.option(
             "--dtype",
-            type=click.Choice([*DTYPES, *more]),
+            type=click.Choice([*OUTPUT_DTYPES, *more]),
             default=dtype,
             show_default=True,
             help="Of the output; source keeps the mllm's.",

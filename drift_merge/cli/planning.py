@@ -6,7 +6,7 @@ from typing import Any
 from drift_merge.artifacts.describe import describe_findings
 from drift_merge.cli import render
 from drift_merge.cli.entry import print_json
-from drift_merge.cli.running import Run
+from drift_merge.cli.running import CommandOptions
 from drift_merge.cli.traffic import print_transfers, transfers_json, transfers_of
 from drift_merge.engine.job import check_plan
 from drift_merge.names.tensors import Finding
@@ -16,7 +16,9 @@ from drift_merge.plans.transfers import Transfers
 from drift_merge.recipes.recipe import Recipe
 
 
-def plan_run(recipe: Recipe, out: Path, run: Run) -> tuple[Prepared, Plan, Transfers | None]:
+def plan_run(
+    recipe: Recipe, out: Path, run: CommandOptions
+) -> tuple[Prepared, Plan, Transfers | None]:
     """Prepare and plan; report findings; with --dry-run, print the plan."""
     quiet = run.quiet or run.as_json or run.dry_run
     prepared = prepare(recipe, headers_only=run.dry_run, stream=run.stream, quiet=quiet)

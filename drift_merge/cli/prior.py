@@ -19,7 +19,7 @@ from drift_merge.cli.commands.verify import verify_prior
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(cls=entry.Group, context_settings=HELP)
+@click.group(cls=entry.CommandGroup, context_settings=HELP)
 @click.version_option(package_name="drift_merge", prog_name="drift-prior")
 def group() -> None:
     """Compute, check and inspect reasoning priors: theta_reasoner - theta_mllm.

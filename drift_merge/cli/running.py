@@ -11,7 +11,7 @@ from drift_merge.errors import RecipeError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class CommandOptions:
     """How a command runs and reports; none of it changes a byte of the output."""
 
     device: str = "cpu"
@@ -55,6 +55,8 @@ def require_device(device: str) -> None:
         )
 
 
-def take_run(values: dict[str, Any]) -> Run:
+def take_command_options(values: dict[str, Any]) -> CommandOptions:
     """Take the options of `running` and `streaming` out of a command's keyword arguments."""
-    return Run(**{name: values.pop(name) for name in Run.__slots__ if name in values})
+    return CommandOptions(
+        **{name: values.pop(name) for name in CommandOptions.__slots__ if name in values}
+    )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from drift_merge.cli import render
 from drift_merge.cli.progress import progresses
-from drift_merge.cli.running import Run, require_device
+from drift_merge.cli.running import CommandOptions, require_device
 from drift_merge.engine.job import RunOptions
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.transfers import Transfers, plan_transfers
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from drift_merge.engine.job import Outcome
 
 
-def transfers_of(run: Run, plans: Sequence[Plan]) -> Transfers | None:
+def transfers_of(run: CommandOptions, plans: Sequence[Plan]) -> Transfers | None:
     """The transfers of a run; None without `--stream`, or if everything is on this disk.
 
     Raises:
@@ -29,7 +29,7 @@ def transfers_of(run: Run, plans: Sequence[Plan]) -> Transfers | None:
 
 @contextmanager
 def engine_options(
-    run: Run, write_bytes: int, transfers: Transfers | None = None
+    run: CommandOptions, write_bytes: int, transfers: Transfers | None = None
 ) -> Iterator[RunOptions]:
     """The options of the engine for those of a command, with bars while it runs.
 

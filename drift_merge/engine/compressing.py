@@ -9,7 +9,7 @@ from torch import Tensor
 
 from drift_merge.engine.workspace import Workspace
 from drift_merge.maths.compression import StoredSums, compress_rows, decompress_rows
-from drift_merge.maths.dtypes import DTYPES
+from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.measures import count_nonfinite
 from drift_merge.plans.plan import Step
 from drift_merge.storage.compressed import SCALE_FINGERPRINT
@@ -38,7 +38,7 @@ class Compressing:
     def rounded(self, result: Tensor) -> Tensor:
         """Delta in float32, as the prior that is compressed holds it."""
         if self.step.through:
-            result = result.to(DTYPES[self.step.through])
+            result = result.to(TORCH_DTYPES[self.step.through])
         return result.to(torch.float32)
 
     def write(self, workspace: Workspace, result: Tensor, begin: int) -> bool:
@@ -53,7 +53,7 @@ class Compressing:
             Whether all of it was finite.
         """
         cols = self.step.shape[-1]
-        codes, scales = compress_rows(result.view(-1, cols), DTYPES[self.step.dtype])
+        codes, scales = compress_rows(result.view(-1, cols), TORCH_DTYPES[self.step.dtype])
         _, data = workspace.store(codes.view(-1), codes.dtype)
         self.codes.update(data)
         self.writer.write(self.infos[self.step.name], begin, data)

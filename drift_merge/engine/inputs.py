@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from drift_merge.engine.workspace import HostBuffer
-from drift_merge.maths.dtypes import DTYPES
+from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.names.tensors import Part, matrix_shape
 from drift_merge.plans.plan import Step, View
 from drift_merge.storage.checkpoint import Checkpoint
@@ -57,7 +57,7 @@ class Inputs:
     def dtype(self, view: View) -> torch.dtype:
         """The stored dtype of a view; the widest where its parts differ."""
         names = {part.name for part in view.parts}
-        found = {DTYPES[self._info(view.source, name).dtype] for name in names}
+        found = {TORCH_DTYPES[self._info(view.source, name).dtype] for name in names}
         return reduce(torch.promote_types, found)
 
     def chunk(
@@ -77,7 +77,7 @@ class Inputs:
         """
         if view.is_identity:
             info = self._info(view.source, view.parts[0].name)
-            dtype = DTYPES[info.dtype]
+            dtype = TORCH_DTYPES[info.dtype]
             size = dtype.itemsize
             data = self._maps[view.source].view(info, begin * size, end * size)
             return torch.frombuffer(data, dtype=dtype), data
@@ -151,7 +151,7 @@ class Inputs:
 
     def _flat(self, source: int, name: str) -> Tensor:
         info = self._info(source, name)
-        return torch.frombuffer(self._maps[source].view(info), dtype=DTYPES[info.dtype])
+        return torch.frombuffer(self._maps[source].view(info), dtype=TORCH_DTYPES[info.dtype])
 
     def _info(self, source: int, name: str) -> TensorInfo:
         return self._maps[source].checkpoint.tensors[name]

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from drift_merge.engine.feed import Jobs, open_feed
+from drift_merge.engine.downloads import Jobs, open_downloads
 from drift_merge.engine.reread import compare, read_shards
 from drift_merge.errors import VerificationError
 from drift_merge.plans.plan import Plan
@@ -117,8 +117,10 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
 
 
 def _stream(pairs: Jobs, options: RunOptions) -> tuple[list[Results], Traffic | None]:
-    with open_feed(pairs, limit_bytes=options.cache_limit, report=options.arrived) as feed:
-        feed.start()
+    with open_downloads(
+        pairs, limit_bytes=options.cache_limit, report=options.arrived
+    ) as downloads:
+        downloads.start()
         # Imports torch: only when there is work, and while the first shards arrive.
         from drift_merge.engine.stream import stream
 
@@ -127,9 +129,9 @@ def _stream(pairs: Jobs, options: RunOptions) -> tuple[list[Results], Traffic | 
             threads=options.threads,
             device=options.device,
             progress=options.progress,
-            feed=feed,
+            downloads=downloads,
         )
-    return results, feed.traffic
+    return results, downloads.traffic
 
 
 def _publish(

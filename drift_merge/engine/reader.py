@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from drift_merge.engine.feed import Feed
+from drift_merge.engine.downloads import Downloads
 from drift_merge.engine.inputs import Inputs, chunks
 from drift_merge.engine.workspace import Workspace, chunk_elements
 from drift_merge.maths.chunks import Chunk
@@ -32,7 +32,7 @@ _KEPT_ELEMENTS = 2**24
 Progress = Callable[[int], None]  # called with the bytes written since the last call
 
 
-class Flag(Protocol):
+class StopFlag(Protocol):
     """What tells workers to stop: a `threading.Event`, or the like of it between processes."""
 
     def set(self) -> None:
@@ -47,14 +47,14 @@ class Stopped(Exception):
 
 
 @dataclass(slots=True)
-class Run:
+class WorkerContext:
     """What the workers of one run share."""
 
     inputs: Inputs
     device: torch.device
     progress: Progress
-    feed: Feed = field(default_factory=Feed)
-    stop: Flag = field(default_factory=threading.Event)
+    downloads: Downloads = field(default_factory=Downloads)
+    stop: StopFlag = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     local: threading.local = field(default_factory=threading.local)
 
@@ -67,8 +67,8 @@ class Run:
         return workspace
 
     def hold(self, name: str, uses: int = 1) -> AbstractContextManager[None]:
-        """Work on one tensor, once its shards are here; see `Feed.hold`."""
-        return self.feed.hold(name, uses, self.check)
+        """Work on one tensor, once its shards are here; see `Downloads.hold`."""
+        return self.downloads.hold(name, uses, self.check)
 
     def check(self) -> None:
         """Give up if another worker has failed.
@@ -86,7 +86,7 @@ Raw = list[tuple[Tensor, memoryview]]  # of every input, in the stored dtype; an
 class _Factors:
     """The LoRA factors of one input, small enough to be held whole in the compute dtype."""
 
-    def __init__(self, run: Run, view: View, compute: torch.dtype) -> None:
+    def __init__(self, run: WorkerContext, view: View, compute: torch.dtype) -> None:
         factors, self._scale = run.inputs.factors(view)
         self._bytes = [data for _, data in factors]
         self._a, self._b = (factor.to(run.device, compute) for factor, _ in factors)
@@ -104,7 +104,7 @@ class _Factors:
 class Reader:
     """The inputs of one step, chunk by chunk, in the compute dtype."""
 
-    def __init__(self, run: Run, step: Step) -> None:
+    def __init__(self, run: WorkerContext, step: Step) -> None:
         self._run, self._step, self._workspace = run, step, run.workspace()
         stored = [run.inputs.dtype(view) for view in step.inputs]
         self._compute = torch.float64 if torch.float64 in stored else torch.float32
@@ -196,7 +196,12 @@ class Reader:
 
 
 def walk_steps(
-    run: Run, plan: Plan, steps: Sequence[Step], look: Callable[[Step], T], *, threads: int
+    run: WorkerContext,
+    plan: Plan,
+    steps: Sequence[Step],
+    look: Callable[[Step], T],
+    *,
+    threads: int,
 ) -> Iterator[tuple[Step, T]]:
     """Look at the inputs of every step, on a pool of threads.
 
@@ -222,7 +227,7 @@ def walk_steps(
 
     with ThreadPoolExecutor(threads) as pool:
         try:
-            yield from pool.map(held, run.feed.begin(by_name, plan))
+            yield from pool.map(held, run.downloads.begin(by_name, plan))
         except BaseException:
             run.stop.set()  # those that wait for shards must not wait on
             raise

@@ -19,7 +19,7 @@ Inspect = Callable[[TensorInfo, memoryview], None]  # sees every window of every
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class ReadBack:
     """What a re-reading saw."""
 
     num_tensors: int
@@ -54,7 +54,7 @@ def reread(
     threads: int,
     inspect: Inspect | None = None,
     progress: Callable[[int], None] = lambda _: None,
-) -> Checked:
+) -> ReadBack:
     """Compare every tensor's bytes with its fingerprint.
 
     Args:
@@ -72,7 +72,7 @@ def reread(
     infos = [info for header in headers.values() for info in header.tensors.values()]
     _same_names({info.name for info in infos}, set(fingerprints), directory)
     compare(directory, infos, fingerprints, threads=threads, inspect=inspect, progress=progress)
-    return Checked(len(infos), sum(info.size_bytes for info in infos))
+    return ReadBack(len(infos), sum(info.size_bytes for info in infos))
 
 
 def compare(

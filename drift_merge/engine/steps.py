@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from drift_merge.engine.compressing import Compressing, Sink
-from drift_merge.engine.reader import Raw, Reader, Run
+from drift_merge.engine.reader import Raw, Reader, WorkerContext
 from drift_merge.engine.whole_model import FrankWeights
 from drift_merge.engine.workspace import Workspace
 from drift_merge.errors import CheckpointError
-from drift_merge.maths.chunks import Settings
-from drift_merge.maths.deltas import PairSums, delta_
-from drift_merge.maths.dtypes import DTYPES
+from drift_merge.maths.chunks import MethodSettings
+from drift_merge.maths.differences import PairSums, delta_
+from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.measures import Sampler, change_kept, count_nonfinite
 from drift_merge.maths.methods import METHODS
 from drift_merge.plans.plan import Plan, Step
@@ -36,7 +36,7 @@ Formula = Callable[[int, list[Tensor]], Tensor]  # first element and loaded chun
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class OutputTarget:
     """One tensor of one output."""
 
     number: int  # of the output among those of the run
@@ -57,11 +57,11 @@ class Target:
         return sum(tensors[name].size_bytes for name in (self.step.name, self.step.scale) if name)
 
 
-Bundle = Sequence[Target]  # the same tensor with the same inputs, for one or several outputs
+Bundle = Sequence[OutputTarget]  # the same tensor with the same inputs, for one or several outputs
 Made = tuple[int, str, dict[str, Any]]  # number of the output, tensor, what was measured
 
 
-def run_bundle(run: Run, bundle: Bundle) -> list[Made]:
+def run_bundle(run: WorkerContext, bundle: Bundle) -> list[Made]:
     """Make one tensor of every output of a bundle.
 
     Returns:
@@ -80,12 +80,12 @@ def run_bundle(run: Run, bundle: Bundle) -> list[Made]:
     return [(t.number, t.step.name, r) for t, r in zip(bundle, results, strict=True)]
 
 
-def _copy(run: Run, bundle: Bundle) -> list[dict[str, Any]]:
+def _copy(run: WorkerContext, bundle: Bundle) -> list[dict[str, Any]]:
     """Copy a tensor byte for byte; its fingerprint and a count of NaN and Inf come on the way."""
     plan, step, info = bundle[0].plan, bundle[0].step, bundle[0].info
     fingerprint = Fingerprint()
     counts: dict[str, int] = {}
-    pace = _Pace(run, bundle)
+    pace = _RateLimit(run, bundle)
     view = step.inputs[0]
     source = plan.info(view.parts[0], view.source)
     mapped = run.inputs.mapped(view.source)
@@ -95,8 +95,8 @@ def _copy(run: Run, bundle: Bundle) -> list[dict[str, Any]]:
         fingerprint.update(data)
         for target in bundle:
             target.writer.write(target.info, begin, data)
-        if info.dtype in DTYPES and DTYPES[info.dtype].is_floating_point:
-            chunk = torch.frombuffer(data, dtype=DTYPES[info.dtype])
+        if info.dtype in TORCH_DTYPES and TORCH_DTYPES[info.dtype].is_floating_point:
+            chunk = torch.frombuffer(data, dtype=TORCH_DTYPES[info.dtype])
             if bad := count_nonfinite(chunk):
                 label = f"{plan.sources[0].source.label}: {source.name}"
                 counts[label] = counts.get(label, 0) + bad
@@ -108,10 +108,10 @@ def _copy(run: Run, bundle: Bundle) -> list[dict[str, Any]]:
 
 
 @dataclass(slots=True)
-class _Work:
+class _StepWork:
     """One target under way."""
 
-    target: Target
+    target: OutputTarget
     formula: Formula
     sums: PairSums
     written: Fingerprint = field(default_factory=Fingerprint)
@@ -120,12 +120,12 @@ class _Work:
     nonfinite: dict[str, int] = field(default_factory=dict)
 
 
-def _combine(run: Run, bundle: Bundle) -> list[dict[str, Any]]:
+def _combine(run: WorkerContext, bundle: Bundle) -> list[dict[str, Any]]:
     """Read, compute, round, write: chunk by chunk, so that memory does not grow with the tensor."""
     step, workspace = bundle[0].step, run.workspace()
     reader = Reader(run, step)
     hashes = [Fingerprint() for _ in step.inputs]
-    pace = _Pace(run, bundle)
+    pace = _RateLimit(run, bundle)
     works = [_begin(target, reader) for target in bundle]
     sampler = Sampler(bundle[0].info.numel if step.method == PRIOR else 0)
     for begin, end in reader.ranges:
@@ -133,7 +133,7 @@ def _combine(run: Run, bundle: Bundle) -> list[dict[str, Any]]:
         sampler.look(begin, raw[0][0])
         for work in works:
             _chunk(work, reader, workspace, raw, begin, end)
-        pace.reached(end * DTYPES[step.dtype].itemsize)
+        pace.reached(end * TORCH_DTYPES[step.dtype].itemsize)
     inputs = [fingerprint.text() for fingerprint in hashes]
     results = [_summary(work, inputs) for work in works]
     if step.method == PRIOR:
@@ -143,9 +143,9 @@ def _combine(run: Run, bundle: Bundle) -> list[dict[str, Any]]:
     return results
 
 
-def _begin(target: Target, reader: Reader) -> _Work:
+def _begin(target: OutputTarget, reader: Reader) -> _StepWork:
     sums = PairSums(has_base=target.step.has_base)
-    work = _Work(target, _formula(target, reader, sums), sums)
+    work = _StepWork(target, _formula(target, reader, sums), sums)
     if target.plan.recipe.dtype in COMPRESSED:
         infos = target.plan.layout.tensors
         work.compressing = Compressing(target.step, infos, target.writer, work.written)
@@ -153,11 +153,11 @@ def _begin(target: Target, reader: Reader) -> _Work:
 
 
 def _chunk(
-    work: _Work, reader: Reader, workspace: Workspace, raw: Raw, begin: int, end: int
+    work: _StepWork, reader: Reader, workspace: Workspace, raw: Raw, begin: int, end: int
 ) -> None:
     """One chunk of one target."""
     step, info = work.target.step, work.target.info
-    dtype = DTYPES[step.dtype]
+    dtype = TORCH_DTYPES[step.dtype]
     loaded = reader.load(raw, begin, end)
     # One chunk of each tensor tells how much of the change rounding keeps.
     before = loaded[0].clone() if begin == 0 and step.weights else None
@@ -180,7 +180,7 @@ def _chunk(
     work.target.writer.write(info, begin * dtype.itemsize, data)
 
 
-def _formula(target: Target, reader: Reader, sums: PairSums) -> Formula:
+def _formula(target: OutputTarget, reader: Reader, sums: PairSums) -> Formula:
     """The function from the chunks of the inputs to the chunk of the output."""
     step = target.step
     if step.method == "cast":
@@ -208,11 +208,11 @@ def _delta(loaded: list[Tensor], sums: PairSums) -> Tensor:
     return result
 
 
-def settings_of(plan: Plan, step: Step) -> Settings:
+def settings_of(plan: Plan, step: Step) -> MethodSettings:
     """What a merge method reads of a step."""
     recipe = plan.recipe
     options = method_options(recipe)
-    return Settings(
+    return MethodSettings(
         weights=step.weights,
         mllm_weight=step.mllm_weight,
         variant=method_variant(recipe),
@@ -224,7 +224,7 @@ def settings_of(plan: Plan, step: Step) -> Settings:
     )
 
 
-def _count_all(work: _Work, raw: Raw, out: Tensor) -> None:
+def _count_all(work: _StepWork, raw: Raw, out: Tensor) -> None:
     """Count NaN and Inf of a suspicious chunk, in each input and in the rounded output."""
     plan, step, counts = work.target.plan, work.target.step, work.nonfinite
     bad_output = count_nonfinite(out)
@@ -239,10 +239,10 @@ def _count_all(work: _Work, raw: Raw, out: Tensor) -> None:
 
 
 @dataclass(slots=True)
-class _Pace:
+class _RateLimit:
     """Counts along one tensor: gives up when asked to, hands pages back, reports progress."""
 
-    run: Run
+    run: WorkerContext
     bundle: Bundle
     mark: int = 0  # everything before this byte of the first target is released and reported
 
@@ -258,7 +258,7 @@ class _Pace:
         self.mark = end
 
 
-def _summary(work: _Work, inputs: list[str]) -> dict[str, Any]:
+def _summary(work: _StepWork, inputs: list[str]) -> dict[str, Any]:
     step, inputs = work.target.step, list(inputs)
     result: dict[str, Any] = {"fingerprint": work.written.text(), "fingerprint_mllm": inputs[0]}
     if step.has_base:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from drift_merge.engine.extents import Extents
-from drift_merge.engine.feed import Feed
+from drift_merge.engine.downloads import Downloads
+from drift_merge.engine.flushing import Flusher
 from drift_merge.engine.inputs import Inputs
-from drift_merge.engine.reader import Progress, Run
-from drift_merge.engine.steps import Bundle, Made, Target, run_bundle, settings_of
+from drift_merge.engine.reader import Progress, WorkerContext
+from drift_merge.engine.steps import Bundle, Made, OutputTarget, run_bundle, settings_of
 from drift_merge.engine.whole_model import frank_weights, global_trims
 from drift_merge.engine.workers import start
 from drift_merge.plans.plan import Plan, Step
@@ -39,7 +39,7 @@ def stream(
     threads: int,
     device: str = "cpu",
     progress: Progress = lambda _: None,
-    feed: Feed | None = None,
+    downloads: Downloads | None = None,
 ) -> list[Results]:
     """Execute plans into the payloads of their outputs, resuming where their journals end.
 
@@ -51,7 +51,7 @@ def stream(
         threads: workers, at least 1.
         device: "cpu", "cuda" or "cuda:n"; where the arithmetic happens.
         progress: called from the workers with bytes written.
-        feed: of the jobs, entered, where sources are on the Hub.
+        downloads: of the jobs, entered, where sources are on the Hub.
 
     Returns:
         Per job, for each output tensor what was measured of it, in the order of its plan. All
@@ -63,25 +63,25 @@ def stream(
         OutputError: the disk is full or fails. What was finished stays journaled.
     """
     results = [{name: dict(done) for name, done in output.finished.items()} for _, output in jobs]
-    feed = feed or Feed()
+    downloads = downloads or Downloads()
     with ExitStack() as stack:
-        inputs = stack.enter_context(Inputs(jobs[0][0].sources, feed.cache))
+        inputs = stack.enter_context(Inputs(jobs[0][0].sources, downloads.cache))
         writers = [
             stack.enter_context(ShardWriter(plan.layout, output.payload)) for plan, output in jobs
         ]
         stack.enter_context(_one_torch_thread())
-        extents = [
-            stack.enter_context(Extents(writer, output, plan))
+        flushers = [
+            stack.enter_context(Flusher(writer, output, plan))
             for writer, (plan, output) in zip(writers, jobs, strict=True)
         ]
         for (plan, _), done in zip(jobs, results, strict=True):
             progress(sum(plan.layout.tensors[n].size_bytes for n in stored_fingerprints(done)))
-        run = Run(inputs, torch.device(device), progress, feed)
+        run = WorkerContext(inputs, torch.device(device), progress, downloads)
         states = [_whole_model(run, plan, threads) for plan, _ in jobs]
-        names = feed.begin(dict.fromkeys(step.name for plan, _ in jobs for step in plan.steps))
+        names = downloads.begin(dict.fromkeys(step.name for plan, _ in jobs for step in plan.steps))
         found = _bundles(names, [plan for plan, _ in jobs], writers, results, states)
-        bundles = _large_first(found) if feed.cache is None else list(found)
-        for number, name, result in _finished(run, bundles, extents, threads):
+        bundles = _large_first(found) if downloads.cache is None else list(found)
+        for number, name, result in _finished(run, bundles, flushers, threads):
             results[number][name] = result
     return [
         {step.name: done[step.name] for step in plan.steps}
@@ -89,7 +89,7 @@ def stream(
     ]
 
 
-def _whole_model(run: Run, plan: Plan, threads: int) -> Any:
+def _whole_model(run: WorkerContext, plan: Plan, threads: int) -> Any:
     """The state of a method that looks at the whole model before any tensor."""
     if plan.recipe.method == PRIOR:
         return None
@@ -110,12 +110,12 @@ def _bundles(
     """The unfinished steps of all plans; those that share their inputs together."""
     others = [{step.name: step for step in plan.steps} for plan in plans]
     for name in names:
-        groups: list[list[Target]] = []
+        groups: list[list[OutputTarget]] = []
         for number, (plan, writer) in enumerate(zip(plans, writers, strict=True)):
             step = others[number].get(name)
             if step is None or name in finished[number]:
                 continue
-            target = Target(number, plan, step, writer, states[number])
+            target = OutputTarget(number, plan, step, writer, states[number])
             group = next((g for g in groups if _share_inputs(g[0].step, step)), None)
             if group is None:
                 groups.append([target])
@@ -139,7 +139,7 @@ def _share_inputs(one: Step, other: Step) -> bool:
 
 
 def recompute(
-    plan: Plan, steps: list[Step], *, device: str = "cpu", feed: Feed | None = None
+    plan: Plan, steps: list[Step], *, device: str = "cpu", downloads: Downloads | None = None
 ) -> Results:
     """Compute some steps of a plan again, writing nothing; the results hold the fingerprints.
 
@@ -147,17 +147,17 @@ def recompute(
         plan: of the steps.
         steps: some of its steps.
         device: where to compute.
-        feed: of these steps, entered, where sources are on the Hub.
+        downloads: of these steps, entered, where sources are on the Hub.
     """
-    feed = feed or Feed()
+    downloads = downloads or Downloads()
     by_name = {step.name: step for step in steps}
     results = {}
-    with Inputs(plan.sources, feed.cache) as inputs, _one_torch_thread():
-        run = Run(inputs, torch.device(device), lambda _: None, feed)
+    with Inputs(plan.sources, downloads.cache) as inputs, _one_torch_thread():
+        run = WorkerContext(inputs, torch.device(device), lambda _: None, downloads)
         state = _whole_model(run, plan, 1)
-        for name in feed.begin(by_name):
+        for name in downloads.begin(by_name):
             with run.hold(name):
-                made = run_bundle(run, [Target(0, plan, by_name[name], _Discard(), state)])
+                made = run_bundle(run, [OutputTarget(0, plan, by_name[name], _Discard(), state)])
             results[name] = made[0][2]
     return results
 
@@ -173,20 +173,20 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _finished(
-    run: Run, bundles: Sequence[Bundle], extents: Sequence[Extents], threads: int
+    run: WorkerContext, bundles: Sequence[Bundle], flushers: Sequence[Flusher], threads: int
 ) -> Iterator[Made]:
     """Run the bundles on a pool of workers; yield each result; journal extents on the way."""
     workers = start(run, bundles, threads)
     try:
         for made in workers:
-            yield from _record(made, extents)
+            yield from _record(made, flushers)
     finally:
         # After Ctrl-C or a failure too: what is finished is flushed and journaled.
         for made in workers.stop():
-            list(_record(made, extents))
+            list(_record(made, flushers))
 
 
-def _record(made: list[Made], extents: Sequence[Extents]) -> Iterator[Made]:
+def _record(made: list[Made], flushers: Sequence[Flusher]) -> Iterator[Made]:
     for number, name, result in made:
-        extents[number].add(name, result)
+        flushers[number].add(name, result)
         yield number, name, result

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drift_merge.engine.reader import Reader, Run, walk_steps
+from drift_merge.engine.reader import Reader, WorkerContext, walk_steps
 from drift_merge.errors import RecipeError
-from drift_merge.maths.chunks import Settings, blocks
+from drift_merge.maths.chunks import MethodSettings, blocks
 from drift_merge.maths.methods import global_trimming
 from drift_merge.names.modules import layer_of
 from drift_merge.plans.plan import Plan, Step
 
-SettingsOf = Callable[[Plan, Step], Settings]
+SettingsOf = Callable[[Plan, Step], MethodSettings]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class FrankWeights:
         return self.by_group[_group(step)]
 
 
-def frank_weights(run: Run, plan: Plan, *, threads: int) -> FrankWeights:
+def frank_weights(run: WorkerContext, plan: Plan, *, threads: int) -> FrankWeights:
     """Measure the task vectors of every layer in one walk over the inputs.
 
     Tensors outside the layers (embedding, final norm, head) are groups of their own.
@@ -73,7 +73,7 @@ def _group(step: Step) -> str:
     return step.module if layer is None else f"layer {layer}"
 
 
-def _squared_norms(run: Run, step: Step) -> list[float]:
+def _squared_norms(run: WorkerContext, step: Step) -> list[float]:
     """The squared L2 norms of tau_m, tau_1, ..., float32 within a block and float64 across."""
     totals = [0.0] * (1 + len(step.weights))
     for chunk in blocks(Reader(run, step).walk):
@@ -84,7 +84,7 @@ def _squared_norms(run: Run, step: Step) -> list[float]:
     return totals
 
 
-def global_trims(run: Run, plan: Plan, settings_of: SettingsOf, *, threads: int) -> Any:
+def global_trims(run: WorkerContext, plan: Plan, settings_of: SettingsOf, *, threads: int) -> Any:
     """The state that `ties` takes in place of its own measure, equal for all tensors.
 
     Args:

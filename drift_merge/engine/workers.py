@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Protocol
 
-from drift_merge.engine.reader import Run, Stopped
+from drift_merge.engine.reader import Stopped, WorkerContext
 from drift_merge.engine.steps import Bundle, Made, run_bundle
 from drift_merge.errors import CheckpointError, DriftMergeError
 from drift_merge.storage.processes import Child, can_fork, fork, portable
@@ -38,7 +38,7 @@ class Workers(Protocol):
         """End all workers, whatever they do; returns the results nobody has taken."""
 
 
-def start(run: Run, bundles: Sequence[Bundle], count: int) -> Workers:
+def start(run: WorkerContext, bundles: Sequence[Bundle], count: int) -> Workers:
     """Start workers on bundles.
 
     Args:
@@ -56,7 +56,7 @@ def start(run: Run, bundles: Sequence[Bundle], count: int) -> Workers:
 class _Threads:
     """Workers as threads of this process."""
 
-    def __init__(self, run: Run, bundles: Sequence[Bundle], count: int) -> None:
+    def __init__(self, run: WorkerContext, bundles: Sequence[Bundle], count: int) -> None:
         self._run, self._bundles = run, iter(bundles)
         self._queue: SimpleQueue[list[Made] | BaseException | None] = SimpleQueue()
         self._workers = [Thread(target=self._work) for _ in range(count)]
@@ -123,7 +123,7 @@ class _Processes:
     the end. To a child: the number of a bundle, or None when there is none.
     """
 
-    def __init__(self, run: Run, bundles: Sequence[Bundle], count: int) -> None:
+    def __init__(self, run: WorkerContext, bundles: Sequence[Bundle], count: int) -> None:
         self._progress = run.progress
         self._flag = _SharedFlag()
         self._run = replace(run, stop=self._flag)
@@ -144,7 +144,7 @@ class _Processes:
                 if message is None:
                     idle.append(child)
                 elif isinstance(message, list):
-                    self._run.feed.done(message[0][1], len(message))
+                    self._run.downloads.done(message[0][1], len(message))
                     yield message
             while idle and self._is_next_here():
                 child = idle.pop()
@@ -159,7 +159,7 @@ class _Processes:
         """Whether the next bundle can begin: its shards are on this disk, or there is no next."""
         if self._next == len(self._bundles):
             return True
-        return self._run.feed.is_here(self._bundles[self._next][0].step.name)
+        return self._run.downloads.is_here(self._bundles[self._next][0].step.name)
 
     def stop(self) -> list[list[Made]]:
         self._flag.set()
@@ -221,7 +221,7 @@ class _Processes:
                 number = connection.recv()
                 if number is None:
                     return
-                run.feed.adopt(self._bundles[number][0].step.name)
+                run.downloads.adopt(self._bundles[number][0].step.name)
                 made = run_bundle(run, self._bundles[number])
                 run.inputs.drop_remote()  # the parent may delete them as soon as it knows
                 connection.send(made)

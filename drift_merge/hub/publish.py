@@ -23,7 +23,7 @@ from drift_merge.hub.progress import Progress, no_progress
 from drift_merge.hub.push import Pushed, PushPlan, check_visibility
 from drift_merge.hub.push import push as send
 from drift_merge.hub.repository import (
-    Request,
+    PushRequest,
     look,
     look_if_possible,
     parse_target,
@@ -46,11 +46,11 @@ from drift_merge.storage.sources import Source, parse_source
 
 _log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]  # a sentence for the user
+Notify = Callable[[str], None]  # a sentence for the user
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ArtifactKind:
     """What differs between priors and merges here."""
 
     manifest: str
@@ -59,12 +59,12 @@ class Kind:
     card: Callable[..., bytes]
 
 
-PRIOR = Kind(PRIOR_MANIFEST, open_prior, verify_prior, prior_card)
-MERGE = Kind(MERGE_MANIFEST, open_merge, verify_merge, merge_card)
+PRIOR = ArtifactKind(PRIOR_MANIFEST, open_prior, verify_prior, prior_card)
+MERGE = ArtifactKind(MERGE_MANIFEST, open_merge, verify_merge, merge_card)
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class PreparedPush:
     """A push that has been planned; nothing has been sent."""
 
     plan: PushPlan
@@ -74,8 +74,8 @@ class Ready:
 
 
 def prepare_push(
-    kind: Kind, directory: Path, request: Request, say: Say, *, dry_run: bool = False
-) -> Ready:
+    kind: ArtifactKind, directory: Path, request: PushRequest, say: Notify, *, dry_run: bool = False
+) -> PreparedPush:
     """Open the artifact, make its card, and look at the repository.
 
     Args:
@@ -107,11 +107,11 @@ def prepare_push(
     asked = (request.public, request.pull_request)
     plan = PushPlan(target, state, tuple(files), tuple(delete), title, *asked)
     check_visibility(plan, say)
-    return Ready(plan, artifact, licenses, tuple(strays(directory, files)))
+    return PreparedPush(plan, artifact, licenses, tuple(strays(directory, files)))
 
 
 def _made(
-    kind: Kind, manifest: dict[str, Any], request: Request, licenses: RolledUp
+    kind: ArtifactKind, manifest: dict[str, Any], request: PushRequest, licenses: RolledUp
 ) -> dict[str, bytes]:
     """The files that are made for the Hub."""
     made = {}
@@ -133,7 +133,7 @@ def _made(
     return made
 
 
-def _say_edited(kind: Kind, artifact: Any, request: Request, say: Say) -> None:
+def _say_edited(kind: ArtifactKind, artifact: Any, request: PushRequest, say: Notify) -> None:
     """Tell the user whose edited card would otherwise be left behind in silence."""
     from drift_merge.storage.manifests import describe_tool
 
@@ -149,9 +149,9 @@ def _say_edited(kind: Kind, artifact: Any, request: Request, say: Say) -> None:
 
 
 def push_prepared(
-    kind: Kind,
-    ready: Ready,
-    say: Say,
+    kind: ArtifactKind,
+    ready: PreparedPush,
+    say: Notify,
     *,
     threads: int = 1,
     progress: Progress = no_progress,
@@ -178,14 +178,14 @@ def push_prepared(
 
 
 def pull_artifact(
-    kind: Kind,
+    kind: ArtifactKind,
     text: str,
     out: Path,
     *,
     overwrite: bool = False,
     threads: int = 1,
     progress: Progress = no_progress,
-    say: Say = lambda _: None,
+    say: Notify = lambda _: None,
 ) -> puller.Pulled:
     """Fetch an artifact to a directory, verified against its manifest; see `hub.pull.pull`."""
     verify = partial(_verify, kind, threads=threads, progress=progress)
@@ -195,13 +195,17 @@ def pull_artifact(
     )
 
 
-def _verify(kind: Kind, path: Path, *, threads: int = 1, progress: Progress = no_progress) -> None:
+def _verify(
+    kind: ArtifactKind, path: Path, *, threads: int = 1, progress: Progress = no_progress
+) -> None:
     artifact = kind.open(path)
     with progress("Verifying", artifact.manifest["size_bytes"]) as advance:
         kind.verify(artifact, threads=threads, progress=advance)
 
 
-def locate(text: str, kind: Kind, *, whole: bool = True, quiet: bool = False) -> tuple[str, Path]:
+def locate(
+    text: str, kind: ArtifactKind, *, whole: bool = True, quiet: bool = False
+) -> tuple[str, Path]:
     """Where an artifact is: the directory that `text` names, or one in the Hub's cache.
 
     Args:
@@ -270,7 +274,7 @@ def push(
     kind = MERGE if (path / MERGE_MANIFEST).is_file() else PRIOR
     own_card = Path(card) if card is not None else None
     wishes = (public, revision, pull_request, overwrite, license, own_card)
-    ready = prepare_push(kind, path, Request(repo_id, *wishes), _log.warning)
+    ready = prepare_push(kind, path, PushRequest(repo_id, *wishes), _log.warning)
     return push_prepared(kind, ready, _log.info).url
 
 

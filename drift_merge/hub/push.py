@@ -12,20 +12,20 @@ from typing import Any
 
 from drift_merge.errors import OutputError, VerificationError
 from drift_merge.hub.files import PushFile, in_commits
-from drift_merge.hub.refusals import Target, persistently
-from drift_merge.hub.repository import PULL_REQUEST, State, look
+from drift_merge.hub.refusals import RepositoryRef, persistently
+from drift_merge.hub.repository import PULL_REQUEST, RemoteState, look
 from drift_merge.storage.hub.faults import LIBRARY
 from drift_merge.storage.hub.models import progress_bars
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class PushPlan:
     """What a push will do."""
 
-    target: Target
-    state: State  # of the Hub
+    target: RepositoryRef
+    state: RemoteState  # of the Hub
     files: tuple[PushFile, ...]  # all of the artifact, in order
     delete: tuple[str, ...]  # files of the Hub that go first
     title: str  # of commits and of the pull request
@@ -42,7 +42,7 @@ class PushPlan:
 class Pushed:
     """An artifact that is on the Hub, every hash compared."""
 
-    target: Target
+    target: RepositoryRef
     commit: str
     url: str
     is_private: bool
@@ -50,7 +50,7 @@ class Pushed:
     sent_bytes: int
 
 
-def check_visibility(plan: PushPlan, say: Say) -> None:
+def check_visibility(plan: PushPlan, say: Notify) -> None:
     """Refuse to publish without being told to; say what is not changed.
 
     Raises:
@@ -76,7 +76,7 @@ def check_visibility(plan: PushPlan, say: Say) -> None:
         )
 
 
-def push(plan: PushPlan, say: Say, *, quiet: bool = False) -> Pushed:
+def push(plan: PushPlan, say: Notify, *, quiet: bool = False) -> Pushed:
     """Send what the Hub does not have.
 
     Args:
@@ -115,7 +115,7 @@ def push(plan: PushPlan, say: Say, *, quiet: bool = False) -> Pushed:
     )
 
 
-def _prepare(plan: PushPlan, say: Say) -> Target:
+def _prepare(plan: PushPlan, say: Notify) -> RepositoryRef:
     """Create repository, branch or pull request, where they are not there yet."""
     from huggingface_hub import HfApi
 
@@ -148,7 +148,7 @@ def _pull_request(api: Any, plan: PushPlan) -> int:
     return int(api.create_pull_request(repo_id, plan.title).num)
 
 
-def _delete(plan: PushPlan, target: Target, say: Say) -> None:
+def _delete(plan: PushPlan, target: RepositoryRef, say: Notify) -> None:
     """Remove what another artifact has left; its history stays."""
     from huggingface_hub import CommitOperationDelete, HfApi
 
@@ -168,7 +168,7 @@ def _delete(plan: PushPlan, target: Target, say: Say) -> None:
         persistently(delete, target, say)
 
 
-def _send(plan: PushPlan, target: Target, group: Sequence[PushFile]) -> list[PushFile]:
+def _send(plan: PushPlan, target: RepositoryRef, group: Sequence[PushFile]) -> list[PushFile]:
     """Commit the files of a group that the Hub does not have; return them."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -195,7 +195,7 @@ def _message(plan: PushPlan, files: Sequence[PushFile]) -> str:
     return f"{plan.title}: {what}"
 
 
-def _compare(target: Target, files: Sequence[PushFile], state: State) -> None:
+def _compare(target: RepositoryRef, files: Sequence[PushFile], state: RemoteState) -> None:
     """Compare the hashes of the Hub with those of the files.
 
     Raises:
@@ -215,7 +215,7 @@ def _compare(target: Target, files: Sequence[PushFile], state: State) -> None:
         )
 
 
-def _finish(plan: PushPlan, target: Target) -> str:
+def _finish(plan: PushPlan, target: RepositoryRef) -> str:
     """Open a pull request for review, now that it is whole; say where everything is."""
     if not target.revision.startswith(PULL_REQUEST):
         return target.page if target.revision == "main" else f"{target.page}/tree/{target.revision}"

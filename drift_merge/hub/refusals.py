@@ -31,7 +31,7 @@ _LOG_IN = "Log in with a token that may write: hf auth login"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RepositoryRef:
     """Where something is sent to."""
 
     repo_id: str  # "org/name"
@@ -44,7 +44,7 @@ class Target:
 
 
 def persistently(
-    call: Callable[[], T], target: Target, say: Callable[[str], None] = lambda _: None
+    call: Callable[[], T], target: RepositoryRef, say: Callable[[str], None] = lambda _: None
 ) -> T:
     """Run `call`, again if the fault may pass, and raise what is left as one of our errors.
 
@@ -70,7 +70,7 @@ def persistently(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def explain(error: Exception, target: Target) -> DriftMergeError:
+def explain(error: Exception, target: RepositoryRef) -> DriftMergeError:
     """Say in the user's words what an exception of huggingface_hub means for `target`."""
     from huggingface_hub import errors
 
@@ -98,7 +98,7 @@ def explain(error: Exception, target: Target) -> DriftMergeError:
     )
 
 
-def no_token(target: Target) -> OutputError:
+def no_token(target: RepositoryRef) -> OutputError:
     """The error for a user who is not logged in."""
     return OutputError(
         f"Nothing can be sent to {target.repo_id}: no token of {endpoint()} is set here.",
@@ -107,7 +107,7 @@ def no_token(target: Target) -> OutputError:
     )
 
 
-def _explain_answer(error: Exception, target: Target) -> DriftMergeError:
+def _explain_answer(error: Exception, target: RepositoryRef) -> DriftMergeError:
     status = status_of(error)
     said = str(getattr(error, "server_message", "") or "").strip().splitlines()
     reason = f": {said[0].rstrip('.')}" if said else ""

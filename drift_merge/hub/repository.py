@@ -9,7 +9,7 @@ from typing import Any
 
 from drift_merge.errors import DriftMergeError, OutputError, RecipeError
 from drift_merge.hub.files import CARD, PushFile
-from drift_merge.hub.refusals import Target, no_token, persistently
+from drift_merge.hub.refusals import RepositoryRef, no_token, persistently
 from drift_merge.storage.hub import models
 from drift_merge.storage.hub.artifacts import WORDS, RemoteFile, list_remote, listed_files
 from drift_merge.storage.hub.faults import LIBRARY, endpoint, is_offline
@@ -26,7 +26,7 @@ _REWRITTEN = (CARD, "LICENSE.md", "meta.yaml")  # of an artifact, beside what it
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PushRequest:
     """What the user wants of a push."""
 
     repo_id: str  # "org/name"
@@ -39,7 +39,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class RemoteState:
     """What is on the Hub at one revision."""
 
     exists: bool  # the repository
@@ -49,7 +49,7 @@ class State:
     files: Mapping[str, RemoteFile] = field(default_factory=dict)  # of that commit
 
 
-def parse_target(repo_id: str, revision: str | None) -> Target:
+def parse_target(repo_id: str, revision: str | None) -> RepositoryRef:
     """Read where to push.
 
     Raises:
@@ -69,10 +69,10 @@ def parse_target(repo_id: str, revision: str | None) -> Target:
             f"--revision is the commit {revision}; a commit cannot be written to.",
             remedy="Give a branch, or leave --revision out for main.",
         )
-    return Target(repo_id, revision or MAIN)
+    return RepositoryRef(repo_id, revision or MAIN)
 
 
-def require_account(target: Target) -> str:
+def require_account(target: RepositoryRef) -> str:
     """The name of the user whose token is set here.
 
     Raises:
@@ -93,7 +93,7 @@ def require_account(target: Target) -> str:
     return str(who.get("name"))
 
 
-def look(target: Target) -> State:
+def look(target: RepositoryRef) -> RemoteState:
     """What is there now.
 
     Raises:
@@ -115,35 +115,35 @@ def look(target: Target) -> State:
     if found is None and target.revision != MAIN:
         found = persistently(lambda: info(MAIN), target)
     if found is None:
-        return State(exists=False)
+        return RemoteState(exists=False)
     files = list_remote(_at(target, found.sha)) if found.sha else {}
-    return State(True, has_revision, bool(found.private), found.sha, files)
+    return RemoteState(True, has_revision, bool(found.private), found.sha, files)
 
 
-def look_if_possible(target: Target, say: Callable[[str], None]) -> State:
+def look_if_possible(target: RepositoryRef, say: Callable[[str], None]) -> RemoteState:
     """What is there now, or nothing with a sentence why the Hub could not be asked."""
     from huggingface_hub import get_token
 
     if is_offline():
         say("The Hub was not asked what is there (offline).")
-        return State(exists=False)
+        return RemoteState(exists=False)
     if get_token() is None:
         say("No token is set here: what is private on the Hub is not seen. See: hf auth login")
     try:
         return look(target)
     except DriftMergeError as error:
         say(f"The Hub could not be asked what is there: {error.message}")
-        return State(exists=False)
+        return RemoteState(exists=False)
 
 
-def _at(target: Target, commit: str) -> Source:
+def _at(target: RepositoryRef, commit: str) -> Source:
     repo_id = target.repo_id
     return Source(given=f"{repo_id}@{commit}", kind="hub", repo_id=repo_id, revision=commit)
 
 
 def to_delete(
-    target: Target,
-    state: State,
+    target: RepositoryRef,
+    state: RemoteState,
     files: Sequence[PushFile],
     manifest_name: str,
     tensors: Mapping[str, Any],
@@ -180,7 +180,7 @@ def to_delete(
     return _without_manifest(target, state, ours, overwrite=overwrite)
 
 
-def _read_manifest(target: Target, state: State, name: str) -> dict[str, Any]:
+def _read_manifest(target: RepositoryRef, state: RemoteState, name: str) -> dict[str, Any]:
     try:
         content = json.loads(models.fetch_file(_at(target, str(state.commit)), name).read_bytes())
     except ValueError:
@@ -188,7 +188,7 @@ def _read_manifest(target: Target, state: State, name: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _listed(manifest: Mapping[str, Any], state: State, name: str) -> list[str]:
+def _listed(manifest: Mapping[str, Any], state: RemoteState, name: str) -> list[str]:
     """The files of the artifact that is there, as far as they are."""
     try:
         listed = listed_files(manifest, where=name)
@@ -197,12 +197,12 @@ def _listed(manifest: Mapping[str, Any], state: State, name: str) -> list[str]:
     return [each for each in listed if each in state.files]
 
 
-def _is_kept(name: str, ours: Mapping[str, PushFile], state: State) -> bool:
+def _is_kept(name: str, ours: Mapping[str, PushFile], state: RemoteState) -> bool:
     """Whether a file of the old artifact is one of the new, and no sign of a finished upload."""
     return name != CARD and name in ours and ours[name].equals(state.files[name])
 
 
-def _another(target: Target, manifest: Mapping[str, Any], name: str) -> OutputError:
+def _another(target: RepositoryRef, manifest: Mapping[str, Any], name: str) -> OutputError:
     try:
         sources = manifest["sources"]
         reasoners = sources["reasoners"] if "reasoners" in sources else [sources["reasoner"]]
@@ -218,7 +218,7 @@ def _another(target: Target, manifest: Mapping[str, Any], name: str) -> OutputEr
 
 
 def _without_manifest(
-    target: Target, state: State, ours: Mapping[str, PushFile], *, overwrite: bool
+    target: RepositoryRef, state: RemoteState, ours: Mapping[str, PushFile], *, overwrite: bool
 ) -> list[str]:
     """A repository without a manifest: new, a push that was cut, or somebody's model."""
     foreign = [

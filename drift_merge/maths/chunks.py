@@ -61,7 +61,7 @@ class Read(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class MethodSettings:
     """The options of a method, resolved for one tensor; methods only read it."""
 
     weights: tuple[float, ...]  # one per reasoner

@@ -19,7 +19,7 @@ from math import isfinite, sqrt
 import torch
 from torch import Tensor, dot
 
-from drift_merge.maths.deltas import cosine_of
+from drift_merge.maths.differences import cosine_of
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 # Below it float32 loses bits, and some processors flush to zero: rows of smaller numbers than

@@ -2,7 +2,7 @@
 
 import torch
 
-DTYPES = {
+TORCH_DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,

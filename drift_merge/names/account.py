@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from drift_merge.names.lineage import is_tied
-from drift_merge.names.modules import Selection, classify, layer_of
-from drift_merge.names.pairing import Half, Line
+from drift_merge.names.modules import ModuleSelection, classify, layer_of
+from drift_merge.names.pairing import PairedRecord, TowerSide
 from drift_merge.names.tensors import Alignment, Finding, Pair, Part, Record, RowMap, Shape, Side
 from drift_merge.names.towers import hidden_size
 
@@ -15,10 +15,10 @@ _MAX_EXAMPLES = 3
 
 
 def take_account(
-    lines: Sequence[Line],
-    selection: Selection,
-    ours: Half,
-    theirs: Half,
+    lines: Sequence[PairedRecord],
+    selection: ModuleSelection,
+    ours: TowerSide,
+    theirs: TowerSide,
     *,
     findings: Sequence[Finding],
     row_maps: Mapping[str, RowMap],
@@ -67,7 +67,7 @@ def _order(canonical: str) -> tuple[int, int, str]:
     return rank, layer_of(canonical) or 0, tail
 
 
-def _record(line: Line, status: str, ours: Half, theirs: Half) -> Record:
+def _record(line: PairedRecord, status: str, ours: TowerSide, theirs: TowerSide) -> Record:
     # The fused tensor's shape for a group, whoever stores it.
     shape = theirs.shapes.get(line.name) or ours.shapes.get(line.name)
     return Record(
@@ -84,12 +84,12 @@ def _stored(stored: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, ...
     return (stored[names[0]],) if len(names) == 1 else tuple([stored[name] for name in names])
 
 
-def _pair(name: str, parts: tuple[Part, ...], theirs: Half) -> Pair:
+def _pair(name: str, parts: tuple[Part, ...], theirs: TowerSide) -> Pair:
     shape = theirs.shapes[name] or ()
     return Pair(name, theirs.stored[name], shape, parts, classify(name), layer_of(name))
 
 
-def _example(line: Line, ours: Half, theirs: Half) -> tuple[str, str, str]:
+def _example(line: PairedRecord, ours: TowerSide, theirs: TowerSide) -> tuple[str, str, str]:
     return (
         line.name,
         _show([ours.shapes[name] for name in line.reasoner]),
@@ -105,7 +105,7 @@ def _show(shapes: list[Shape | None]) -> str:
     return " + ".join(texts[:3]) + more
 
 
-def _unselectable(ours: Half, theirs: Half) -> Iterator[Record]:
+def _unselectable(ours: TowerSide, theirs: TowerSide) -> Iterator[Record]:
     """Yield the records of buffers, then of everything outside the towers."""
     one, other = (
         {half.tower.canonical[name]: name for name in half.tower.buffers} for half in (ours, theirs)
@@ -122,7 +122,7 @@ def _unselectable(ours: Half, theirs: Half) -> Iterator[Record]:
         yield Record(name, (), (name,), theirs.model.shapes[name], "outside_tower")
 
 
-def _aliases(ours: Half, theirs: Half) -> set[str]:
+def _aliases(ours: TowerSide, theirs: TowerSide) -> set[str]:
     """Return heads that are only listed: their own config says they are the embedding."""
     return {
         name
@@ -132,7 +132,7 @@ def _aliases(ours: Half, theirs: Half) -> set[str]:
     }
 
 
-def _head_findings(selection: Selection, ours: Half, theirs: Half) -> list[Finding]:
+def _head_findings(selection: ModuleSelection, ours: TowerSide, theirs: TowerSide) -> list[Finding]:
     head = "lm_head.weight"
     if not selection.takes(head) or (head in ours.stored and head in theirs.stored):
         return []
@@ -161,6 +161,6 @@ def _row_findings(row_maps: Mapping[str, RowMap]) -> list[Finding]:
     return findings
 
 
-def _side(half: Half) -> Side:
+def _side(half: TowerSide) -> Side:
     tower = half.tower
     return Side(half.model.label, tower.root, tower.num_layers, hidden_size(half.model, tower))

@@ -14,7 +14,7 @@ from drift_merge.names.embeddings import pair_rows
 from drift_merge.names.lineage import has_vision_config, lineage
 from drift_merge.names.modules import DEFAULT_MODULES, parse_selection
 from drift_merge.names.name_map import NameMap
-from drift_merge.names.pairing import Half, half_of, pair_up
+from drift_merge.names.pairing import TowerSide, pair_up, tower_side
 from drift_merge.names.refusals import require_complete
 from drift_merge.names.tensors import Alignment, Finding, Model
 from drift_merge.names.towers import agree, choose, find_towers, tower_score
@@ -72,14 +72,14 @@ def align(
     return take_account(lines, selection, ours, theirs, findings=findings, row_maps=row_maps)
 
 
-def _choose_towers(reasoner: Model, mllm: Model, maps: NameMap) -> tuple[Half, Half]:
+def _choose_towers(reasoner: Model, mllm: Model, maps: NameMap) -> tuple[TowerSide, TowerSide]:
     """Take the two towers that agree best; a thinker, not a talker."""
     ours = find_towers(reasoner, side="reasoner", name_map=maps.reasoner)
     theirs = find_towers(mllm, side="mllm", name_map=maps.mllm)
     if len(ours) == 1 and len(theirs) == 1:
-        return half_of(reasoner, ours[0]), half_of(mllm, theirs[0])
-    one = [half_of(reasoner, tower) for tower in ours]
-    other = [half_of(mllm, tower) for tower in theirs]
+        return tower_side(reasoner, ours[0]), tower_side(mllm, theirs[0])
+    one = [tower_side(reasoner, tower) for tower in ours]
+    other = [tower_side(mllm, tower) for tower in theirs]
     best = [[agree(a.shapes, b.shapes) for b in other] for a in one]
     by_row = [
         (max(row), *tower_score(reasoner, a.tower, None)) for row, a in zip(best, one, strict=True)
@@ -89,7 +89,7 @@ def _choose_towers(reasoner: Model, mllm: Model, maps: NameMap) -> tuple[Half, H
     return chosen, other[theirs.index(choose(theirs, by_column, mllm, "mllm"))]
 
 
-def _check_roles(ours: Half, theirs: Half) -> list[Finding]:
+def _check_roles(ours: TowerSide, theirs: TowerSide) -> list[Finding]:
     if _sees(theirs):
         return _inserted(ours, "reasoner") + _inserted(theirs, "mllm")
     labels = (theirs.model.label, ours.model.label)
@@ -104,14 +104,14 @@ def _check_roles(ours: Half, theirs: Half) -> list[Finding]:
     return [Finding("no_vision", "warning", message, remedy)]
 
 
-def _sees(half: Half) -> bool:
+def _sees(half: TowerSide) -> bool:
     outside = half.tower.outside
     if outside and has_vision_config(half.model.config):
         return True
     return any(_VISION_NAMES.search(name) for name in outside)
 
 
-def _inserted(half: Half, side: str) -> list[Finding]:
+def _inserted(half: TowerSide, side: str) -> list[Finding]:
     numbers = half.tower.inserted
     if not numbers:
         return []

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from drift_merge.errors import AlignmentError
-from drift_merge.names.modules import Selection
-from drift_merge.names.pairing import Half, Line
+from drift_merge.names.modules import ModuleSelection
+from drift_merge.names.pairing import PairedRecord, TowerSide
 from drift_merge.names.tensors import RowMap, Shape, identity_parts
 from drift_merge.names.vocabulary import Vocabulary, match_rows
 
 
 def pair_rows(
-    lines: Sequence[Line],
-    selection: Selection,
-    ours: Half,
-    theirs: Half,
+    lines: Sequence[PairedRecord],
+    selection: ModuleSelection,
+    ours: TowerSide,
+    theirs: TowerSide,
     vocabularies: tuple[Vocabulary, Vocabulary] | None,
-) -> tuple[list[Line], dict[str, RowMap]]:
+) -> tuple[list[PairedRecord], dict[str, RowMap]]:
     """Return the lines with embed and head matched by token, and the rows of each.
 
     Lines that are not selected, or of another width, stay as they are. A model aligned with
@@ -50,7 +50,9 @@ def pair_rows(
     return [_by_token(line, row_maps, ours, theirs) for line in lines], row_maps
 
 
-def _has_rows(line: Line, selection: Selection, ours: Half, theirs: Half) -> bool:
+def _has_rows(
+    line: PairedRecord, selection: ModuleSelection, ours: TowerSide, theirs: TowerSide
+) -> bool:
     if not line.name.startswith(("embed_tokens.", "lm_head.")):
         return False
     if not (line.reasoner and line.mllm):
@@ -60,7 +62,7 @@ def _has_rows(line: Line, selection: Selection, ours: Half, theirs: Half) -> boo
     return has_one_width and selection.takes(line.name)
 
 
-def _is_same(ours: Half, theirs: Half) -> bool:
+def _is_same(ours: TowerSide, theirs: TowerSide) -> bool:
     one, other = ours.model, theirs.model
     return one is other or (one.label == other.label and one.shapes == other.shapes)
 
@@ -69,7 +71,9 @@ def _num_rows(shape: Shape | None, vocabulary: Vocabulary) -> int:
     return shape[0] if shape else max(vocabulary.values(), default=-1) + 1
 
 
-def _by_token(line: Line, row_maps: dict[str, RowMap], ours: Half, theirs: Half) -> Line:
+def _by_token(
+    line: PairedRecord, row_maps: dict[str, RowMap], ours: TowerSide, theirs: TowerSide
+) -> PairedRecord:
     if line.name not in row_maps:
         return line
     shape = theirs.shapes[line.name]

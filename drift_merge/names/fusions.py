@@ -23,7 +23,7 @@ LAYOUT_HINT = "the shapes do not tell whether the experts are transposed"
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class FusedGroup:
     """One fused tensor and the canonical names of the tensors it holds, in its order."""
 
     fused: str
@@ -32,7 +32,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class FusedSlot:
     """Rows of a split tensor (all their columns) and where they lie in the fused one."""
 
     split: str
@@ -44,7 +44,7 @@ class Slot:
     is_transposed: bool = False  # rows of the split tensor are columns of the fused one
 
 
-def find_groups(fused_side: Collection[str], split_side: Collection[str]) -> list[Group]:
+def find_groups(fused_side: Collection[str], split_side: Collection[str]) -> list[FusedGroup]:
     """Return the groups whose fused tensor is in one set and all its splits in the other."""
     experts = _count_experts(split_side)
     groups = (_group(name, experts) for name in sorted(fused_side))
@@ -52,11 +52,11 @@ def find_groups(fused_side: Collection[str], split_side: Collection[str]) -> lis
 
 
 def slots_of(
-    group: Group,
+    group: FusedGroup,
     fused: Mapping[str, Shape | None],
     splits: Mapping[str, Shape | None],
     num_kv_heads: int | None,
-) -> tuple[Slot, ...] | str:
+) -> tuple[FusedSlot, ...] | str:
     """Return where the split tensors lie in the fused one, or why that cannot be said.
 
     Args:
@@ -84,13 +84,13 @@ def slots_of(
         return _interleaved_slots(group, views, num_kv_heads)
     slots, row = [], 0
     for name, view in zip(group.splits, views, strict=True):
-        slots.append(Slot(name, 0, *view, fused_row=row, fused_col=0))
+        slots.append(FusedSlot(name, 0, *view, fused_row=row, fused_col=0))
         row += view[0]
     return tuple(slots)
 
 
 def split_parts(
-    slots: tuple[Slot, ...], stored: str, fused_cols: int
+    slots: tuple[FusedSlot, ...], stored: str, fused_cols: int
 ) -> dict[str, tuple[Part, ...]]:
     """Return, for each split tensor, its parts read from the fused tensor `stored`."""
     parts: dict[str, list[Part]] = {}
@@ -110,7 +110,7 @@ def split_parts(
     return {name: tuple(sorted(found, key=lambda p: p.row)) for name, found in parts.items()}
 
 
-def fused_parts(slots: tuple[Slot, ...], stored: Mapping[str, str]) -> tuple[Part, ...]:
+def fused_parts(slots: tuple[FusedSlot, ...], stored: Mapping[str, str]) -> tuple[Part, ...]:
     """Return the parts of the fused tensor read from split tensors; `stored` names them."""
     parts = []
     for slot in slots:
@@ -163,18 +163,18 @@ def is_fused_experts(name: str) -> bool:
     return name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
 
 
-def _group(name: str, experts: Mapping[str, int]) -> Group | None:
+def _group(name: str, experts: Mapping[str, int]) -> FusedGroup | None:
     if found := _STACKED.fullmatch(name):
         splits = tuple(f"{found[1]}.{part}.{found[3]}" for part in _STACKS[found[2]])
-        return Group(name, "stack", splits)
+        return FusedGroup(name, "stack", splits)
     if found := _INTERLEAVED.fullmatch(name):
         splits = tuple(f"{found[1]}.{part}.{found[2]}" for part in _STACKS["qkv_proj"])
-        return Group(name, "interleaved", splits)
+        return FusedGroup(name, "interleaved", splits)
     if found := _EXPERTS.fullmatch(name):
         parts = _STACKS.get(found[2], (found[2],))
         numbers = range(experts.get(found[1], 0))
         splits = tuple(f"{found[1]}.{e}.{part}.weight" for e in numbers for part in parts)
-        return Group(name, "experts", splits)
+        return FusedGroup(name, "experts", splits)
     return None
 
 
@@ -189,8 +189,8 @@ def _count_experts(names: Collection[str]) -> dict[str, int]:
 
 
 def _interleaved_slots(
-    group: Group, views: list[tuple[int, int]], num_kv_heads: int | None
-) -> tuple[Slot, ...] | str:
+    group: FusedGroup, views: list[tuple[int, int]], num_kv_heads: int | None
+) -> tuple[FusedSlot, ...] | str:
     """Rows of each key-value group: its query heads, then its key head, then its value head."""
     (q_rows, cols), (k_rows, _), (v_rows, _) = views
     if not num_kv_heads or k_rows != v_rows or q_rows % num_kv_heads or k_rows % num_kv_heads:
@@ -199,14 +199,14 @@ def _interleaved_slots(
     for kv_group in range(num_kv_heads):
         for name, total in zip(group.splits, (q_rows, k_rows, v_rows), strict=True):
             rows = total // num_kv_heads
-            slots.append(Slot(name, kv_group * rows, rows, cols, fused_row, 0))
+            slots.append(FusedSlot(name, kv_group * rows, rows, cols, fused_row, 0))
             fused_row += rows
     return tuple(slots)
 
 
 def _expert_slots(
-    group: Group, whole: Shape, shapes: list[Shape], fused: Mapping[str, Shape | None]
-) -> tuple[Slot, ...] | str:
+    group: FusedGroup, whole: Shape, shapes: list[Shape], fused: Mapping[str, Shape | None]
+) -> tuple[FusedSlot, ...] | str:
     per_expert = 2 if group.fused.endswith(".gate_up_proj") else 1
     rows, cols = shapes[0] if len(shapes[0]) == 2 else (0, 0)
     experts = len(shapes) // per_expert
@@ -225,5 +225,7 @@ def _expert_slots(
     for index, name in enumerate(group.splits):
         expert, half = divmod(index, per_expert)
         row = expert * whole[1] + (0 if transposed else half * rows)
-        slots.append(Slot(name, 0, rows, cols, row, half * rows if transposed else 0, transposed))
+        slots.append(
+            FusedSlot(name, 0, rows, cols, row, half * rows if transposed else 0, transposed)
+        )
     return tuple(slots)

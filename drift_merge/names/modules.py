@@ -25,7 +25,7 @@ _RANGE = re.compile(r"\s*(?:(-?\d+)|(-?\d+)?\s*:\s*(-?\d+)?)\s*")
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class ModuleSelection:
     """Which canonical names are asked for."""
 
     modules: frozenset[str]  # of CHOICES
@@ -75,7 +75,7 @@ def layer_of(canonical: str) -> int | None:
     return int(number) if number.isdigit() else None
 
 
-def parse_selection(modules: str, layers: str | None, num_layers: int) -> Selection:
+def parse_selection(modules: str, layers: str | None, num_layers: int) -> ModuleSelection:
     """Read `--modules` and `--layers`.
 
     Args:
@@ -104,7 +104,7 @@ def parse_selection(modules: str, layers: str | None, num_layers: int) -> Select
             remedy=f"Choices: {', '.join(CHOICES)} or re:REGEX, joined by commas.",
         )
     numbers = None if layers is None else parse_layers(layers, num_layers)
-    return Selection(names, patterns, numbers)
+    return ModuleSelection(names, patterns, numbers)
 
 
 def parse_layers(text: str, num_layers: int) -> frozenset[int]:

@@ -37,7 +37,7 @@ _CANONICAL = re.compile(r"(?:layers\.(?:\d+|\{layer\})|embed_tokens|norm|lm_head
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class NameRule:
     """One pattern for stored names and what it makes of them."""
 
     pattern: str  # as written
@@ -64,9 +64,9 @@ class SideMap:
     """What a map says of one model."""
 
     tower: str | None = None  # stored prefix of the language tower
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[NameRule, ...] = ()
 
-    def find(self, name: str) -> Rule | None:
+    def find(self, name: str) -> NameRule | None:
         """Return the first rule whose pattern matches the whole name."""
         return next((rule for rule in self.rules if rule.expression.fullmatch(name)), None)
 
@@ -139,7 +139,7 @@ def _items(node: "yaml.Node", where: str) -> Iterator[tuple[str, int, "yaml.Node
 
 def _parse_side(node: "yaml.Node", where: str) -> SideMap:
     tower: str | None = None
-    rules: list[Rule] = []
+    rules: list[NameRule] = []
     for key, line, value in _items(node, where):
         target = _text(value, f"{where}, line {line}")
         if key == "tower":
@@ -159,7 +159,7 @@ def _text(node: "yaml.Node", where: str) -> str | None:
     raise RecipeError(f"{where}: expected one name or null.", remedy=f"A map looks so:\n{EXAMPLE}")
 
 
-def _parse_rule(pattern: str, target: str | None, where: str) -> Rule:
+def _parse_rule(pattern: str, target: str | None, where: str) -> NameRule:
     stars = iter(range(len(pattern)))
     pieces, position = [], 0
     for token in _TOKEN.finditer(pattern):
@@ -177,7 +177,7 @@ def _parse_rule(pattern: str, target: str | None, where: str) -> Rule:
     pieces.append(re.escape(pattern[position:]))
     if target is not None:
         _check_target(pattern, target, where)
-    return Rule(pattern, re.compile("".join(pieces)), target)
+    return NameRule(pattern, re.compile("".join(pieces)), target)
 
 
 def _check_target(pattern: str, target: str, where: str) -> None:

@@ -13,7 +13,7 @@ from drift_merge.names.towers import Tower
 
 
 @dataclass(frozen=True, slots=True)
-class Half:
+class TowerSide:
     """One model with its tower, by canonical name; buffers left out."""
 
     model: Model
@@ -23,7 +23,7 @@ class Half:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class PairedRecord:
     """A record in the making."""
 
     name: str  # canonical; of the fused tensor for a group
@@ -33,13 +33,13 @@ class Line:
     views: tuple[tuple[Part, ...], ...] = ()  # parts of each mllm name, if matched
 
 
-def half_of(model: Model, tower: Tower) -> Half:
+def tower_side(model: Model, tower: Tower) -> TowerSide:
     """Return the model seen through its tower."""
     stored = {c: name for name, c in tower.canonical.items() if name not in tower.buffers}
-    return Half(model, tower, stored, {c: model.shapes[name] for c, name in stored.items()})
+    return TowerSide(model, tower, stored, {c: model.shapes[name] for c, name in stored.items()})
 
 
-def pair_up(ours: Half, theirs: Half) -> tuple[list[Line], list[Finding]]:
+def pair_up(ours: TowerSide, theirs: TowerSide) -> tuple[list[PairedRecord], list[Finding]]:
     """Return a line for every tensor of both towers, buffers excepted."""
     lines = [_common(name, ours, theirs) for name in ours.stored if name in theirs.stored]
     only_ours = {name for name in ours.stored if name not in theirs.stored}
@@ -55,12 +55,12 @@ def pair_up(ours: Half, theirs: Half) -> tuple[list[Line], list[Finding]]:
             num_grouped += line.status == "matched"
             left[0].discard(group.fused)
             left[1].difference_update(group.splits)
-    lines += [Line(name, (name,), (), "only_reasoner") for name in only_ours]
-    lines += [Line(name, (), (name,), "only_mllm") for name in only_theirs]
+    lines += [PairedRecord(name, (name,), (), "only_reasoner") for name in only_ours]
+    lines += [PairedRecord(name, (), (name,), "only_mllm") for name in only_theirs]
     return lines, _fusion_findings(num_grouped, reasons)
 
 
-def _common(name: str, ours: Half, theirs: Half) -> Line:
+def _common(name: str, ours: TowerSide, theirs: TowerSide) -> PairedRecord:
     source, target = ours.shapes[name], theirs.shapes[name]
     parts: tuple[Part, ...] | None = None
     names = (name,)
@@ -71,12 +71,12 @@ def _common(name: str, ours: Half, theirs: Half) -> Line:
     elif source == target:
         parts = identity_parts(ours.stored[name], target)
     if parts is None:
-        return Line(name, names, names, "shape_mismatch")
-    return Line(name, names, names, "matched", (parts,))
+        return PairedRecord(name, names, names, "shape_mismatch")
+    return PairedRecord(name, names, names, "matched", (parts,))
 
 
 def _experts(
-    name: str, ours: Half, theirs: Half, source: Shape, target: Shape
+    name: str, ours: TowerSide, theirs: TowerSide, source: Shape, target: Shape
 ) -> tuple[Part, ...] | None:
     """Both sides fuse their experts, but perhaps one of them transposes."""
     stored = ours.stored[name]
@@ -96,19 +96,21 @@ def _experts(
     return identity_parts(stored, target) if is_same else fusions.transposed_parts(stored, target)
 
 
-def _is_undecided(line: Line, ours: Half, theirs: Half) -> bool:
+def _is_undecided(line: PairedRecord, ours: TowerSide, theirs: TowerSide) -> bool:
     if line.status != "shape_mismatch" or not fusions.is_fused_experts(line.name):
         return False
     return ours.shapes[line.name] == theirs.shapes[line.name]
 
 
-def _grouped(group: fusions.Group, fused: Half, split: Half, *, is_ours: bool) -> tuple[Line, str]:
+def _grouped(
+    group: fusions.FusedGroup, fused: TowerSide, split: TowerSide, *, is_ours: bool
+) -> tuple[PairedRecord, str]:
     """Return the line of a group and, if its shapes cannot be bridged, the reason."""
     num_kv_heads = _kv_heads(fused) or _kv_heads(split)
     slots = fusions.slots_of(group, fused.shapes, split.shapes, num_kv_heads)
     one, other = ((group.fused,), group.splits) if is_ours else (group.splits, (group.fused,))
     if isinstance(slots, str):
-        return Line(group.fused, one, other, "shape_mismatch"), slots
+        return PairedRecord(group.fused, one, other, "shape_mismatch"), slots
     if not slots:
         views: tuple[tuple[Part, ...], ...] = tuple(() for _ in other)
     elif is_ours:
@@ -117,10 +119,10 @@ def _grouped(group: fusions.Group, fused: Half, split: Half, *, is_ours: bool) -
         views = tuple(by_name[name] for name in group.splits)
     else:
         views = (fusions.fused_parts(slots, split.stored),)
-    return Line(group.fused, one, other, "matched", views), ""
+    return PairedRecord(group.fused, one, other, "matched", views), ""
 
 
-def _kv_heads(half: Half) -> int | None:
+def _kv_heads(half: TowerSide) -> int | None:
     heads = text_config(half.model.config).get("num_key_value_heads")
     return heads if isinstance(heads, int) else None
 

@@ -12,14 +12,14 @@ from typing import Any
 from drift_merge.names.tensors import Part, RowMap
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.storage import fingerprints
-from drift_merge.storage.checkpoint import Adapter, Checkpoint
+from drift_merge.storage.checkpoint import Checkpoint, StoredAdapter
 from drift_merge.storage.compressed import (
     SCALE_DTYPE,
 )
 from drift_merge.storage.headers import TensorInfo, tensor_bytes
 from drift_merge.storage.manifests import TOOL
 from drift_merge.storage.quantized import FLOATS, _quantized, refuse_quantized
-from drift_merge.storage.shards import Layout, lay_out
+from drift_merge.storage.shards import ShardLayout, lay_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class View:
     parts: tuple[Part, ...]
     rows: RowMap | None = None  # rows gathered by token, for embeddings of other vocabularies
     is_identity: bool = True  # one stored tensor, taken as it lies
-    adapter: Adapter | None = None  # LoRA factors to add, in the compute dtype
+    adapter: StoredAdapter | None = None  # LoRA factors to add, in the compute dtype
     scale: str = ""  # stored name of the scales of its rows, where it is compressed
 
 
@@ -59,7 +59,7 @@ class Plan:
     recipe: Recipe
     sources: tuple[Checkpoint, ...]
     steps: tuple[Step, ...]  # in the order of the output files
-    layout: Layout
+    layout: ShardLayout
 
     def info(self, part: Part, source: int) -> TensorInfo:
         """The stored tensor that a part of a view names."""

@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from drift_merge.errors import RecipeError
-from drift_merge.plans.order import Group, arrange, stays
+from drift_merge.plans.arrange import Group, arrange, stays
 from drift_merge.plans.plan import Plan, Step
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import PRIOR
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.hub.ranges import Range
-from drift_merge.storage.loans.leases import Lease, Need, need_of
+from drift_merge.storage.loans.leases import Lease, ShardRequest, shard_request
 from drift_merge.storage.sources import RemoteShard
 
 Ticket = tuple[int, str]  # number of the pass over the inputs, output tensor
@@ -131,13 +131,15 @@ def _collect(
     return works, list(numbers)
 
 
-def _needs(works: Iterable[_Work], shards: Mapping[int, RemoteShard]) -> dict[int, Need]:
+def _needs(works: Iterable[_Work], shards: Mapping[int, RemoteShard]) -> dict[int, ShardRequest]:
     """What some work needs of some shards, both by number."""
     tensors: dict[int, Tensors] = {number: {} for number in shards}
     for work in works:
         for number in tensors.keys() & work.needed.keys():
             tensors[number] |= work.needed[number]
-    return {number: need_of(shards[number], found.values()) for number, found in tensors.items()}
+    return {
+        number: shard_request(shards[number], found.values()) for number, found in tensors.items()
+    }
 
 
 def _tickets(

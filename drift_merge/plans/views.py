@@ -7,7 +7,7 @@ from drift_merge.errors import AlignmentError
 from drift_merge.names.tensors import Pair, RowMap, identity_parts
 from drift_merge.plans.plan import Step, View
 from drift_merge.recipes.recipe import Recipe
-from drift_merge.recipes.words import DTYPES, SOURCE_DTYPE
+from drift_merge.recipes.words import DTYPE_CODES, SOURCE_DTYPE
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.compressed import CODES, COMPRESSED, SCALE_SUFFIX, scale_name, stored_as
 from drift_merge.storage.quantized import FLOATS
@@ -17,7 +17,7 @@ def output_dtype(recipe: Recipe, stored: str) -> str:
     """The dtype code of an output tensor whose mllm tensor is `stored`."""
     if recipe.dtype == SOURCE_DTYPE or stored not in FLOATS:
         return stored
-    return DTYPES[recipe.dtype]
+    return DTYPE_CODES[recipe.dtype]
 
 
 def store_as(recipe: Recipe, step: Step) -> Step:
@@ -39,7 +39,7 @@ def store_as(recipe: Recipe, step: Step) -> Step:
         )
     through = ""
     if recipe.through is not None:
-        through = step.dtype if recipe.through == SOURCE_DTYPE else DTYPES[recipe.through]
+        through = step.dtype if recipe.through == SOURCE_DTYPE else DTYPE_CODES[recipe.through]
     code = stored_as(step.shape, COMPRESSED[recipe.dtype], through)
     scale = scale_name(step.name) if code in CODES else ""
     return replace(step, dtype=code, scale=scale, through=through)

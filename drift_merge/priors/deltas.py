@@ -18,7 +18,7 @@ from torch import Tensor
 
 from drift_merge.errors import RecipeError
 from drift_merge.maths.compression import decompress_rows
-from drift_merge.maths.dtypes import DTYPES
+from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.priors.manifest import Prior, open_shards
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.mapped import MappedCheckpoint
@@ -115,7 +115,7 @@ class Deltas:
         if name in self._flat:
             self._mapped.check(info)
             return self._flat[name]
-        data, dtype = self._mapped.view(info), DTYPES[info.dtype]
+        data, dtype = self._mapped.view(info), TORCH_DTYPES[info.dtype]
         empty = torch.empty(0, dtype=dtype)
         self._flat[name] = torch.frombuffer(data, dtype=dtype) if info.numel else empty
         return self._flat[name]

@@ -20,7 +20,7 @@ from drift_merge.artifacts.describe import (
 from drift_merge.errors import CheckpointError, SourceError
 from drift_merge.plans.plan import Plan, Step
 from drift_merge.plans.prepare import Prepared
-from drift_merge.storage.checkpoint import Checkpoint, open_deltas
+from drift_merge.storage.checkpoint import Checkpoint, open_prior_checkpoint
 from drift_merge.storage.compressed import describe_stored
 from drift_merge.storage.journal import Results
 from drift_merge.storage.manifests import describe_tool, read_manifest, seal
@@ -142,7 +142,7 @@ def open_shards(prior: Prior) -> Checkpoint:
     Raises:
         CheckpointError: a shard is missing or broken, or of another run.
     """
-    deltas = open_deltas(str(prior.path))
+    deltas = open_prior_checkpoint(str(prior.path))
     expected = describe_stored(prior.tensors)
     found = {name: (info.dtype, info.shape) for name, info in deltas.tensors.items()}
     names = sorted(expected.keys() | found.keys())

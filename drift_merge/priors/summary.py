@@ -56,7 +56,7 @@ def _row(module: str, entries: Iterable[Mapping[str, Any]]) -> ModuleRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredQuality:
     """What a compressed prior keeps of delta: cosines of delta and its stored form."""
 
     cosine: float  # over all tensors as one vector
@@ -64,7 +64,7 @@ class Kept:
     worst_name: str
 
 
-def stored_cosines(tensors: Mapping[str, Mapping[str, Any]]) -> Kept | None:
+def stored_cosines(tensors: Mapping[str, Mapping[str, Any]]) -> StoredQuality | None:
     """The cosines that a compressed prior has recorded; None for any other."""
     entries = {n: e for n, e in tensors.items() if e.get("cosine_stored") is not None}
     if not entries:
@@ -78,7 +78,7 @@ def stored_cosines(tensors: Mapping[str, Mapping[str, Any]]) -> Kept | None:
     scale = sqrt(delta) * sqrt(stored)
     name = min(entries, key=lambda n: float(entries[n]["cosine_stored"]))
     worst = float(entries[name]["cosine_stored"])
-    return Kept(product / scale if scale else 0.0, worst, name)
+    return StoredQuality(product / scale if scale else 0.0, worst, name)
 
 
 def stored_sentence(tensors: Mapping[str, Mapping[str, Any]]) -> str:

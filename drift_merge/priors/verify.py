@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from drift_merge.artifacts.verify import Report, check_files, check_sample
+from drift_merge.artifacts.checks import VerifyReport, check_files, check_sample
 from drift_merge.errors import RecipeError
 from drift_merge.plans.prepare import prepare
 from drift_merge.priors.manifest import MANIFEST, Prior
@@ -26,7 +26,7 @@ def verify_prior(
     stream: bool = False,
     cache_limit: str = DEFAULT_CACHE_SIZE,
     progress: Callable[[int], None] = lambda _: None,
-) -> Report:
+) -> VerifyReport:
     """Check a prior.
 
     Args:

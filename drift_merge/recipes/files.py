@@ -24,7 +24,7 @@ MANIFESTS = ("drift_merge.json", "prior.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class LoadedRecipe:
     """What a file asks for: options by long name, and where each comes from."""
 
     file: Path
@@ -63,7 +63,7 @@ class Request:
         return f"{self.file}, line {min(found)[1]}" if found else str(self.file)
 
 
-def read_request(file: Path) -> Request:
+def read_recipe(file: Path) -> LoadedRecipe:
     """Read a recipe of any of the three formats; a directory stands for the manifest in it.
 
     Raises:
@@ -76,22 +76,22 @@ def read_request(file: Path) -> Request:
         from drift_merge.recipes.remade import read_remade
 
         remade = read_remade(manifest, content["kind"])
-        return Request(manifest, remade.values, remade=remade)
+        return LoadedRecipe(manifest, remade.values, remade=remade)
     entries = read_mapping(file)
     if "merge_method" in entries:
         from drift_merge.recipes.mergekit.translate import translate
 
         values, notes = translate(entries, file, lambda text: str(_resolve(file, "mllm", text)))
-        return Request(file, values, notes=notes)
+        return LoadedRecipe(file, values, notes=notes)
     return _read_own(file, entries)
 
 
-def _read_own(file: Path, entries: Entries) -> Request:
+def _read_own(file: Path, entries: Entries) -> LoadedRecipe:
     values = {key.replace("_", "-"): value for key, value in entries.items()}
     lines = {key.replace("_", "-"): line for key, line in entries.lines.items()}
     refuse_unknown(values, known_keys(), file, lines)
     given = {key: value for key, value in values.items() if value is not None}
-    return Request(file, {key: _resolve(file, key, v) for key, v in given.items()}, lines)
+    return LoadedRecipe(file, {key: _resolve(file, key, v) for key, v in given.items()}, lines)
 
 
 def _manifest_file(file: Path) -> Path | None:

@@ -16,7 +16,7 @@ from drift_merge.maths.methods.table import known_options
 from drift_merge.recipes.weights import Weight, parse_weight
 from drift_merge.recipes.words import (
     DEFAULT_SHARD_SIZE,
-    DTYPES,
+    DTYPE_CODES,
     KEPT_LAYERS,
     LAYER_SWAP,
     PRIOR,
@@ -102,9 +102,9 @@ class Recipe:
 
     def _check_dtype(self) -> None:
         compressed = list(COMPRESSED) if self.method == PRIOR else []
-        one_of("--dtype", self.dtype, [*DTYPES, SOURCE_DTYPE, *compressed])
+        one_of("--dtype", self.dtype, [*DTYPE_CODES, SOURCE_DTYPE, *compressed])
         if self.through is not None:
-            one_of("--through", self.through, [*DTYPES, SOURCE_DTYPE])
+            one_of("--through", self.through, [*DTYPE_CODES, SOURCE_DTYPE])
         if self.through is not None and self.dtype not in COMPRESSED:
             raise RecipeError(
                 f"--through is {self.through}, but --dtype {self.dtype} is not compressed.",

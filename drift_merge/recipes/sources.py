@@ -4,7 +4,7 @@ from drift_merge.names.tensors import Model
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import PRIOR
 from drift_merge.storage.adapters import base_of, is_adapter, join_adapter
-from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint, open_deltas
+from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint, open_prior_checkpoint
 from drift_merge.storage.sources import parse_source
 
 
@@ -35,7 +35,7 @@ def open_sources(
 
     def open_reasoner(text: str) -> Checkpoint:
         if recipe.options.get("is_delta"):
-            return open_deltas(text, headers_only=headers_only, quiet=quiet)
+            return open_prior_checkpoint(text, headers_only=headers_only, quiet=quiet)
         source = parse_source(text)
         if not is_adapter(source):
             return open_one(text)

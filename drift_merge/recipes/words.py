@@ -1,6 +1,6 @@
 """NEW FILE."""
 
-DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+DTYPE_CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 SOURCE_DTYPE = "source"  # every tensor keeps the dtype it has in the mllm
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import CheckpointError, RecipeError
-from drift_merge.storage.checkpoint import Adapter, Checkpoint, assemble
+from drift_merge.storage.checkpoint import Checkpoint, StoredAdapter, assemble
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
 from drift_merge.storage.sources import Source
 
@@ -76,7 +76,7 @@ def join_adapter(source: Source, base: Checkpoint) -> Checkpoint:
 
 def _match(
     source: Source, config: Mapping[str, Any], factors: Mapping[str, TensorInfo], base: Checkpoint
-) -> dict[str, Adapter]:
+) -> dict[str, StoredAdapter]:
     pairs: dict[str, dict[str, TensorInfo]] = {}
     for name, info in factors.items():
         match = _FACTOR.fullmatch(name)
@@ -94,7 +94,7 @@ def _match(
             raise _unsupported(
                 source, f"for {name} {(rows, cols)} it has B {b.shape} and A {a.shape}"
             )
-        adapters[name] = Adapter(a.name, b.name, _scale(config, module, rank))
+        adapters[name] = StoredAdapter(a.name, b.name, _scale(config, module, rank))
     if not adapters:
         raise _unsupported(source, "it holds no factors")
     return adapters

@@ -27,7 +27,7 @@ from drift_merge.storage.weight_map import (
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
+class StoredAdapter:
     """The LoRA factors of one tensor: W = W_base + scale * B @ A."""
 
     a: str  # stored name of A, shape (rank, cols)
@@ -46,7 +46,9 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]  # by stored name, sorted
     shards: dict[str, ShardHeader]  # by file name, sorted
     sidecars: tuple[str, ...]  # files that are not weights, relative to `path`, sorted
-    adapters: Mapping[str, Adapter] = field(default_factory=dict)  # by stored name of the tensor
+    adapters: Mapping[str, StoredAdapter] = field(
+        default_factory=dict
+    )  # by stored name of the tensor
     scales: Mapping[str, str] = field(default_factory=dict)  # compressed tensor -> its scales
     remote: Mapping[str, RemoteShard] = field(default_factory=dict)  # by file name: not here yet
 
@@ -224,7 +226,9 @@ def assemble(
     )
 
 
-def open_deltas(text: str, *, headers_only: bool = False, quiet: bool = False) -> Checkpoint:
+def open_prior_checkpoint(
+    text: str, *, headers_only: bool = False, quiet: bool = False
+) -> Checkpoint:
     """Open the shards of a prior as tensors by canonical name; it has no config of a model.
 
     Args:

@@ -31,7 +31,7 @@ class OutputShard:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ShardLayout:
     """Where every output tensor will lie."""
 
     shards: tuple[OutputShard, ...]
@@ -59,7 +59,7 @@ def lay_out(
     max_shard_bytes: int,
     metadata: Mapping[str, str],
     always_numbered: bool = False,
-) -> Layout:
+) -> ShardLayout:
     """Distribute tensors over shards; equal inputs in any order give equal bytes.
 
     Args:
@@ -86,7 +86,7 @@ def lay_out(
         data = sum(tensor_bytes(dtype, shape) for _, dtype, shape in group)
         shards.append(OutputShard(file, header, len(header) + data))
     index = _index(stem, tensors) if numbered else None
-    return Layout(tuple(shards), tensors, index)
+    return ShardLayout(tuple(shards), tensors, index)
 
 
 def _fill(ordered: Sequence[Entry], max_shard_bytes: int) -> list[list[Entry]]:
@@ -114,7 +114,7 @@ def _index(stem: str, tensors: Mapping[str, TensorInfo]) -> tuple[str, bytes]:
 class ShardWriter:
     """Open output shards: space reserved, headers written, data put anywhere, any thread."""
 
-    def __init__(self, layout: Layout, directory: Path) -> None:
+    def __init__(self, layout: ShardLayout, directory: Path) -> None:
         self.layout = layout
         self.directory = directory
         self._files: dict[str, int] = {}
@@ -203,7 +203,7 @@ class ShardWriter:
         self.close()
 
 
-def unwritten_bytes(layout: Layout, directory: Path) -> int:
+def unwritten_bytes(layout: ShardLayout, directory: Path) -> int:
     """Bytes of a layout that have no place on the disk yet."""
     paths = [directory / shard.file for shard in layout.shards]
     have = sum(path.stat().st_blocks * 512 for path in paths if path.exists())

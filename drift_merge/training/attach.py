@@ -8,16 +8,16 @@ from torch import nn
 
 from drift_merge.maths.injection import Rule, rule_named
 from drift_merge.priors.manifest import Prior
-from drift_merge.training.biasing import Biasing
 from drift_merge.training.deltas.files import FileDeltas, combine_weights, open_all
 from drift_merge.training.deltas.placement import require_device
+from drift_merge.training.gradient_bias import GradientBias
 from drift_merge.training.gradients.choose import layout_for
 from drift_merge.training.gradients.layout import PlainLayout
 from drift_merge.training.gradients.microbatch import require_hookable
 from drift_merge.training.handle import Handle
 from drift_merge.training.match.matching import match
 from drift_merge.training.schedules import Alpha, Schedule, alphas_of, factor_of, name_of
-from drift_merge.training.settings import Settings, require_when
+from drift_merge.training.settings import InjectionSettings, require_when
 
 AnyPrior = Prior | str | Path
 
@@ -92,7 +92,7 @@ def attach(
         is_strict=strict,
         command=priors[0].command,
     )
-    settings = Settings(
+    settings = InjectionSettings(
         rule=name,
         function=function,
         alphas=alphas_of(alpha, {unit.module for unit in matching.units}),
@@ -110,7 +110,7 @@ def attach(
     if when == "microbatch":
         require_hookable(matching.units, layout)
         layout = PlainLayout()
-    handle = Handle(settings, matching, Biasing(settings, matching, layout, files))
+    handle = Handle(settings, matching, GradientBias(settings, matching, layout, files))
     if state is not None:
         handle.load_state_dict(state)
     handle.begin(model, optimizer, layout)

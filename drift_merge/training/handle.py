@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from drift_merge.errors import RecipeError
 from drift_merge.maths.injection import FORMULA, SIGN
-from drift_merge.training.biasing import Biasing
+from drift_merge.training.gradient_bias import GradientBias
 from drift_merge.training.gradients.choose import require_current
 from drift_merge.training.gradients.hooks import Skips, hook_optimizer
 from drift_merge.training.gradients.layout import GradientLayout, PlainLayout
@@ -16,7 +16,7 @@ from drift_merge.training.gradients.microbatch import hook_parameter
 from drift_merge.training.match.coverage import Coverage
 from drift_merge.training.match.matching import Matching
 from drift_merge.training.report import flatten, make_report
-from drift_merge.training.settings import Settings, State, check_state, describe_state
+from drift_merge.training.settings import InjectionSettings, State, check_state, describe_state
 
 _BIASED = "_drift_merge_biased"  # attribute of a gradient: by whom, and its version then
 
@@ -24,7 +24,9 @@ _BIASED = "_drift_merge_biased"  # attribute of a gradient: by whom, and its ver
 class Handle:
     """A prior at work in a training run; made by `attach`."""
 
-    def __init__(self, settings: Settings, matching: Matching, biasing: Biasing) -> None:
+    def __init__(
+        self, settings: InjectionSettings, matching: Matching, biasing: GradientBias
+    ) -> None:
         self._settings, self._matching, self._biasing = settings, matching, biasing
         self._undo: list[Callable[[], None]] = []
         self._is_hooked = self._is_removed = False

@@ -15,7 +15,7 @@ State = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class InjectionSettings:
     """The arguments of attach(), checked."""
 
     rule: str
@@ -46,7 +46,7 @@ def require_when(when: str) -> None:
 
 
 def describe_state(
-    settings: Settings,
+    settings: InjectionSettings,
     names: tuple[str, ...],
     *,
     steps: int,
@@ -65,7 +65,9 @@ def describe_state(
     }
 
 
-def check_state(state: Mapping[str, Any], settings: Settings, names: tuple[str, ...]) -> None:
+def check_state(
+    state: Mapping[str, Any], settings: InjectionSettings, names: tuple[str, ...]
+) -> None:
     """Refuse a state of another run.
 
     Raises:
@@ -101,7 +103,7 @@ def check_state(state: Mapping[str, Any], settings: Settings, names: tuple[str, 
         _complain(f"the run was begun with other settings: {'; '.join(texts)}.", settings)
 
 
-def _fixed(settings: Settings) -> dict[str, Any]:
+def _fixed(settings: InjectionSettings) -> dict[str, Any]:
     return {
         "rule": settings.rule,
         "alpha": dict(settings.alphas),
@@ -112,7 +114,7 @@ def _fixed(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _complain(message: str, settings: Settings) -> None:
+def _complain(message: str, settings: InjectionSettings) -> None:
     if settings.is_strict:
         raise RecipeError(message, remedy="Pass strict=False to go on all the same.")
     warnings.warn(message, stacklevel=4)

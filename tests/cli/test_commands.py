@@ -368,12 +368,12 @@ def test_no_color_and_a_pipe_leave_no_escape_codes(call, pair, tmp_path, monkeyp
 
 
 def test_a_bug_is_exit_70_with_a_way_to_report_it(call, pair, monkeypatch):
-    from drift_merge.cli import said
+    from drift_merge.cli.commands import align
 
     def fail(*_, **__):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(said, "prepare", fail)
+    monkeypatch.setattr(align, "prepare", fail)
     result = call("drift-prior", "align", *pair.arguments)
     assert result.code == 70
     assert "ZeroDivisionError: oops" in result.err
@@ -382,12 +382,12 @@ def test_a_bug_is_exit_70_with_a_way_to_report_it(call, pair, monkeypatch):
 
 
 def test_an_interrupt_is_exit_130(call, pair, monkeypatch):
-    from drift_merge.cli import said
+    from drift_merge.cli.commands import align
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(said, "prepare", interrupt)
+    monkeypatch.setattr(align, "prepare", interrupt)
     assert call("drift-prior", "align", *pair.arguments).code == 130
     assert (
         call("drift-prior", "align", *pair.arguments, "--json").json["error"]["kind"]
@@ -396,7 +396,7 @@ def test_an_interrupt_is_exit_130(call, pair, monkeypatch):
 
 
 def test_a_second_interrupt_does_not_cut_the_cleaning_up_short(call, pair, monkeypatch):
-    from drift_merge.cli import said
+    from drift_merge.cli.commands import align
 
     cleaned = []
 
@@ -407,7 +407,7 @@ def test_a_second_interrupt_does_not_cut_the_cleaning_up_short(call, pair, monke
             signal.raise_signal(signal.SIGINT)
             cleaned.append(True)
 
-    monkeypatch.setattr(said, "prepare", interrupted)
+    monkeypatch.setattr(align, "prepare", interrupted)
     before = signal.getsignal(signal.SIGINT)
     try:
         assert call("drift-prior", "align", *pair.arguments).code == 130

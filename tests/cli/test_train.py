@@ -5,7 +5,13 @@ import json
 import pytest
 
 from drift_merge.errors import OutputError
-from drift_merge.trainers.sft.request import Request, enter_run, last_checkpoint, prepare, run_of
+from drift_merge.trainers.sft.request import (
+    TrainingRequest,
+    enter_run,
+    last_checkpoint,
+    prepare,
+    run_of,
+)
 from tests import checkpoints as c
 from tests.engine.runs import run_prior
 
@@ -71,14 +77,16 @@ def test_a_bad_input_is_found_before_any_work(call, inputs, spoil, code):
 
 
 def test_steps_override_epochs(inputs):
-    request = Request(str(inputs / "mllm"), inputs / "data.jsonl", None, epochs=0.5, batch_size=3)
+    request = TrainingRequest(
+        str(inputs / "mllm"), inputs / "data.jsonl", None, epochs=0.5, batch_size=3
+    )
     assert prepare(request).num_steps == 2
-    request = Request(str(inputs / "mllm"), inputs / "data.jsonl", None, steps=7)
+    request = TrainingRequest(str(inputs / "mllm"), inputs / "data.jsonl", None, steps=7)
     assert prepare(request).num_steps == 7
 
 
 def prepared_with(inputs, **changes):
-    return prepare(Request(str(inputs / "mllm"), inputs / "data.jsonl", None, **changes))
+    return prepare(TrainingRequest(str(inputs / "mllm"), inputs / "data.jsonl", None, **changes))
 
 
 def test_an_unfinished_run_is_continued_only_on_request_and_only_by_the_same_one(inputs):

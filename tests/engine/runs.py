@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from drift_merge.engine.job import RunOptions
-from drift_merge.maths.deltas import delta
+from drift_merge.maths.differences import delta
 from drift_merge.maths.methods.elementwise import interpolate
 from drift_merge.merges.make import MadeMerge, make_merge
 from drift_merge.plans.prepare import prepare

@@ -9,7 +9,7 @@ import pytest
 from drift_merge.engine.job import RunOptions
 from drift_merge.merges.make import make_merge
 from drift_merge.plans.prepare import prepare
-from drift_merge.recipes.files import read_request
+from drift_merge.recipes.files import read_recipe
 from tests import checkpoints as c
 from tests.engine.recipes import LAYERS, write_models, write_recipe
 
@@ -20,7 +20,7 @@ def models(tmp_path_factory):
 
 
 def run(models, tmp_path, text):
-    recipe = read_request(write_recipe(models, text)).recipe()
+    recipe = read_recipe(write_recipe(models, text)).recipe()
     prepared = prepare(recipe, quiet=True)
     make_merge(prepared, prepared.plan(), tmp_path / "out", RunOptions(threads=1))
     return c.read_tensors(tmp_path / "out")

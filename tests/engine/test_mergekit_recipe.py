@@ -6,7 +6,7 @@ import pytest
 
 from drift_merge.errors import RecipeError, SourceError
 from drift_merge.plans.prepare import prepare
-from drift_merge.recipes.files import read_request
+from drift_merge.recipes.files import read_recipe
 from drift_merge.recipes.yaml import write_mapping
 from tests import checkpoints as c
 from tests.engine.recipes import LAYERS, write_models, write_recipe
@@ -22,13 +22,13 @@ def models(tmp_path_factory):
 
 def refusal(directory, text):
     with pytest.raises(RecipeError) as raised:
-        read_request(write_recipe(directory, text)).recipe()
+        read_recipe(write_recipe(directory, text)).recipe()
     return raised.value
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)
 def test_a_form_that_fits_becomes_the_golden_recipe_and_can_be_planned(models, form):
-    request = read_request(write_recipe(models, form.read_text()))
+    request = read_recipe(write_recipe(models, form.read_text()))
     recipe = request.recipe()
     ours = write_mapping(request.values).replace(f"{models}/", "")
     compare_with_golden(f"recipes/{form.stem}.txt", ours)
@@ -175,7 +175,7 @@ def test_two_multimodal_models_are_refused(models, tmp_path):
 def test_a_model_that_is_not_there_is_named(models):
     text = "merge_method: linear\nmodels: [{model: mllm}, {model: ./absent}]"
     with pytest.raises(SourceError, match=r"\./absent"):
-        read_request(write_recipe(models, text))
+        read_recipe(write_recipe(models, text))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(models):
@@ -186,7 +186,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(models):
 
 
 def test_flags_override_what_was_translated(models):
-    request = read_request(write_recipe(models, (GOLDEN / "recipes/mergekit-ties.yml").read_text()))
+    request = read_recipe(write_recipe(models, (GOLDEN / "recipes/mergekit-ties.yml").read_text()))
     recipe = request.recipe({"modules": "attn", "density": 0.9, "dtype": "source"})
     assert (recipe.modules, recipe.options["density"], recipe.dtype) == ("attn", 0.9, "source")
 
@@ -199,6 +199,6 @@ def test_the_mllm_is_found_by_its_tensors_where_the_config_does_not_say(models, 
         f"merge_method: linear\nparameters: {{weight: 1}}\n"
         f"models: [{{model: {tmp_path / 'plain'}}}, {{model: reasoner}}]"
     )
-    request = read_request(write_recipe(models, text))
+    request = read_recipe(write_recipe(models, text))
     assert Path(request.values["mllm"]) == tmp_path / "plain"
     assert "mllm" in request.notes[0]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from drift_merge.errors import RecipeError
 from drift_merge.maths.methods import METHODS
 from drift_merge.plans.prepare import prepare
-from drift_merge.recipes.files import absolute, read_request
+from drift_merge.recipes.files import absolute, read_recipe
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.values import build_recipe, option_kinds, to_values
 from drift_merge.recipes.words import MERGE_MODULES, PRIOR
@@ -30,7 +30,7 @@ def write(path, text):
 
 
 def recipe_of(path, text, **overrides):
-    return read_request(write(path / "recipe.yaml", text)).recipe(overrides)
+    return read_recipe(write(path / "recipe.yaml", text)).recipe(overrides)
 
 
 def meaning(recipe):
@@ -85,7 +85,7 @@ def test_an_override_wins_over_the_file_and_the_file_is_not_blamed_for_it(tmp_pa
 def test_paths_are_relative_to_the_file_where_they_exist_there(tmp_path):
     (tmp_path / "models/text").mkdir(parents=True)
     text = "method: linear\nreasoner: models/text\nmllm: org/name@main\noutput: made\n"
-    request = read_request(write(tmp_path / "recipe.yaml", text))
+    request = read_recipe(write(tmp_path / "recipe.yaml", text))
     assert request.values["reasoner"] == str(tmp_path / "models/text")
     assert request.values["mllm"] == "org/name@main"
     assert request.values["output"] == str(tmp_path / "made")
@@ -190,7 +190,7 @@ def recipes(draw):
 def test_a_recipe_written_and_read_again_asks_for_the_same(tmp_path_factory, recipe):
     file = tmp_path_factory.mktemp("written") / "recipe.yaml"
     file.write_text(write_mapping(absolute(to_values(recipe))))
-    assert meaning(read_request(file).recipe()) == meaning(recipe)
+    assert meaning(read_recipe(file).recipe()) == meaning(recipe)
 
 
 @given(recipes())
@@ -250,7 +250,7 @@ def stand_ins(tmp_path_factory):
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
 def test_every_published_setting_can_be_planned(stand_ins, file):
-    request = read_request(file)
+    request = read_recipe(file)
     given = {key: value for key, value in stand_ins.items() if key in request.values}
     if "method" not in request.values:  # a pair, for --config
         given["method"] = "linear"

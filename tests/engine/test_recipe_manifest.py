@@ -7,7 +7,7 @@ import pytest
 
 from drift_merge.errors import CheckpointError, RecipeError, SourceError
 from drift_merge.plans.prepare import changed_sources, prepare
-from drift_merge.recipes.files import read_request
+from drift_merge.recipes.files import read_recipe
 from tests import checkpoints as c
 from tests.engine.runs import run_linear, run_prior
 
@@ -25,7 +25,7 @@ def made(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["merge", "merge/drift_merge.json", "prior", "prior/prior.json"])
 def test_a_manifest_gives_its_recipe_back(made, name):
-    recipe = read_request(Path(name)).recipe()
+    recipe = read_recipe(Path(name)).recipe()
     assert (recipe.reasoners, recipe.mllm) == (("models/reasoner",), "models/mllm")
     manifest = json.loads(next(Path(name.split("/")[0]).glob("*[er].json")).read_bytes())
     assert recipe.parameters() == manifest["parameters"]
@@ -37,13 +37,13 @@ def test_a_source_of_the_hub_is_pinned_to_the_commit_that_was_used(made):
     pinned = {"source": "org/name@main", "repo_id": "org/name", "revision": "a" * 40}
     manifest["sources"]["mllm"] |= pinned
     file.write_text(json.dumps(manifest))
-    assert read_request(file).recipe().mllm == f"org/name@{'a' * 40}"
+    assert read_recipe(file).recipe().mllm == f"org/name@{'a' * 40}"
 
 
 @pytest.mark.parametrize(("role", "flag"), [("reasoner", "--reasoner"), ("mllm", "--mllm")])
 def test_a_local_source_that_is_gone_is_named_and_may_be_replaced(made, role, flag):
     Path("models", role).rename("moved")
-    request = read_request(Path("merge"))
+    request = read_recipe(Path("merge"))
     with pytest.raises(SourceError, match=f"models/{role}, which is not there") as raised:
         request.recipe()
     assert f"{flag} PATH" in raised.value.remedy
@@ -57,13 +57,13 @@ def test_a_map_is_asked_for_since_the_manifest_has_only_its_name(made):
     manifest["parameters"]["map_file"] = "names.yaml"
     file.write_text(json.dumps(manifest))
     with pytest.raises(RecipeError, match=r"made with the map names\.yaml") as raised:
-        read_request(file).recipe()
+        read_recipe(file).recipe()
     assert "--map names.yaml" in raised.value.remedy
-    assert read_request(file).recipe({"map": "other.yaml"}).map_file == Path("other.yaml")
+    assert read_recipe(file).recipe({"map": "other.yaml"}).map_file == Path("other.yaml")
 
 
 def test_a_source_with_other_shapes_is_told_by_name(made):
-    request = read_request(Path("merge"))
+    request = read_recipe(Path("merge"))
     prepared = prepare(request.recipe())
     assert changed_sources(request.remade.layouts, prepared, "drift_merge.json") == []
     tensors = c.read_tensors(Path("models/mllm")) | {"visual.more": c.store([1.0])}
@@ -85,4 +85,4 @@ def test_a_manifest_that_is_none_of_ours_is_refused(made, change, message):
     file = Path("merge/drift_merge.json")
     file.write_text(json.dumps(json.loads(file.read_bytes()) | change))
     with pytest.raises(CheckpointError, match=message):
-        read_request(file)
+        read_recipe(file)

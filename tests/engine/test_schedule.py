@@ -5,7 +5,7 @@ from itertools import permutations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift_merge.plans.order import arrange, cost_of, finish_cheapest, stays, tiled
+from drift_merge.plans.arrange import arrange, cost_of, finish_cheapest, stays, tiled
 
 
 def group(*things):

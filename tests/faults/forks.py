@@ -159,7 +159,7 @@ def _wait(child: int, files: Path) -> dict[str, Any]:
 
 def _child(request: dict[str, Any], files: Path) -> None:
     from drift_merge.cli import entry, merge, prior
-    from drift_merge.engine import extents, workers
+    from drift_merge.engine import flushing, workers
 
     for number, name in ((1, "stdout"), (2, "stderr")):
         descriptor = os.open(files / name, os.O_WRONLY | os.O_CREAT)
@@ -169,7 +169,7 @@ def _child(request: dict[str, Any], files: Path) -> None:
     os.chdir(request.get("cwd", "/"))
     if request.get("no_root"):
         _drop_capabilities()
-    extents.EXTENT_BYTES = request.get("extent_bytes", extents.EXTENT_BYTES)
+    flushing.FLUSH_BYTES = request.get("extent_bytes", flushing.FLUSH_BYTES)
     workers.PROCESS_BYTES = request.get("process_bytes", workers.PROCESS_BYTES)
     if "disk" in request:
         _mount_small_disk(request["disk"], request["disk_bytes"])

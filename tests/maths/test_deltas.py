@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_merge.maths.deltas import STATISTICS, PairSums, delta, delta_
+from drift_merge.maths.differences import STATISTICS, PairSums, delta, delta_
 from tests import reference
 from tests.strategies import alike, dtypes, mixed, quick
 

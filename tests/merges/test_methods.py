@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drift_merge.engine import extents, workspace
+from drift_merge.engine import flushing, workspace
 from drift_merge.maths.methods import METHODS
 from drift_merge.merges.manifest import open_merge
 from drift_merge.merges.verify import verify_merge
@@ -175,7 +175,7 @@ class Cut(Exception):
 @every
 def test_a_resumed_run_writes_what_an_undisturbed_one_writes(case, sources, tmp_path, monkeypatch):
     run_merge(case, sources, tmp_path / "whole")
-    monkeypatch.setattr(extents, "EXTENT_BYTES", 600)
+    monkeypatch.setattr(flushing, "EXTENT_BYTES", 600)
     written = []
 
     def fails_in_the_middle(size):

@@ -389,7 +389,7 @@ def test_verify_names_codes_and_scales_computed_again_differently(pair, tmp_path
     other = run_prior(*pair, tmp_path / "other", dtype="float8_e4m3fn").prior
     entry = made.tensors[UP]
     entry["fingerprint_scale"] = other.tensors[UP]["fingerprint_scale"]
-    from drift_merge.artifacts.verify import check_sample
+    from drift_merge.artifacts.checks import check_sample
     from drift_merge.plans.prepare import prepare
     from drift_merge.recipes.recipe import Recipe
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from drift_merge.errors import CheckpointError
-from drift_merge.storage.checkpoint import open_deltas
+from drift_merge.storage.checkpoint import open_prior_checkpoint
 from drift_merge.storage.compressed import (
     CODES,
     describe_stored,
@@ -113,7 +113,7 @@ def test_scales_are_known_from_headers_of_the_hub_alone(
         return source, [header]
 
     monkeypatch.setattr(artifacts, "fetch_prior_headers", headers)
-    opened = open_deltas("org/name", headers_only=True)
+    opened = open_prior_checkpoint("org/name", headers_only=True)
     assert opened.path is None
     assert opened.scales == {"a": "a:scale"}
-    assert open_deltas(str(tmp_path)).scales == opened.scales
+    assert open_prior_checkpoint(str(tmp_path)).scales == opened.scales

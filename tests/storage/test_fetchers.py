@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from drift_merge.errors import OutputError, SourceError
-from drift_merge.storage.hub.ranges import Count, GivenUp
+from drift_merge.storage.hub.ranges import Count, DownloadCancelled
 from drift_merge.storage.loans import fetchers
 from drift_merge.storage.loans.fetchers import Fetcher
-from drift_merge.storage.loans.leases import Need
+from drift_merge.storage.loans.leases import ShardRequest
 from drift_merge.storage.sources import RemoteShard
 
-NEED = Need(RemoteShard("org/name", "0" * 40, "a", 5_000_000), ())
+NEED = ShardRequest(RemoteShard("org/name", "0" * 40, "a", 5_000_000), ())
 Make = Callable[..., Fetcher]
 
 
@@ -64,7 +64,7 @@ def test_what_is_there_is_not_fetched(
 def test_a_part_that_has_its_name_is_there(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = Need(NEED.shard, ((0, 5),))
+    part = ShardRequest(NEED.shard, ((0, 5),))
     (tmp_path / part.place).parent.mkdir(parents=True)
     (tmp_path / part.place).touch()
     assert make(lambda count: os.abort()).bring(part) is True
@@ -113,7 +113,7 @@ def test_a_download_is_ended_at_once_wherever_it_hangs(make: Make) -> None:
     def run() -> None:
         try:
             fetcher.bring(NEED)
-        except GivenUp as error:
+        except DownloadCancelled as error:
             found.append(error)
 
     thread = threading.Thread(target=run)

@@ -12,7 +12,7 @@ from drift_merge.errors import OutputError, SourceError
 from drift_merge.storage.headers import read_header
 from drift_merge.storage.hub import ranges
 from drift_merge.storage.hub.models import fetch_snapshot
-from drift_merge.storage.hub.ranges import GivenUp, fetch_ranges, join_ranges
+from drift_merge.storage.hub.ranges import DownloadCancelled, fetch_ranges, join_ranges
 from drift_merge.storage.hub.shards import fetch_sidecars, fetch_whole, is_whole, locate
 from drift_merge.storage.sources import RemoteShard, Source
 from tests import checkpoints as c
@@ -175,13 +175,13 @@ def test_a_download_that_nobody_waits_for_ends(
     shard = located(hub, folder)
 
     def stop(_: int) -> None:
-        raise GivenUp
+        raise DownloadCancelled
 
     for fetch in (
         lambda: fetch_whole(shard, tmp_path, stop),
         lambda: fetch_ranges(shard, [(0, SIZE)], tmp_path / "part", stop),
     ):
-        with pytest.raises(GivenUp):
+        with pytest.raises(DownloadCancelled):
             fetch()
     assert not list(tmp_path.rglob("*.incomplete"))
 
@@ -264,7 +264,7 @@ def test_a_full_disk_is_an_output_error_that_speaks_of_the_limit(
 
 
 @pytest.mark.parametrize(
-    ("ranges", "joined"),
+    ("wanted", "joined"),
     [
         ([], ()),
         ([(5, 9), (0, 5)], ((0, 9),)),
@@ -274,12 +274,12 @@ def test_a_full_disk_is_an_output_error_that_speaks_of_the_limit(
     ],
 )
 def test_ranges_that_almost_touch_are_joined(
-    ranges: list[tuple[int, int]],
+    wanted: list[tuple[int, int]],
     joined: tuple[tuple[int, int], ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ranges, "GAP_BYTES", 2)
-    assert join_ranges(ranges) == joined
+    assert join_ranges(wanted) == joined
 
 
 def test_sidecars_go_to_the_users_cache_and_shards_do_not(

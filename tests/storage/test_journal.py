@@ -21,20 +21,20 @@ results = st.dictionaries(
 )
 
 
-def write(path: Path, extents: list[Results]) -> list[int]:
+def write(path: Path, flushers: list[Results]) -> list[int]:
     """Write a journal; the size of the file after each line."""
     journal = Journal(path, plan=PLAN, good_bytes=0)
     sizes = [path.stat().st_size]
-    for extent in extents:
+    for extent in flushers:
         journal.append(extent)
         sizes.append(path.stat().st_size)
     journal.close()
     return sizes
 
 
-def joined(extents: list[Results]) -> Results:
+def joined(flushers: list[Results]) -> Results:
     found: Results = {}
-    for extent in extents:
+    for extent in flushers:
         found |= extent
     return found
 
@@ -42,18 +42,18 @@ def joined(extents: list[Results]) -> Results:
 @given(st.lists(results, max_size=4), st.data())
 @example([{"\u2028\r": {"\x85": "\n"}}], None)
 def test_a_journal_cut_anywhere_yields_its_whole_lines_and_can_be_continued(
-    extents: list[Results], data: st.DataObject | None
+    flushers: list[Results], data: st.DataObject | None
 ) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "journal.jsonl")
-        sizes = write(path, extents)
-        assert read_journal(path) == (PLAN, joined(extents), sizes[-1])
+        sizes = write(path, flushers)
+        assert read_journal(path) == (PLAN, joined(flushers), sizes[-1])
         cut = data.draw(st.integers(0, sizes[-1])) if data else sizes[-1] - 1
         os.truncate(path, cut)
         lines = sum(size <= cut for size in sizes)
         plan, finished, good = read_journal(path)
         assert plan == (PLAN if lines else None)
-        assert finished == joined(extents[: max(lines - 1, 0)])
+        assert finished == joined(flushers[: max(lines - 1, 0)])
         assert good == (sizes[lines - 1] if lines else 0)
         journal = Journal(path, plan=PLAN, good_bytes=good)
         journal.append({"new": {"fingerprint": "x"}})

@@ -13,7 +13,7 @@ from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.hub.ranges import Count
 from drift_merge.storage.loans import cache, fetchers, leases
 from drift_merge.storage.loans.cache import ShardCache
-from drift_merge.storage.loans.leases import Lease, Need, need_of
+from drift_merge.storage.loans.leases import Lease, ShardRequest, shard_request
 from drift_merge.storage.sources import RemoteShard
 
 DEADLINE_SECONDS = 10
@@ -24,7 +24,7 @@ def shard(name: str, size: int = 1) -> RemoteShard:
 
 
 def lease(name: str, uses: int = 1, size: int = 1, again: int = 0) -> Lease:
-    return Lease(Need(shard(name, size), ()), uses, again)
+    return Lease(ShardRequest(shard(name, size), ()), uses, again)
 
 
 def eventually(claim: Callable[[], bool]) -> None:
@@ -282,13 +282,13 @@ def test_a_shard_is_needed_in_part_where_less_than_half_of_a_large_one_is(
         return TensorInfo("x", "U8", (size,), "a", start, size)
 
     large = shard("a", 100)
-    part = need_of(large, [info(60, 20), info(10, 20), info(30, 5)])
-    assert part == Need(large, ((10, 35), (60, 80)))
+    part = shard_request(large, [info(60, 20), info(10, 20), info(30, 5)])
+    assert part == ShardRequest(large, ((10, 35), (60, 80)))
     assert part.size_bytes == 45
     assert part.place.startswith(large.place)
-    assert need_of(large, [info(10, 50)]) == Need(large, ())
-    assert need_of(shard("a", 99), [info(10, 1)]) == Need(shard("a", 99), ())
-    assert need_of(large, [info(10, 0)]) == Need(large, ())
+    assert shard_request(large, [info(10, 50)]) == ShardRequest(large, ())
+    assert shard_request(shard("a", 99), [info(10, 1)]) == ShardRequest(shard("a", 99), ())
+    assert shard_request(large, [info(10, 0)]) == ShardRequest(large, ())
 
 
 def test_two_parts_of_one_shard_are_never_here_together(
@@ -301,7 +301,7 @@ def test_two_parts_of_one_shard_are_never_here_together(
 
     monkeypatch.setattr(fetchers, "fetch_ranges", fetch)
     large = shard("a", 100)
-    leases = [Lease(Need(large, ((0, 5),)), 1), Lease(Need(large, ((5, 9),)), 1)]
+    leases = [Lease(ShardRequest(large, ((0, 5),)), 1), Lease(ShardRequest(large, ((5, 9),)), 1)]
     with ShardCache(tmp_path / "s", leases, {1: (0,), 2: (1,)}, limit_bytes=100) as cache:
         cache.start()
         with cache.hold(1):
@@ -323,8 +323,8 @@ def covers(cache: ShardCache, wanted: RemoteShard, start: int, size: int) -> boo
 def test_a_part_covers_its_tensors_and_no_others(line: Line, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, [], {}, limit_bytes=200)
     large = shard("a", 100)
-    cache._take(Need(large, ((10, 35), (60, 80))))
-    cache._take(Need(shard("b", 50), ()))
+    cache._take(ShardRequest(large, ((10, 35), (60, 80))))
+    cache._take(ShardRequest(shard("b", 50), ()))
     assert covers(cache, large, 10, 25)
     assert covers(cache, large, 70, 10)
     assert not covers(cache, large, 9, 5)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from drift_merge.errors import OutputError
 from drift_merge.storage.headers import DTYPE_BITS, parse_header, tensor_bytes
-from drift_merge.storage.shards import Entry, Layout, ShardWriter, lay_out, natural_key
+from drift_merge.storage.shards import Entry, ShardLayout, ShardWriter, lay_out, natural_key
 
 names = st.from_regex(r"(layers\.[0-9]{1,3}\.)?[a-c]{1,2}", fullmatch=True)
 kinds = st.tuples(
@@ -25,7 +25,7 @@ entries = st.dictionaries(names, kinds, min_size=1, max_size=20).map(
 limits = st.integers(1, 2000)
 
 
-def layout_of(some: list[Entry], limit: int = 10**9, **options: Any) -> Layout:
+def layout_of(some: list[Entry], limit: int = 10**9, **options: Any) -> ShardLayout:
     return lay_out(some, stem="model", max_shard_bytes=limit, metadata={"format": "pt"}, **options)
 
 
@@ -126,7 +126,7 @@ def fill(writer: ShardWriter) -> None:
         writer.write(info, 0, data_of(name, info.size_bytes))
 
 
-def assert_filled(directory: Path, layout: Layout) -> None:
+def assert_filled(directory: Path, layout: ShardLayout) -> None:
     assert sorted(os.listdir(directory)) == sorted(shard.file for shard in layout.shards)
     found: dict[str, Any] = {}
     for shard in layout.shards:

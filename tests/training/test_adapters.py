@@ -24,10 +24,10 @@ ADAPTERS = {
 
 def fresh(monkeypatch, name):
     """Import an adapter anew, and forget it afterwards."""
-    for known in [n for n in sys.modules if n.startswith("drift_merge.training.")]:
+    for known in [n for n in sys.modules if n.startswith("drift_merge.trainers.")]:
         if known.rpartition(".")[2] in (*ADAPTERS, "verl", "torchtitan"):
             monkeypatch.delitem(sys.modules, known)
-    full = f"drift_merge.training.{name}"
+    full = f"drift_merge.trainers.{name}"
     monkeypatch.setitem(sys.modules, full, ModuleType(full))
     monkeypatch.delitem(sys.modules, full)
     return importlib.import_module(full)

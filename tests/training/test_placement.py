@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import drift_merge
-from drift_merge.training import biasing
+from drift_merge.training import gradient_bias
 from drift_merge.training.deltas import placement
-from drift_merge.training.deltas.placement import Held, Streamed
+from drift_merge.training.deltas.placement import Resident, StreamedDeltas
 from drift_merge.training.units import Origin, Region, Unit
 from tests.training.toys import loss_of, read_region, selected
 
@@ -40,7 +40,7 @@ def units(count, numel=12):
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_streamed_deltas_are_right_in_any_order(count, order):
     regions, source = units(count), Counting()
-    streamed = Streamed(source, regions, CPU, torch.float32)
+    streamed = StreamedDeltas(source, regions, CPU, torch.float32)
     listed = list(regions)
     orders = {
         "forward": listed * 3,
@@ -55,7 +55,7 @@ def test_streamed_deltas_are_right_in_any_order(count, order):
 
 def test_each_unit_is_read_once_a_step_and_the_next_one_ahead():
     regions, source = units(4), Counting()
-    streamed = Streamed(source, regions, CPU, torch.float32)
+    streamed = StreamedDeltas(source, regions, CPU, torch.float32)
     for _ in range(3):
         for unit in regions:
             read_region(streamed, unit, regions[unit])  # measured
@@ -68,13 +68,13 @@ def test_each_unit_is_read_once_a_step_and_the_next_one_ahead():
 def test_gradients_are_the_same_wherever_delta_waits(toy, monkeypatch, kind):
     def place(source, regions, device, *, dtype, **_):
         if kind == "streamed":
-            return Streamed(source, regions, device, dtype)
+            return StreamedDeltas(source, regions, device, dtype)
         return placement._resident(source, regions, device, dtype)
 
     found = []
     for placed in (False, True):
         if placed:
-            monkeypatch.setattr(biasing, "place", place)
+            monkeypatch.setattr(gradient_bias, "place", place)
         model = toy.model()
         handle = drift_merge.attach(model, toy.prior)
         for step in range(2):
@@ -88,13 +88,13 @@ def test_gradients_are_the_same_wherever_delta_waits(toy, monkeypatch, kind):
 def test_of_a_streamed_prior_each_delta_is_carried_once_a_step(toy, monkeypatch):
     carried = []
 
-    class Watched(Streamed):
+    class Watched(StreamedDeltas):
         def _carry(self, unit, slot):
             carried.append(unit.name)
             super()._carry(unit, slot)
 
-    monkeypatch.setattr(biasing, "Streamed", Watched)
-    monkeypatch.setattr(biasing, "place", lambda *a, dtype, **_: Watched(*a[:3], dtype))
+    monkeypatch.setattr(gradient_bias, "StreamedDeltas", Watched)
+    monkeypatch.setattr(gradient_bias, "place", lambda *a, dtype, **_: Watched(*a[:3], dtype))
     model = toy.model()
     handle = drift_merge.attach(model, toy.prior)
     for step in range(2):
@@ -108,7 +108,7 @@ def test_of_a_streamed_prior_each_delta_is_carried_once_a_step(toy, monkeypatch)
 def test_rows_are_those_of_what_is_held():
     regions = units(2)
     unit = next(iter(regions))
-    held = Held({unit: torch.arange(12.0)})
+    held = Resident({unit: torch.arange(12.0)})
     assert held.rows(unit, 0, 1).tolist() == [list(range(12))]
 
 

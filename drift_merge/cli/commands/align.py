@@ -8,8 +8,8 @@ import click
 
 from drift_merge.artifacts.describe import describe_findings
 from drift_merge.cli import config_file, options, render
+from drift_merge.cli.answers import _one_reasoner
 from drift_merge.cli.entry import print_json
-from drift_merge.cli.said import _one_reasoner
 from drift_merge.errors import AlignmentError
 from drift_merge.names.align import require_complete
 from drift_merge.names.tensors import Alignment

@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from drift_merge.cli import options, running
+from drift_merge.cli.answers import describe_merge
 from drift_merge.cli.commands.pull import locate
 from drift_merge.cli.planning import plan_run
-from drift_merge.cli.running import Run
-from drift_merge.cli.said import describe_merge
+from drift_merge.cli.running import CommandOptions
 from drift_merge.cli.traffic import engine_options
 
 
@@ -38,11 +38,13 @@ def apply(prior: str, mllm: str, scale: float, **values: Any) -> None:
     """
     from drift_merge.cli.commands.apply import apply_action
 
-    run = running.take_run(values)
+    run = running.take_command_options(values)
     apply_action(prior, mllm, scale, values, run)
 
 
-def apply_action(text: str, mllm: str, scale: float, values: dict[str, Any], run: Run) -> None:
+def apply_action(
+    text: str, mllm: str, scale: float, values: dict[str, Any], run: CommandOptions
+) -> None:
     """Write mllm + scale * delta and say what was done; the prior may be on the Hub."""
     from drift_merge.merges.apply import apply_prior, apply_recipe
     from drift_merge.priors.manifest import open_prior

@@ -35,13 +35,13 @@ def compress_command(prior: str, **values: Any) -> None:
     Example:
         drift-prior compress prior/ --dtype int8 -o prior-int8/
     """
-    run = running.take_run(values)
+    run = running.take_command_options(values)
     compress_action(prior, values, run)
 
 
-def compress_action(text: str, values: dict[str, Any], run: running.Run) -> None:
+def compress_action(text: str, values: dict[str, Any], run: running.CommandOptions) -> None:
     """Compress a prior and print what is kept of it."""
-    from drift_merge.cli import render, said
+    from drift_merge.cli import answers, render
     from drift_merge.cli.entry import print_json
     from drift_merge.cli.traffic import engine_options
     from drift_merge.engine.job import check_plan
@@ -60,17 +60,17 @@ def compress_action(text: str, values: dict[str, Any], run: running.Run) -> None
         made = compress_prior(prior, plan, out, options)
     manifest = made.prior.manifest
     if run.as_json:
-        print_json({"schema": 1, "output": str(out), **said.without_tensors(manifest)})
+        print_json({"schema": 1, "output": str(out), **answers.without_tensors(manifest)})
     elif run.quiet:
         print(out)
     else:
         _print_sizes(prior, made.prior)
         print(stored_sentence(made.prior.tensors))
-        said.say_done(out, plan, made.outcome)
+        answers.say_done(out, plan, made.outcome)
         render.note(f"Next: drift-prior verify {shlex.quote(str(out))}")
 
 
-def _print_plan(plan: "Plan", run: running.Run) -> None:
+def _print_plan(plan: "Plan", run: running.CommandOptions) -> None:
     from drift_merge.cli import render
     from drift_merge.cli.entry import print_json
 

@@ -7,14 +7,16 @@ from typing import Any
 import click
 
 from drift_merge.cli import config_file, options, render, running
+from drift_merge.cli.answers import _one_reasoner, _print_formula, _print_made, say_done
 from drift_merge.cli.planning import plan_run
-from drift_merge.cli.running import Run
-from drift_merge.cli.said import _one_reasoner, _print_formula, _print_made, say_done
+from drift_merge.cli.running import CommandOptions
 from drift_merge.cli.traffic import engine_options
 from drift_merge.recipes.recipe import Recipe
 
 
-def compute_action(reasoners: tuple[str, ...], mllm: str, values: dict[str, Any], run: Run) -> None:
+def compute_action(
+    reasoners: tuple[str, ...], mllm: str, values: dict[str, Any], run: CommandOptions
+) -> None:
     """Compute a prior and print its table."""
     from drift_merge.priors.compute import compute_prior
 
@@ -52,7 +54,7 @@ def compute_action(reasoners: tuple[str, ...], mllm: str, values: dict[str, Any]
 @options.writing("bfloat16", *options.COMPRESSED_DTYPES)
 @click.option(
     "--through",
-    type=click.Choice(options.DTYPES),
+    type=click.Choice(options.OUTPUT_DTYPES),
     help="Round delta to this dtype before it is compressed, as a prior of that dtype was.",
 )
 @options.streaming
@@ -67,7 +69,7 @@ def compute(ctx: click.Context, /, sources: tuple[str, ...], **values: Any) -> N
     """
     from drift_merge.cli.commands.compute import compute_action
 
-    run = running.take_run(values)
+    run = running.take_command_options(values)
     reasoners, mllm = config_file.sources(ctx, sources)
     if config_file.wants_print(ctx):
         config_file.print_call("prior", reasoners, mllm, values, run)

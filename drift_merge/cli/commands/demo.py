@@ -15,7 +15,7 @@ import click
 
 from drift_merge.cli import options
 from drift_merge.cli.commands import align, compute, inspect, methods, verify
-from drift_merge.cli.running import Run
+from drift_merge.cli.running import CommandOptions
 from drift_merge.errors import OutputError
 from drift_merge.storage.headers import encode_header
 
@@ -139,7 +139,7 @@ def demo_action(output: Path | None, *, quiet: bool) -> None:
     paths = make_pair(directory)
     reasoner, mllm = map(str, paths)
     prior, merged = directory / "prior", directory / "merged"
-    run = Run(threads=1, quiet=quiet)
+    run = CommandOptions(threads=1, quiet=quiet)
 
     say(
         "1. Align names and shapes; no tensor data is read.\n"

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from drift_merge.cli import options, render
+from drift_merge.cli.answers import _print_formula, _print_merge
 from drift_merge.cli.commands.pull import locate
 from drift_merge.cli.entry import print_json
-from drift_merge.cli.said import _print_formula, _print_merge
 from drift_merge.names.tensors import Finding
 from drift_merge.storage import sizes
 

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from drift_merge.cli import config_file, options, running
+from drift_merge.cli.answers import describe_merge
 from drift_merge.cli.planning import plan_run
-from drift_merge.cli.running import Run
-from drift_merge.cli.said import describe_merge
+from drift_merge.cli.running import CommandOptions
 from drift_merge.cli.traffic import engine_options
 from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.options import INTERNAL, OPTION_HELP, RANDOM, method_options_of
@@ -24,7 +24,7 @@ def method_command(method: Method) -> click.Command:
     def callback(ctx: click.Context, /, sources: tuple[str, ...], **values: Any) -> None:
         from drift_merge.cli.commands.methods import merge_action
 
-        run = running.take_run(values)
+        run = running.take_command_options(values)
         own = {name: values.pop(name) for name in method_options_of(method)}
         values["options"] = {name: value for name, value in own.items() if value is not None}
         reasoners, mllm = config_file.sources(ctx, sources)
@@ -194,7 +194,7 @@ def methods_table(*, as_json: bool) -> None:
 
 
 def merge_action(
-    method: str, reasoners: tuple[str, ...], mllm: str, values: dict[str, Any], run: Run
+    method: str, reasoners: tuple[str, ...], mllm: str, values: dict[str, Any], run: CommandOptions
 ) -> None:
     """Make a merged checkpoint and say what was done."""
     from drift_merge.merges.make import make_merge

@@ -10,7 +10,7 @@ from drift_merge.cli import options
 from drift_merge.cli.entry import print_json
 
 if TYPE_CHECKING:
-    from drift_merge.hub.publish import Kind
+    from drift_merge.hub.publish import ArtifactKind
 
 _OPTIONS = options.chain(
     click.option("-o", "--output", type=options.PATH, required=True, help="Directory to create."),
@@ -69,7 +69,7 @@ def locate(text: str, kind: str, *, whole: bool = True, quiet: bool = False) -> 
 
 
 def _pull(
-    kind: "Kind",
+    kind: "ArtifactKind",
     source: str,
     *,
     output: Path,

@@ -12,9 +12,9 @@ from drift_merge.cli import options
 from drift_merge.cli.entry import print_json
 
 if TYPE_CHECKING:
-    from drift_merge.hub.publish import Kind, Ready
+    from drift_merge.hub.publish import ArtifactKind, PreparedPush
     from drift_merge.hub.push import Pushed
-    from drift_merge.hub.repository import Request
+    from drift_merge.hub.repository import PushRequest
 
 _OPTIONS = options.chain(
     click.option("--public", is_flag=True, help="Anybody may see it; default private."),
@@ -69,17 +69,17 @@ def push_merge(directory: Path, repo_id: str, **values: Any) -> None:
 
 
 def _push(
-    kind: "Kind", program: str, directory: Path, repo_id: str, values: dict[str, Any]
+    kind: "ArtifactKind", program: str, directory: Path, repo_id: str, values: dict[str, Any]
 ) -> None:
     from drift_merge.cli.progress import progress
     from drift_merge.cli.render import note
     from drift_merge.hub.publish import prepare_push, push_prepared
-    from drift_merge.hub.repository import Request
+    from drift_merge.hub.repository import PushRequest
 
     dry_run, threads = values.pop("dry_run"), values.pop("threads")
     as_json, quiet = values.pop("as_json"), values.pop("quiet")
     silent = quiet or as_json
-    request = Request(repo_id, **values)
+    request = PushRequest(repo_id, **values)
     ready = prepare_push(kind, directory, request, note, dry_run=dry_run)
     _say_remarks(ready)
     if dry_run:
@@ -103,7 +103,7 @@ def _push(
         note(f"Next: {program} pull {where} -o {shlex.quote(repo_id.partition('/')[2])}")
 
 
-def _say_remarks(ready: "Ready") -> None:
+def _say_remarks(ready: "PreparedPush") -> None:
     from drift_merge.cli.render import note
 
     for remark in ready.licenses.remarks:
@@ -115,7 +115,7 @@ def _say_remarks(ready: "Ready") -> None:
         note(f"Not sent, since the manifest does not name them: {names}")
 
 
-def _print_plan(ready: "Ready", request: "Request", *, as_json: bool) -> None:
+def _print_plan(ready: "PreparedPush", request: "PushRequest", *, as_json: bool) -> None:
     from drift_merge.cli.render import note, table
     from drift_merge.storage.sizes import size
 
@@ -154,7 +154,7 @@ def _place(target: Any, is_private: bool) -> dict[str, Any]:
     return {"repo_id": target.repo_id, "revision": target.revision, "private": is_private}
 
 
-def _print_pushed(pushed: "Pushed", ready: "Ready", *, as_json: bool) -> None:
+def _print_pushed(pushed: "Pushed", ready: "PreparedPush", *, as_json: bool) -> None:
     from drift_merge.cli.render import note
     from drift_merge.storage.sizes import size
 

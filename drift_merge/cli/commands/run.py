@@ -17,18 +17,18 @@ from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import PRIOR
 
 if TYPE_CHECKING:
-    from drift_merge.recipes.files import Request
+    from drift_merge.recipes.files import LoadedRecipe
 
 _REQUEST = "drift_merge.request"
 _DEFAULT = "  [default: "  # in the help of an option; here the recipe gives the default
-_RUNNING = (*running.Run.__slots__, "output")
+_RUNNING = (*running.CommandOptions.__slots__, "output")
 
 
 def _load(ctx: click.Context, _: click.Parameter, file: Path) -> Path:
     """Click callback: read the recipe; how it runs becomes the defaults of this command."""
-    from drift_merge.recipes.files import read_request
+    from drift_merge.recipes.files import read_recipe
 
-    request = read_request(file)
+    request = read_recipe(file)
     ctx.meta[_REQUEST] = request
     by_key = {key: p.name for p in ctx.command.params for key in config_file.long_names(p)}
     ctx.default_map = {
@@ -57,7 +57,7 @@ def _as_override(parameter: Any) -> click.Parameter:
     if parameter.name == "variant":
         parameter.type = click.STRING  # the recipe knows which its method has
     if parameter.name == "dtype":
-        parameter.type = click.Choice([*options.DTYPES, *options.COMPRESSED_DTYPES])
+        parameter.type = click.Choice([*options.OUTPUT_DTYPES, *options.COMPRESSED_DTYPES])
     return parameter  # type: ignore[no-any-return]
 
 
@@ -95,7 +95,7 @@ def run_command(ctx: click.Context, /, **values: Any) -> None:
         drift-merge run recipe.yaml -o merged/
     """
     request = ctx.meta[_REQUEST]
-    run = running.take_run(values)
+    run = running.take_command_options(values)
     out: Path | None = values.pop("output")
     recipe = request.recipe(_given(ctx))
     if config_file.wants_print(ctx):
@@ -113,7 +113,9 @@ def run_command(ctx: click.Context, /, **values: Any) -> None:
 run_command.params += _overrides()
 
 
-def run_action(request: "Request", recipe: Recipe, out: Path, run: running.Run) -> None:
+def run_action(
+    request: "LoadedRecipe", recipe: Recipe, out: Path, run: running.CommandOptions
+) -> None:
     """Make the output of a recipe, and warn of sources that have changed since its manifest."""
 
     if request.remade is not None:
@@ -130,7 +132,7 @@ def run_action(request: "Request", recipe: Recipe, out: Path, run: running.Run) 
         methods.merge_action(recipe.method, recipe.reasoners, recipe.mllm, values, run)
 
 
-def _apply(recipe: Recipe, out: Path, run: running.Run) -> None:
+def _apply(recipe: Recipe, out: Path, run: running.CommandOptions) -> None:
     from drift_merge.cli.commands.apply import apply_action
 
     values = {"output": out, "dtype": recipe.dtype, "max_shard_size": recipe.max_shard_size}
@@ -139,7 +141,7 @@ def _apply(recipe: Recipe, out: Path, run: running.Run) -> None:
     apply_action(recipe.reasoners[0], recipe.mllm, scale, values, run)
 
 
-def _warn_of_changes(request: "Request", recipe: Recipe) -> None:
+def _warn_of_changes(request: "LoadedRecipe", recipe: Recipe) -> None:
     from drift_merge.plans.prepare import changed_sources, prepare
 
     assert request.remade is not None

@@ -10,7 +10,7 @@ import click
 
 from drift_merge.cli import options, render, running
 from drift_merge.cli.entry import print_json
-from drift_merge.cli.running import Run
+from drift_merge.cli.running import CommandOptions
 from drift_merge.cli.traffic import (
     engine_options,
     print_transfers,
@@ -24,7 +24,7 @@ from drift_merge.errors import OutputError
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.prepare import Prepared, prepare
 from drift_merge.plans.transfers import Transfers
-from drift_merge.recipes.files import read_request
+from drift_merge.recipes.files import read_recipe
 from drift_merge.recipes.sweep import Setting, output_name, parse_settings, vary
 from drift_merge.storage import sizes
 
@@ -36,7 +36,7 @@ def sweep_action(
     texts: tuple[str, ...],
     overrides: Mapping[str, Any],
     out: Path,
-    run: Run,
+    run: CommandOptions,
     *,
     budget: bool,
 ) -> None:
@@ -44,7 +44,7 @@ def sweep_action(
     from drift_merge.merges.make import make_merges
 
     settings = parse_settings(texts)
-    recipe = read_request(file).recipe(overrides)
+    recipe = read_recipe(file).recipe(overrides)
     quiet = run.quiet or run.as_json
     prepared = prepare(recipe, headers_only=run.dry_run or budget, stream=run.stream, quiet=quiet)
     jobs: Jobs = []
@@ -96,7 +96,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     render.table(["output", *names, "tensors", "change kept", "size"], cells)
 
 
-def _print_budget(jobs: Jobs, out: Path, run: Run, transfers: Transfers | None) -> None:
+def _print_budget(jobs: Jobs, out: Path, run: CommandOptions, transfers: Transfers | None) -> None:
     needed, free = _needed(jobs), _free(out)
     if run.as_json:
         moved = transfers_json(transfers, needed) if run.stream else {}
@@ -157,5 +157,5 @@ def sweep(
     """
     from drift_merge.cli.commands.sweep import sweep_action
 
-    run = running.take_run(values)
+    run = running.take_command_options(values)
     sweep_action(recipe, settings, {}, output, run, budget=budget)

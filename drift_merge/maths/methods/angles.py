@@ -10,7 +10,7 @@ from math import fsum, pi, sqrt
 import torch
 from torch import Tensor
 
-from drift_merge.maths.chunks import BLOCK, Chunk, Read, Settings, blocks
+from drift_merge.maths.chunks import BLOCK, Chunk, MethodSettings, Read, blocks
 from drift_merge.maths.methods.spherical import (
     LONGER,
     OPPOSITE,
@@ -25,7 +25,7 @@ from drift_merge.maths.methods.spherical import (
 )
 
 
-def measure_nuslerp(read: Read, settings: Settings) -> list[float] | list[Tensor] | None:
+def measure_nuslerp(read: Read, settings: MethodSettings) -> list[float] | list[Tensor] | None:
     """Coefficients for the whole tensor; or per column the products; None for rows."""
     if settings.flags["flatten"]:
         products = gram(read)
@@ -41,7 +41,9 @@ def measure_nuslerp(read: Read, settings: Settings) -> list[float] | list[Tensor
     return totals
 
 
-def nuslerp(chunk: Chunk, state: list[float] | list[Tensor] | None, settings: Settings) -> Tensor:
+def nuslerp(
+    chunk: Chunk, state: list[float] | list[Tensor] | None, settings: MethodSettings
+) -> Tensor:
     """slerp from mllm to reasoner at t = w / (w_m + w); with a base, of their task vectors.
 
     mergekit's nuslerp (no paper): the angle is that of the whole tensors (`flatten`), else of
@@ -68,12 +70,12 @@ def nuslerp(chunk: Chunk, state: list[float] | list[Tensor] | None, settings: Se
     return mllm.sub_(step.add_(start * lack)).view(-1)
 
 
-def _by_columns(settings: Settings) -> bool:
+def _by_columns(settings: MethodSettings) -> bool:
     """A 1-D tensor has one row and no columns: entry by entry there would be no angle at all."""
     return settings.flags["column_wise"] and len(settings.shape) > 1
 
 
-def _fraction(settings: Settings) -> float:
+def _fraction(settings: MethodSettings) -> float:
     total = settings.mllm_weight + settings.weights[0]
     return 0.5 if abs(total) < 1e-6 else settings.weights[0] / total
 
@@ -91,7 +93,7 @@ def _products(chunk: Chunk, width: int, dim: int) -> list[Tensor]:
     return [square, *found, *rest]
 
 
-def _arcs(t: float, products: Sequence[Tensor], settings: Settings) -> tuple[Tensor, Tensor]:
+def _arcs(t: float, products: Sequence[Tensor], settings: MethodSettings) -> tuple[Tensor, Tensor]:
     """`spherical.arc` of many angles at once."""
     one, other, (direct, along, step) = products[0].sqrt(), products[1].sqrt(), products[2:]
     gap = (2.0 * along + step) / (one + other)
@@ -109,7 +111,7 @@ def _arcs(t: float, products: Sequence[Tensor], settings: Settings) -> tuple[Ten
     return torch.where(curved, first, 1.0 - t), torch.where(curved, second, t)
 
 
-def measure_model_stock(read: Read, settings: Settings) -> list[float] | None:
+def measure_model_stock(read: Read, settings: MethodSettings) -> list[float] | None:
     """The coefficient of every model; None for `filter_wise`, which looks at rows."""
     if settings.flags["filter_wise"]:
         return None
@@ -122,7 +124,7 @@ def measure_model_stock(read: Read, settings: Settings) -> list[float] | None:
     return [ratio / count] * count
 
 
-def model_stock(chunk: Chunk, state: list[float] | None, settings: Settings) -> Tensor:
+def model_stock(chunk: Chunk, state: list[float] | None, settings: MethodSettings) -> Tensor:
     """theta = t * mean(theta_i) + (1 - t) * theta_b, t = N cos / (1 + (N - 1) cos).
 
     cos is the mean cosine between the task vectors of two models. Model Stock, arXiv 2403.19522,
@@ -152,14 +154,14 @@ def model_stock(chunk: Chunk, state: list[float] | None, settings: Settings) -> 
     return base.sub_(total.mul_(ratio).view(-1).neg_())
 
 
-def _cosine(products: Gram, i: int, j: int, settings: Settings) -> float:
+def _cosine(products: Gram, i: int, j: int, settings: MethodSettings) -> float:
     norms = sqrt(max(product(products, i, i), 0.0)) * sqrt(max(product(products, j, j), 0.0))
     if settings.variant == "mergekit":
         norms = max(norms, 1e-6)
     return max(-1.0, min(1.0, product(products, i, j) / norms)) if norms else 0.0
 
 
-def _ratio(cosine: Tensor, count: int, settings: Settings) -> Tensor:
+def _ratio(cosine: Tensor, count: int, settings: MethodSettings) -> Tensor:
     """t from the mean cosine; 0 where the formula has no value."""
     below = 1.0 + (count - 1) * cosine
     singular = below.abs() < 1e-6

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from drift_merge.maths.chunks import Chunk, Read, Settings, blocks, pieces
+from drift_merge.maths.chunks import Chunk, MethodSettings, Read, blocks, pieces
 from drift_merge.maths.methods.masks import keep_mask, mixed_key, uniform
 from drift_merge.maths.methods.taus import negated_deltas, piecewise, restored, weighted_sum
 from drift_merge.maths.methods.trimming import elected
@@ -20,10 +20,12 @@ from drift_merge.maths.order.ranks import by_rank
 
 _TINY_NORM = 1e-7  # mergekit leaves tensors with a smaller sum of magnitudes as they are
 
-Drop = Callable[[list[Tensor], int, Settings], None]  # N task vectors in place, their position
+Drop = Callable[
+    [list[Tensor], int, MethodSettings], None
+]  # N task vectors in place, their position
 
 
-def drop_at_random(taus: list[Tensor], begin: int, settings: Settings) -> None:
+def drop_at_random(taus: list[Tensor], begin: int, settings: MethodSettings) -> None:
     """Keep each entry with probability `density`; DARE's masks, without the rescaling."""
     density = settings.numbers["density"]
     if density >= 1.0:
@@ -32,7 +34,7 @@ def drop_at_random(taus: list[Tensor], begin: int, settings: Settings) -> None:
         tau.mul_(keep_mask(mixed_key(settings.key, stream), begin, density, tau))
 
 
-def drop_by_rank(taus: list[Tensor], begin: int, settings: Settings) -> None:
+def drop_by_rank(taus: list[Tensor], begin: int, settings: MethodSettings) -> None:
     """MagPrune's masks: keep large entries of a row more often than small ones.
 
     In variant `paper` what is kept is divided by its own probability of being kept.
@@ -48,7 +50,7 @@ def drop_by_rank(taus: list[Tensor], begin: int, settings: Settings) -> None:
             tau.div_(odds_here.clamp_(min=2.0**-24))
 
 
-def keep_probabilities(settings: Settings) -> Tensor:
+def keep_probabilities(settings: MethodSettings) -> Tensor:
     """p of the largest to p of the smallest entry of a row: density + epsilon to density - epsilon.
 
     Linear in the rank and clipped to [0, 1]; a row of one entry has p = density.
@@ -61,7 +63,7 @@ def keep_probabilities(settings: Settings) -> Tensor:
     return (density + epsilon - 2.0 * epsilon * ranks).clamp_(0.0, 1.0)
 
 
-def measure_dare(read: Read, settings: Settings) -> list[float]:
+def measure_dare(read: Read, settings: MethodSettings) -> list[float]:
     """The factor of what is kept, per model: 1 / density, or what restores the L1 norm."""
     density = settings.numbers["density"]
     if density >= 1.0:
@@ -80,7 +82,7 @@ def measure_dare(read: Read, settings: Settings) -> list[float]:
     return [_ratio(*pair) for pair in zip(before, after, strict=True)]
 
 
-def measure_della(read: Read, settings: Settings) -> list[float]:
+def measure_della(read: Read, settings: MethodSettings) -> list[float]:
     """The factor of what is kept, per model: 1, or in `mergekit` what restores the L1 norm."""
     count = 1 + len(settings.weights)
     rescales = settings.variant == "mergekit" and settings.flags["rescale"]
@@ -98,7 +100,7 @@ def measure_della(read: Read, settings: Settings) -> list[float]:
 
 
 @piecewise
-def dare_linear(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
+def dare_linear(chunk: Chunk, state: list[float], settings: MethodSettings) -> Tensor:
     """theta = theta_b + scale * sum(w_i m_i tau_i / density), m_i = 1 with probability density.
 
     DARE, arXiv 2311.03099, section 3.2 (drop with probability p = 1 - density, rescale by
@@ -112,7 +114,7 @@ def dare_linear(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
 
 
 @piecewise
-def dare_ties(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
+def dare_ties(chunk: Chunk, state: list[float], settings: MethodSettings) -> Tensor:
     """DARE's masks and rescaling, then the election and disjoint merge of TIES.
 
     DARE, arXiv 2311.03099, section 3.3, merged by TIES, here without trimming. mergekit: does
@@ -125,7 +127,7 @@ def dare_ties(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
     return restored(chunk, elected(taus, settings), settings, common)
 
 
-def della(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
+def della(chunk: Chunk, state: list[float], settings: MethodSettings) -> Tensor:
     """theta = theta_b + scale * tau: MagPrune each row of tau_i, elect signs, average what agrees.
 
     An entry is kept with a probability p linear in the rank of its magnitude in its row, from
@@ -140,12 +142,14 @@ def della(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
     return restored(chunk, elected(taus, settings), settings)
 
 
-def della_linear(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
+def della_linear(chunk: Chunk, state: list[float], settings: MethodSettings) -> Tensor:
     """DELLA's masks and rescaling, then the sum of task arithmetic (as mergekit has it)."""
     return restored(chunk, _dropped_sum(chunk, state, settings, drop_by_rank), settings)
 
 
-def _dropped(chunk: Chunk, factors: list[float], settings: Settings, drop: Drop) -> list[Tensor]:
+def _dropped(
+    chunk: Chunk, factors: list[float], settings: MethodSettings, drop: Drop
+) -> list[Tensor]:
     taus = negated_deltas(chunk)
     drop(taus, chunk.begin, settings)
     for tau, factor in zip(taus, factors, strict=True):
@@ -154,7 +158,9 @@ def _dropped(chunk: Chunk, factors: list[float], settings: Settings, drop: Drop)
     return taus
 
 
-def _dropped_sum(chunk: Chunk, factors: list[float], settings: Settings, drop: Drop) -> Tensor:
+def _dropped_sum(
+    chunk: Chunk, factors: list[float], settings: MethodSettings, drop: Drop
+) -> Tensor:
     """The weighted sum of what is kept; the factors cost nothing, being part of the weights."""
     taus = negated_deltas(chunk)
     drop(taus, chunk.begin, settings)
@@ -165,7 +171,7 @@ def _added(sums: list[float], taus: list[Tensor]) -> list[float]:
     return [total + float(tau.abs().sum()) for total, tau in zip(sums, taus, strict=True)]
 
 
-def _keep_row_sums(sums: list[list[Tensor]], taus: list[Tensor], settings: Settings) -> None:
+def _keep_row_sums(sums: list[list[Tensor]], taus: list[Tensor], settings: MethodSettings) -> None:
     for parts, tau in zip(sums, taus, strict=True):
         parts.append(tau.view(-1, settings.row_length).abs().sum(-1))
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, sub
 
-from drift_merge.maths.chunks import Chunk, Settings
-from drift_merge.maths.methods.table import State
+from drift_merge.maths.chunks import Chunk, MethodSettings
+from drift_merge.maths.methods.table import MethodState
 from drift_merge.maths.methods.taus import all_weights, negated_deltas, piecewise, restored
 
 
@@ -70,7 +70,7 @@ def combination(
     return mllm
 
 
-def linear(chunk: Chunk, state: State, settings: Settings) -> Tensor:
+def linear(chunk: Chunk, state: MethodState, settings: MethodSettings) -> Tensor:
     """theta = (1 - sum w) * theta_m + sum(w_i * theta_i).
 
     Model soups, arXiv 2203.05482, section 2 (the uniform soup is w = 1 / N); for language towers
@@ -90,7 +90,7 @@ def linear(chunk: Chunk, state: State, settings: Settings) -> Tensor:
     return combination(chunk.mllm, chunk.reasoners, own, weights)
 
 
-def task_arithmetic(chunk: Chunk, state: State, settings: Settings) -> Tensor:
+def task_arithmetic(chunk: Chunk, state: MethodState, settings: MethodSettings) -> Tensor:
     """theta = theta_b + scale * (w_m tau_m + sum(w_i tau_i)).
 
     Task arithmetic, arXiv 2212.04089, section 2 (task addition: tau_new = sum of tau_i, then
@@ -135,7 +135,7 @@ def add_deltas(
     return start
 
 
-def inject(chunk: Chunk, state: State, settings: Settings) -> Tensor:
+def inject(chunk: Chunk, state: MethodState, settings: MethodSettings) -> Tensor:
     """theta = theta_m + scale * sum(w_i delta_i), delta_i = theta_i - theta_m (DRIFT's prior).
 
     DRIFT, arXiv 2510.15050, section 3, for the prior; the same as linear with w = scale * w_i.
@@ -153,7 +153,7 @@ def inject(chunk: Chunk, state: State, settings: Settings) -> Tensor:
     return add_deltas(chunk.mllm, chunk.reasoners, chunk.base, 1.0, weights)
 
 
-def chat_vector(chunk: Chunk, state: State, settings: Settings) -> Tensor:
+def chat_vector(chunk: Chunk, state: MethodState, settings: MethodSettings) -> Tensor:
     """theta = theta_m + scale * sum(w_i * (theta_i - theta_b)).
 
     Chat Vector, arXiv 2310.04799, section 3 (scale = 1 there).
@@ -163,12 +163,12 @@ def chat_vector(chunk: Chunk, state: State, settings: Settings) -> Tensor:
     return add_deltas(chunk.mllm, chunk.reasoners, chunk.base, 1.0, weights)
 
 
-def passthrough(chunk: Chunk, state: State, settings: Settings) -> Tensor:
+def passthrough(chunk: Chunk, state: MethodState, settings: MethodSettings) -> Tensor:
     """theta = scale * theta_1: the reasoner's tensor takes the place of the mllm's."""
     return _scaled(chunk.reasoners[0], settings.numbers["scale"])
 
 
-def nearswap(chunk: Chunk, state: State, settings: Settings) -> Tensor:
+def nearswap(chunk: Chunk, state: MethodState, settings: MethodSettings) -> Tensor:
     """theta = theta_m + a * (theta_1 - theta_m), a = min(1, t / |theta_1 - theta_m|).
 
     So each entry moves towards the reasoner by at most t: nearswap of alchemonaut's QuartetAnemoi
@@ -184,7 +184,7 @@ def nearswap(chunk: Chunk, state: State, settings: Settings) -> Tensor:
 
 
 @piecewise
-def consensus_ta(chunk: Chunk, state: State, settings: Settings) -> Tensor:
+def consensus_ta(chunk: Chunk, state: MethodState, settings: MethodSettings) -> Tensor:
     """theta = theta_b + scale * m * tau, tau = sum(w_i tau_i) over all models, m in {0, 1}.
 
     An entry is kept where at least `agreement` models find it important for themselves:

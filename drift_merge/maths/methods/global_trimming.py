@@ -20,7 +20,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from drift_merge.maths.chunks import Read, Settings
+from drift_merge.maths.chunks import MethodSettings, Read
 from drift_merge.maths.methods.taus import magnitudes
 from drift_merge.maths.methods.trimming import Trims, kept_count
 from drift_merge.maths.order.cuts import Cut
@@ -29,14 +29,14 @@ _UPPER, _LOWER = 2**15, 2**16  # bins: the sign is 0, so 31 bits of pattern are 
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ModelPosition:
     """The bin of the first histogram that holds the wanted rank."""
 
     upper: int  # the bin
     rank: int  # the wanted rank inside of it, counted from 1 for the largest
 
 
-def upper_counts(read: Read, settings: Settings) -> Tensor:
+def upper_counts(read: Read, settings: MethodSettings) -> Tensor:
     """How many entries of each task vector have each upper half: shape (N, 2**15), int64."""
     counts = torch.zeros(1 + len(settings.weights), _UPPER, dtype=torch.int64)
     for chunk in read():
@@ -46,7 +46,7 @@ def upper_counts(read: Read, settings: Settings) -> Tensor:
     return counts
 
 
-def lower_counts(read: Read, settings: Settings, places: Sequence[Place]) -> Tensor:
+def lower_counts(read: Read, settings: MethodSettings, places: Sequence[ModelPosition]) -> Tensor:
     """How many entries in the bin of each model have each lower half: (N, 2**16), int64."""
     counts = torch.zeros(1 + len(settings.weights), _LOWER, dtype=torch.int64)
     for chunk in read():
@@ -57,7 +57,7 @@ def lower_counts(read: Read, settings: Settings, places: Sequence[Place]) -> Ten
     return counts
 
 
-def locate(counts: Tensor, rank: int) -> Place:
+def locate(counts: Tensor, rank: int) -> ModelPosition:
     """Where the `rank`-th largest entry is.
 
     Args:
@@ -67,16 +67,16 @@ def locate(counts: Tensor, rank: int) -> Place:
     from_above = counts.flip(0).cumsum(0)
     place = int(torch.searchsorted(from_above, rank))
     above = int(from_above[place - 1]) if place else 0
-    return Place(len(counts) - 1 - place, rank - above)
+    return ModelPosition(len(counts) - 1 - place, rank - above)
 
 
-def threshold(place: Place, counts: Tensor) -> float:
+def threshold(place: ModelPosition, counts: Tensor) -> float:
     """The wanted entry, from the counts of the lower halves in its bin."""
     pattern = (place.upper << 16) + locate(counts, place.rank).upper
     return float(torch.tensor(pattern, dtype=torch.int32).view(torch.float32))
 
 
-def wanted(numel: int, settings: Settings) -> int:
+def wanted(numel: int, settings: MethodSettings) -> int:
     """How many of all `numel` entries of a model are kept; 0 for an empty model."""
     return kept_count(numel, settings)
 

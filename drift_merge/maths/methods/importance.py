@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drift_merge.maths.chunks import Chunk, Read, Settings, blocks, pieces
+from drift_merge.maths.chunks import Chunk, MethodSettings, Read, blocks, pieces
 from drift_merge.maths.methods.taus import negated_deltas, piecewise, restored
 from drift_merge.maths.order.cuts import Cut
 from drift_merge.maths.order.thresholds import largest
@@ -19,14 +19,14 @@ _EPS = 1e-8  # added to the probabilities of Arcee Fusion
 
 
 @dataclass(slots=True)
-class Selection:
+class SceSelection:
     """What SCE keeps, and the weight of each model."""
 
     cut: Cut
     weights: list[float]
 
 
-def measure_sce(read: Read, settings: Settings) -> Selection:
+def measure_sce(read: Read, settings: MethodSettings) -> SceSelection:
     """The threshold of the variance, then the sums of squares of what it keeps."""
     count = 1 + len(settings.weights)
     cut = Cut(-1.0)
@@ -43,11 +43,11 @@ def measure_sce(read: Read, settings: Settings) -> Selection:
         for piece in pieces(block):
             taus = _selected(piece, measuring)
             squares = [s + float(torch.dot(t, t)) for s, t in zip(squares, taus, strict=True)]
-    return Selection(cut, _shares(squares, settings))
+    return SceSelection(cut, _shares(squares, settings))
 
 
 @piecewise
-def sce(chunk: Chunk, state: Selection, settings: Settings) -> Tensor:
+def sce(chunk: Chunk, state: SceSelection, settings: MethodSettings) -> Tensor:
     """theta = theta_b + scale * sum(eta_i tau_i) over the entries that agree in sign.
 
     1. Select: the `density` of entries with the largest variance across the models.
@@ -87,7 +87,7 @@ def variance(taus: list[Tensor]) -> Tensor:
     return total.mul_(1.0 / len(taus))
 
 
-def _selected_count(read: Read, settings: Settings) -> int:
+def _selected_count(read: Read, settings: MethodSettings) -> int:
     density, numel = settings.numbers["density"], settings.numel
     if settings.variant == "paper":
         return min(max(1, round(density * numel)), numel)
@@ -111,7 +111,7 @@ def _selected(chunk: Chunk, cut: Cut) -> list[Tensor]:
     return [tau.mul_(mask) for tau in taus]
 
 
-def _shares(squares: list[float], settings: Settings) -> list[float]:
+def _shares(squares: list[float], settings: MethodSettings) -> list[float]:
     total = sum(squares)
     floor = 1e-6 * settings.numel if settings.variant == "mergekit" else 0.0
     if total <= floor:
@@ -148,7 +148,7 @@ class Fusion:
     threshold: float
 
 
-def measure_fusion(read: Read, settings: Settings) -> Fusion:
+def measure_fusion(read: Read, settings: MethodSettings) -> Fusion:
     """The divergence of each row, then the quartiles of the importance."""
     width = settings.row_length
     parts = [_divergence(chunk, width) for chunk in read()]
@@ -166,7 +166,7 @@ def measure_fusion(read: Read, settings: Settings) -> Fusion:
     return Fusion(divergences, middle.value + 1.5 * (high.value - low.value))
 
 
-def arcee_fusion(chunk: Chunk, state: Fusion, settings: Settings) -> Tensor:
+def arcee_fusion(chunk: Chunk, state: Fusion, settings: MethodSettings) -> Tensor:
     """theta = theta_m + [I >= q2 + 1.5 (q3 - q1)] * (theta_1 - theta_m).
 
     I = |theta_1 - theta_m| * KL(softmax(theta_1) || softmax(theta_m)), the divergence over each

@@ -14,7 +14,7 @@ from torch import Tensor, empty_like, eq, minimum, sign
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class SignElection:
     """How signs are elected and agreeing entries averaged."""
 
     elects_weighted: bool  # the sign of sum(w_i tau_i), else that of sum(tau_i)
@@ -25,16 +25,16 @@ class Rule:
 RULES = {
     # gamma = sgn(sum tau_i), with sgn 0 = 0; the mean over A = {i: sgn tau_i = gamma}. The paper
     # has no weights: with weights it is the weighted mean, which is the mean for equal ones.
-    "paper": Rule(elects_weighted=True, zero_is_positive=False, divides_by="weights"),
-    "mergekit": Rule(elects_weighted=True, zero_is_positive=True, divides_by="weights"),
-    "peft": Rule(elects_weighted=False, zero_is_positive=True, divides_by="count"),
+    "paper": SignElection(elects_weighted=True, zero_is_positive=False, divides_by="weights"),
+    "mergekit": SignElection(elects_weighted=True, zero_is_positive=True, divides_by="weights"),
+    "peft": SignElection(elects_weighted=False, zero_is_positive=True, divides_by="count"),
 }
 
 
 def disjoint_merge(
     taus: Sequence[Tensor],
     weights: Sequence[float],
-    rule: Rule,
+    rule: SignElection,
     *,
     normalize: bool = True,
     negated: bool = False,
@@ -88,7 +88,7 @@ def _divisor(agreeing: Sequence[Tensor], counts: Sequence[float]) -> Tensor:
     return total.add_(eq(total, 0.0, out=scratch))
 
 
-def _elect(taus: Sequence[Tensor], rule: Rule, *, negated: bool) -> Tensor:
+def _elect(taus: Sequence[Tensor], rule: SignElection, *, negated: bool) -> Tensor:
     """The elected sign per entry: +1.0, -1.0, or 0.0 for a tie that elects nothing."""
     total = taus[0] + taus[1] if len(taus) > 1 else taus[0].clone()
     for tau in taus[2:]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor, dot
 
-from drift_merge.maths.chunks import Chunk, Read, Settings, blocks
+from drift_merge.maths.chunks import Chunk, MethodSettings, Read, blocks
 from drift_merge.maths.methods.elementwise import add_deltas, combination
 from drift_merge.maths.methods.taus import all_weights
 
@@ -105,7 +105,7 @@ def angle(products: Gram) -> float | None:
     return 2.0 * asin(min(chord / 2.0, 1.0))
 
 
-def angle_of(products: Gram, settings: Settings) -> float | None:
+def angle_of(products: Gram, settings: MethodSettings) -> float | None:
     """`angle`; in variant `mergekit` pi / 2 where one of the two vectors is 0, and not both."""
     theta = angle(products)
     if theta is None and settings.variant == "mergekit" and sum(products.squares[:2]) > 0.0:
@@ -124,25 +124,25 @@ def arc(t: float, theta: float | None, *, straight_above: float) -> tuple[float,
     return sin((1.0 - t) * theta) / sin(theta), sin(t * theta) / sin(theta)
 
 
-Solve = Callable[[Gram, Settings], Sequence[float]]
+Solve = Callable[[Gram, MethodSettings], Sequence[float]]
 
 
-def solved(solve: Solve) -> Callable[[Read, Settings], list[float]]:
+def solved(solve: Solve) -> Callable[[Read, MethodSettings], list[float]]:
     """The `measure` of a method whose coefficients follow from the Gram matrix."""
 
-    def measure(read: Read, settings: Settings) -> list[float]:
+    def measure(read: Read, settings: MethodSettings) -> list[float]:
         products = gram(read)
         return [] if products is None else list(solve(products, settings))
 
     return measure
 
 
-def combine(chunk: Chunk, state: list[float], settings: Settings) -> Tensor:
+def combine(chunk: Chunk, state: list[float], settings: MethodSettings) -> Tensor:
     """theta = sum(c_i v_i), plus the base if there is one, with the measured coefficients."""
     return combined(chunk, state)
 
 
-def slerp(products: Gram, settings: Settings) -> Sequence[float]:
+def slerp(products: Gram, settings: MethodSettings) -> Sequence[float]:
     """theta = sin((1-t) Omega) / sin(Omega) theta_m + sin(t Omega) / sin(Omega) theta_1.
 
     Omega is the angle between the two whole tensors. Shoemake, "Animating rotation with
@@ -156,7 +156,7 @@ def slerp(products: Gram, settings: Settings) -> Sequence[float]:
     return arc(t, theta, straight_above=settings.numbers["dot_threshold"])
 
 
-def multislerp(products: Gram, settings: Settings) -> Sequence[float]:
+def multislerp(products: Gram, settings: MethodSettings) -> Sequence[float]:
     """theta = A * m / |m|, m = sum(w_i v_i / |v_i|), A = sum(w_i |v_i|); with a base on tau.
 
     Goddard, "Multi-SLERP" (goddard.blog/posts/multislerp-wow-what-a-cool-idea, no paper): the
@@ -175,7 +175,7 @@ def multislerp(products: Gram, settings: Settings) -> Sequence[float]:
     return [average * u / mean for u in units]
 
 
-def karcher(products: Gram, settings: Settings) -> Sequence[float]:
+def karcher(products: Gram, settings: MethodSettings) -> Sequence[float]:
     """theta = A * mu, mu the Karcher mean of the directions v_i / |v_i|, A = sum(a_i |v_i|).
 
     mu minimizes sum(a_i angle(mu, v_i)^2); a_i are the weights divided by their sum. Fixed-point
@@ -197,7 +197,7 @@ def karcher(products: Gram, settings: Settings) -> Sequence[float]:
 
 
 def _karcher_mean(
-    products: Gram, shares: Sequence[float], directions: Sequence[float], settings: Settings
+    products: Gram, shares: Sequence[float], directions: Sequence[float], settings: MethodSettings
 ) -> list[float]:
     """Coefficients of the Karcher mean over v_i; `directions` holds 1 / |v_i|, 0 if undefined."""
     tol, indices = settings.numbers["tol"], range(len(shares))
@@ -236,7 +236,7 @@ def _length(products: Gram, coefficients: Sequence[float]) -> float:
     return sqrt(max(square, 0.0))
 
 
-def _normalized(settings: Settings) -> list[float]:
+def _normalized(settings: MethodSettings) -> list[float]:
     weights = all_weights(settings)
     total = fsum(weights) if settings.flags["normalize"] else 1.0
     return [w / total for w in weights]

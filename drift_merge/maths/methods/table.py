@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from drift_merge.maths.chunks import Chunk, Read, Settings
+    from drift_merge.maths.chunks import Chunk, MethodSettings, Read
 
-State = Any  # what a method's `measure` found and its `combine` takes; private to the method
-Measure = Callable[["Read", "Settings"], State]
-Combine = Callable[["Chunk", State, "Settings"], "Tensor"]
+MethodState = Any  # what a method's `measure` found and its `combine` takes; private to the method
+Measure = Callable[["Read", "MethodSettings"], MethodState]
+Combine = Callable[["Chunk", MethodState, "MethodSettings"], "Tensor"]
 Defaults = Mapping[str, Mapping[str, float | bool]]
 
 

@@ -11,8 +11,8 @@ from functools import wraps
 
 from torch import Tensor, sub
 
-from drift_merge.maths.chunks import Chunk, Settings, pieces
-from drift_merge.maths.methods.table import Combine, State
+from drift_merge.maths.chunks import Chunk, MethodSettings, pieces
+from drift_merge.maths.methods.table import Combine, MethodState
 
 
 def negated_deltas(chunk: Chunk) -> list[Tensor]:
@@ -26,20 +26,20 @@ def magnitudes(chunk: Chunk) -> list[Tensor]:
     return [nu.abs_() for nu in negated_deltas(chunk)]
 
 
-def restored(chunk: Chunk, merged: Tensor, settings: Settings, factor: float = 1.0) -> Tensor:
+def restored(chunk: Chunk, merged: Tensor, settings: MethodSettings, factor: float = 1.0) -> Tensor:
     """theta_b + scale * factor * tau for a merged task vector given negated; over the base."""
     assert chunk.base is not None
     return chunk.base.add_(merged, alpha=-settings.numbers["scale"] * factor)
 
 
-def all_weights(settings: Settings) -> tuple[float, ...]:
+def all_weights(settings: MethodSettings) -> tuple[float, ...]:
     """The weights of the N merged models, the mllm's first."""
     return (settings.mllm_weight, *settings.weights)
 
 
 def weighted_sum(
     taus: list[Tensor],
-    settings: Settings,
+    settings: MethodSettings,
     *,
     normalize: bool,
     factors: Sequence[float] | None = None,
@@ -59,7 +59,7 @@ def piecewise(combine: Combine) -> Combine:
     """A `combine` that works through a chunk in pieces; the one given writes over the base."""
 
     @wraps(combine)
-    def over_pieces(chunk: Chunk, state: State, settings: Settings) -> Tensor:
+    def over_pieces(chunk: Chunk, state: MethodState, settings: MethodSettings) -> Tensor:
         for piece in pieces(chunk):
             combine(piece, state, settings)
         assert chunk.base is not None

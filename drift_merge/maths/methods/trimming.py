@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drift_merge.maths.chunks import Chunk, Read, Settings
+from drift_merge.maths.chunks import Chunk, MethodSettings, Read
 from drift_merge.maths.methods.signs import RULES, disjoint_merge
 from drift_merge.maths.methods.taus import (
     all_weights,
@@ -31,7 +31,7 @@ class Trims:
     outliers: list[Cut] | None = None
 
 
-def kept_count(numel: int, settings: Settings) -> int:
+def kept_count(numel: int, settings: MethodSettings) -> int:
     """How many entries TIES keeps of a task vector.
 
     round(density * numel), at least 1 unless the tensor is empty. Variant `mergekit`:
@@ -44,7 +44,7 @@ def kept_count(numel: int, settings: Settings) -> int:
     return min(max(1, rounded), numel)
 
 
-def kept_ranks(numel: int, settings: Settings) -> tuple[int, int]:
+def kept_ranks(numel: int, settings: MethodSettings) -> tuple[int, int]:
     """How many of the largest entries breadcrumbs drops, and how many it keeps after those.
 
     paper: drops round(gamma * numel), keeps round(density * numel) of the rest, at least 1 unless
@@ -59,14 +59,14 @@ def kept_ranks(numel: int, settings: Settings) -> tuple[int, int]:
     return dropped, min(max(1, round(density * numel)), numel - dropped)
 
 
-def measure_ties(read: Read, settings: Settings) -> Trims:
+def measure_ties(read: Read, settings: MethodSettings) -> Trims:
     """The threshold of each model: its `kept_count` largest |tau|."""
     count = kept_count(settings.numel, settings)
     cuts = _largest(read, settings, [count])
     return Trims([cut for [cut] in cuts])
 
 
-def measure_breadcrumbs(read: Read, settings: Settings) -> Trims:
+def measure_breadcrumbs(read: Read, settings: MethodSettings) -> Trims:
     """Two thresholds of each model, around the ranks that are kept."""
     dropped, kept = kept_ranks(settings.numel, settings)
     cuts = _largest(read, settings, [dropped + kept, dropped])
@@ -74,7 +74,7 @@ def measure_breadcrumbs(read: Read, settings: Settings) -> Trims:
 
 
 @piecewise
-def ties(chunk: Chunk, state: Trims, settings: Settings) -> Tensor:
+def ties(chunk: Chunk, state: Trims, settings: MethodSettings) -> Tensor:
     """theta = theta_b + scale * tau: trim, elect signs, average what agrees.
 
     1. Trim: keep the `density` of each tau_i with the largest magnitude.
@@ -95,7 +95,7 @@ def ties(chunk: Chunk, state: Trims, settings: Settings) -> Tensor:
 
 
 @piecewise
-def breadcrumbs(chunk: Chunk, state: Trims, settings: Settings) -> Tensor:
+def breadcrumbs(chunk: Chunk, state: Trims, settings: MethodSettings) -> Tensor:
     """theta = theta_b + scale * sum(w_i m_i tau_i), m_i without outliers and small entries.
 
     m_i drops the `gamma` of tau_i with the largest magnitude and keeps the `density` that
@@ -109,12 +109,12 @@ def breadcrumbs(chunk: Chunk, state: Trims, settings: Settings) -> Tensor:
 
 
 @piecewise
-def breadcrumbs_ties(chunk: Chunk, state: Trims, settings: Settings) -> Tensor:
+def breadcrumbs_ties(chunk: Chunk, state: Trims, settings: MethodSettings) -> Tensor:
     """Breadcrumbs' masks, then the election and disjoint merge of TIES (as mergekit has it)."""
     return restored(chunk, elected(_trimmed(chunk, state), settings), settings)
 
 
-def elected(taus: list[Tensor], settings: Settings) -> Tensor:
+def elected(taus: list[Tensor], settings: MethodSettings) -> Tensor:
     """Steps 2 and 3 of TIES on negated task vectors, which are overwritten."""
     weights = all_weights(settings)
     if settings.variant == "paper" and not settings.is_weighted:
@@ -124,7 +124,7 @@ def elected(taus: list[Tensor], settings: Settings) -> Tensor:
     return disjoint_merge(taus, weights, rule, normalize=normalize, negated=True)
 
 
-def _largest(read: Read, settings: Settings, counts: Sequence[int]) -> list[list[Cut]]:
+def _largest(read: Read, settings: MethodSettings, counts: Sequence[int]) -> list[list[Cut]]:
     def walk(sample: bool) -> Iterator[tuple[int, list[Tensor]]]:
         for chunk in read(sample=sample):
             yield chunk.begin, magnitudes(chunk)

@@ -104,7 +104,7 @@ class _Scratch:
 
 
 @dataclass(slots=True)
-class _Look:
+class _BracketCount:
     """What one chunk held inside the bracket."""
 
     begin: int
@@ -129,7 +129,7 @@ class _Search:
     bracket: tuple[float, float] = (0.0, inf)  # of this walk: first value inside, first above
     is_single: bool = False  # the bracket holds one value only
     above: int = 0  # entries of this walk at or above the bracket
-    looks: list[_Look] = field(default_factory=list)
+    looks: list[_BracketCount] = field(default_factory=list)
     collected: Collected = field(default_factory=Collected)
 
     def __post_init__(self) -> None:
@@ -183,10 +183,10 @@ class _Search:
         self.above += int(high_mask.sum())
         torch.ge(magnitudes, low, out=mask).sub_(high_mask)
         if self.is_single:
-            self.looks.append(_Look(begin, None, int(mask.sum())))
+            self.looks.append(_BracketCount(begin, None, int(mask.sum())))
             return
         values = self.collected.add(_inside(magnitudes, mask))
-        self.looks.append(_Look(begin, values, len(values)))
+        self.looks.append(_BracketCount(begin, values, len(values)))
 
     def settle(self) -> None:
         """Find the set in what was collected, or narrow the search."""

@@ -20,7 +20,7 @@ _AFTER = ("norm", "lm_head")
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ParameterCase:
     """A value, or the points of a gradient, for the tensors that a filter takes."""
 
     filter: str | None  # None: every tensor
@@ -55,9 +55,9 @@ class Parameters:
                         f"Its parameters: {', '.join(known) or 'none'}.",
                     )
 
-    def cases(self, name: str, scopes: Scopes) -> list[Case]:
+    def cases(self, name: str, scopes: Scopes) -> list[ParameterCase]:
         """All that is said of a parameter, in the order in which it is tried."""
-        found: list[Case] = []
+        found: list[ParameterCase] = []
         for scope in scopes:
             if scope.get(name) is None:
                 continue
@@ -67,10 +67,10 @@ class Parameters:
         first = next((i for i, case in enumerate(found) if case.filter is None), len(found))
         return found[: first + 1]
 
-    def _cases(self, name: str, setting: Any, line: int) -> list[Case]:
+    def _cases(self, name: str, setting: Any, line: int) -> list[ParameterCase]:
         listed = setting if isinstance(setting, list) else [setting]
         if not any(isinstance(item, Mapping) for item in listed):
-            return [Case(None, tuple(listed), line)]
+            return [ParameterCase(None, tuple(listed), line)]
         cases = []
         for item in listed:
             if not isinstance(item, Entries) or "value" not in item:
@@ -78,7 +78,7 @@ class Parameters:
             text, value = item.get("filter"), item["value"]
             points = tuple(value) if isinstance(value, list) else (value,)
             where = item.lines["value"]
-            cases.append(Case(None if text in (None, "*") else str(text), points, where))
+            cases.append(ParameterCase(None if text in (None, "*") else str(text), points, where))
         return cases
 
     def weight(
@@ -114,7 +114,7 @@ class Parameters:
             return change(self._float(name, cases[0].values[0], cases[0].line))
         return ",".join(f"{key}={value}" if key else value for key, value in terms.items())
 
-    def _terms(self, name: str, case: Case, points: list[float]) -> list[tuple[str, str]]:
+    def _terms(self, name: str, case: ParameterCase, points: list[float]) -> list[tuple[str, str]]:
         """A case as terms of a weight of ours: (key, value); the key is "" for all others."""
         pattern = self._pattern(name, case)
         shown = [repr(point) for point in points]
@@ -127,7 +127,7 @@ class Parameters:
         ]
         return [*terms, (f"re:{pattern}" if pattern else "", f"[{','.join(shown)}]")]
 
-    def _pattern(self, name: str, case: Case) -> str:
+    def _pattern(self, name: str, case: ParameterCase) -> str:
         """The regular expression on canonical names that is a filter on mergekit's names."""
         text = case.filter or ""
         if re.search(r"[,=()\[\]]", text):

@@ -8,14 +8,14 @@ from drift_merge.recipes.mergekit.document import Document
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SourceFacts:
     """What must be known of a source before it is given a role."""
 
     is_multimodal: bool
     num_layers: int  # of its language tower
 
 
-Look = Callable[[str], Seen]
+Look = Callable[[str], SourceFacts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def _check_layers(document: Document, num_layers: int) -> None:
         )
 
 
-def look_at(source: str) -> Seen:
+def look_at(source: str) -> SourceFacts:
     """Open a source, its config and its headers alone."""
     from drift_merge.names.lineage import has_vision_config
     from drift_merge.names.towers import canonical_names
@@ -76,7 +76,7 @@ def look_at(source: str) -> Seen:
     checkpoint = open_checkpoint(source, headers_only=True, quiet=True)
     tower = canonical_names(as_model(checkpoint))
     is_multimodal = has_vision_config(checkpoint.config) or bool(tower.outside)
-    return Seen(is_multimodal, tower.num_layers)
+    return SourceFacts(is_multimodal, tower.num_layers)
 
 
 def _task_vectors(document: Document, mllm: str) -> Roles:

@@ -33,7 +33,7 @@ WAITS_SECONDS = (1.0, 3.0, 10.0, 30.0)
 GAP_BYTES = 2**21
 
 
-class GivenUp(Exception):
+class DownloadCancelled(Exception):
     """A download that nobody waits for any more."""
 
 

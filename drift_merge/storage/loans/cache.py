@@ -15,9 +15,9 @@ from threading import Thread
 from typing import Any
 
 from drift_merge.storage.headers import TensorInfo
-from drift_merge.storage.hub.ranges import GivenUp
+from drift_merge.storage.hub.ranges import DownloadCancelled
 from drift_merge.storage.loans.fetchers import Fetcher
-from drift_merge.storage.loans.leases import Lease, Need, Traffic
+from drift_merge.storage.loans.leases import Lease, ShardRequest, Traffic
 from drift_merge.storage.shards import cannot_write
 from drift_merge.storage.sources import RemoteShard
 
@@ -51,7 +51,7 @@ class ShardCache:
         self.traffic = Traffic()
         self.on_evict: Callable[[RemoteShard], None] = lambda _: None  # before a shard is deleted
         self._leases, self._tickets, self._limit = leases, tickets, limit_bytes
-        self._needs: dict[RemoteShard, Need] = {}  # of the latest lease of each shard
+        self._needs: dict[RemoteShard, ShardRequest] = {}  # of the latest lease of each shard
         self._report = report
         self._uses = [lease.num_uses for lease in leases]
         self._next = 0  # the lease to be granted next
@@ -173,7 +173,7 @@ class ShardCache:
                     self._changed.wait()
             return None
 
-    def _take(self, need: Need) -> None:
+    def _take(self, need: ShardRequest) -> None:
         self._needs[need.shard] = need
         self._holders[need.shard] = 1
         self._loading.add(need.shard)
@@ -190,7 +190,7 @@ class ShardCache:
 
     def _count(self, size: int) -> None:
         if self._is_stopped:
-            raise GivenUp
+            raise DownloadCancelled
         with self._changed:
             self.traffic.downloaded_bytes += size
         self._report(size)
@@ -198,7 +198,7 @@ class ShardCache:
     def _fail(self, shard: RemoteShard, error: BaseException) -> None:
         with self._changed:
             self._loading.discard(shard)
-            if self._error is None and not isinstance(error, GivenUp):
+            if self._error is None and not isinstance(error, DownloadCancelled):
                 self._error = error
             self._changed.notify_all()
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import SourceError
-from drift_merge.storage.hub.ranges import Count, GivenUp, fetch_ranges
+from drift_merge.storage.hub.ranges import Count, DownloadCancelled, fetch_ranges
 from drift_merge.storage.hub.shards import fetch_whole, is_whole
-from drift_merge.storage.loans.leases import Need
+from drift_merge.storage.loans.leases import ShardRequest
 from drift_merge.storage.processes import Child, can_fork, fork, portable
 
 _REPORT_BYTES = 2**20  # arrived since the last word to the parent
 
 
-def bring(need: Need, directory: Path, count: Count) -> bool:
+def bring(need: ShardRequest, directory: Path, count: Count) -> bool:
     """Have a shard, or the part of it that is needed, on the disk.
 
     Args:
@@ -62,7 +62,7 @@ class Fetcher:
         self._is_ended = False
         self._child: Child | None = fork(self._serve) if can_fork() else None
 
-    def bring(self, need: Need) -> bool:
+    def bring(self, need: ShardRequest) -> bool:
         """See `bring`.
 
         Raises:
@@ -77,7 +77,7 @@ class Fetcher:
                 self._count(message)
         except (EOFError, OSError) as error:
             if self._is_ended:
-                raise GivenUp from error
+                raise DownloadCancelled from error
             raise SourceError(
                 f"The process that was fetching {need.shard.file} has ended without a word.",
                 remedy="Signal 9 is usually the system out of memory. Run the same command again: "

@@ -12,7 +12,7 @@ WORTH_PARTING_BYTES = 2**24  # a smaller shard is fetched whole, however little 
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class ShardRequest:
     """What is needed of a shard."""
 
     shard: RemoteShard
@@ -31,19 +31,19 @@ class Need:
         return f"{self.shard.place}.{of_json(self.ranges)[-8:]}.part"
 
 
-def need_of(shard: RemoteShard, infos: Iterable[TensorInfo]) -> Need:
+def shard_request(shard: RemoteShard, infos: Iterable[TensorInfo]) -> ShardRequest:
     """All of a shard, or only some tensors of it where they are less than half."""
     ranges = join_ranges((i.start, i.start + i.size_bytes) for i in infos if i.size_bytes)
-    part = Need(shard, ranges)
+    part = ShardRequest(shard, ranges)
     is_worth_it = shard.file_bytes >= WORTH_PARTING_BYTES and 2 * part.size_bytes < shard.file_bytes
-    return part if is_worth_it else Need(shard, ())
+    return part if is_worth_it else ShardRequest(shard, ())
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
     """One stay of a shard on this disk."""
 
-    need: Need
+    need: ShardRequest
     num_uses: int  # by work; after the last one the shard is deleted
     again_bytes: int = 0  # among those of the need: bytes that earlier leases have fetched
 

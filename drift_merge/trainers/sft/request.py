@@ -27,7 +27,7 @@ PLAN, WHOLE = "plan.json", "whole"  # whole: written into a checkpoint after all
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class TrainingRequest:
     """What is trained, on what and how. Everything here decides the result."""
 
     mllm: str
@@ -54,10 +54,10 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class TrainingJob:
     """A request whose inputs were opened."""
 
-    request: Request
+    request: TrainingRequest
     checkpoint: Checkpoint
     examples: list[Example]
     num_steps: int  # of the optimizer
@@ -70,7 +70,7 @@ class Prepared:
         return self.checkpoint.path
 
 
-def prepare(request: Request, *, quiet: bool = False) -> Prepared:
+def prepare(request: TrainingRequest, *, quiet: bool = False) -> TrainingJob:
     """Open and check the inputs; a Hub id is downloaded.
 
     Raises:
@@ -88,7 +88,7 @@ def prepare(request: Request, *, quiet: bool = False) -> Prepared:
         "num_examples": len(examples),
     }
     num_steps = request.steps or max(1, math.ceil(round(request.epochs * per_epoch, 6)))
-    return Prepared(request, checkpoint, examples, num_steps, plan)
+    return TrainingJob(request, checkpoint, examples, num_steps, plan)
 
 
 def run_of(out: Path) -> Path:
@@ -107,7 +107,7 @@ def last_checkpoint(run: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
-def enter_run(run: Path, prepared: Prepared, *, resume: bool) -> Path | None:
+def enter_run(run: Path, prepared: TrainingJob, *, resume: bool) -> Path | None:
     """Make the directory of the run, or find where an earlier one got to.
 
     Returns:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from drift_merge.errors import RecipeError
-from drift_merge.maths.dtypes import DTYPES
+from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.names.tensors import Model
 from drift_merge.names.towers import canonical_names
 from drift_merge.storage import fingerprints
@@ -25,8 +25,8 @@ from drift_merge.trainers.sft.curves import steps_of, to_csv, to_png
 from drift_merge.trainers.sft.examples import Collator, load_processor
 from drift_merge.trainers.sft.request import (
     WHOLE,
-    Prepared,
-    Request,
+    TrainingJob,
+    TrainingRequest,
     enter_run,
     last_checkpoint,
     run_of,
@@ -44,7 +44,7 @@ Progress = Callable[[int, int, Mapping[str, Any]], None]  # step, of how many, l
 
 
 def train(
-    prepared: Prepared,
+    prepared: TrainingJob,
     out: Path,
     *,
     resume: bool = False,
@@ -118,7 +118,7 @@ class _Watch(_transformers.TrainerCallback):  # type: ignore[misc, name-defined]
 
 
 def _trainer(
-    prepared: Prepared, last: Path | None, run: Path, device: str, progress: Progress
+    prepared: TrainingJob, last: Path | None, run: Path, device: str, progress: Progress
 ) -> tuple[Any, DriftCallback | None]:
     request = prepared.request
     arguments = _arguments(prepared, run, device)
@@ -148,7 +148,7 @@ def _trainer(
     return trainer, callback
 
 
-def _callback(request: Request) -> DriftCallback | None:
+def _callback(request: TrainingRequest) -> DriftCallback | None:
     if request.prior is None:
         return None
     return DriftCallback(
@@ -161,7 +161,7 @@ def _callback(request: Request) -> DriftCallback | None:
     )
 
 
-def _arguments(prepared: Prepared, run: Path, device: str) -> Any:
+def _arguments(prepared: TrainingJob, run: Path, device: str) -> Any:
     request = prepared.request
     return _transformers.TrainingArguments(
         output_dir=str(run),
@@ -197,7 +197,7 @@ def _freeze_outside_tower(model: Any, config: Mapping[str, Any], label: str) -> 
 
 
 def _describe(
-    prepared: Prepared, history: list[dict[str, Any]], report: dict[str, Any] | None
+    prepared: TrainingJob, history: list[dict[str, Any]], report: dict[str, Any] | None
 ) -> dict[str, Any]:
     losses = [log["loss"] for log in steps_of(history)]
     return {
@@ -212,7 +212,7 @@ def _describe(
 
 
 def _write(
-    prepared: Prepared,
+    prepared: TrainingJob,
     model: Any,
     manifest: dict[str, Any],
     history: list[dict[str, Any]],
@@ -235,7 +235,7 @@ def _write(
 
 
 @torch.no_grad()
-def _change_kept(prepared: Prepared, model: Any) -> float | None:
+def _change_kept(prepared: TrainingJob, model: Any) -> float | None:
     """How much of what was learned the output dtype keeps; None if nothing moved.
 
     <rounded - start, trained - start> / |trained - start|^2 over all that was trained: weights
@@ -253,7 +253,7 @@ def _change_kept(prepared: Prepared, model: Any) -> float | None:
     return kept / whole if whole else None
 
 
-def _dtype(prepared: Prepared) -> torch.dtype:
+def _dtype(prepared: TrainingJob) -> torch.dtype:
     """The dtype of the output; `source`: that of most of the mllm's elements."""
     if prepared.request.dtype != "source":
         dtype: torch.dtype = getattr(torch, prepared.request.dtype)
@@ -261,7 +261,7 @@ def _dtype(prepared: Prepared) -> torch.dtype:
     counts: Counter[str] = Counter()
     for info in prepared.checkpoint.tensors.values():
         counts[info.dtype] += info.numel
-    return DTYPES[counts.most_common(1)[0][0]]
+    return TORCH_DTYPES[counts.most_common(1)[0][0]]
 
 
 def _flush(path: Path) -> None:

@@ -62,7 +62,7 @@ def place(
     size = sum(numel_of(unit, region) for unit, region in regions.items()) * dtype.itemsize
     if wanted == "cuda" or (wanted == "auto" and size + state_bytes < _free_bytes(device)):
         return _resident(source, regions, device, dtype)
-    return Streamed(source, regions, device, dtype)
+    return StreamedDeltas(source, regions, device, dtype)
 
 
 def _free_bytes(device: torch.device) -> float:
@@ -87,7 +87,7 @@ def _fill(source: DeltaSource, unit: Unit, region: Region, out: Tensor) -> None:
         begin += block.numel
 
 
-class Held:
+class Resident:
     """Every region of this rank in tensors: on the device, or mapped from a file."""
 
     def __init__(self, held: Mapping[Unit, Tensor]) -> None:
@@ -104,13 +104,13 @@ class Held:
 
 def _resident(
     source: DeltaSource, regions: Regions, device: torch.device, dtype: torch.dtype
-) -> Held:
+) -> Resident:
     held = {}
     for unit, region in regions.items():
         host = torch.empty(numel_of(unit, region), dtype=dtype)
         _fill(source, unit, region, host)
         held[unit] = host.to(device)
-    return Held(held)
+    return Resident(held)
 
 
 @dataclass(slots=True)
@@ -125,7 +125,7 @@ class _Slot:
     filling: "Future[None] | None" = None
 
 
-class Streamed:
+class StreamedDeltas:
     """One unit on the device at a time, and the next one on its way."""
 
     def __init__(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drift_merge.engine.inputs import Inputs
-from drift_merge.engine.reader import Reader, Run
+from drift_merge.engine.reader import Reader, WorkerContext
 from drift_merge.errors import AlignmentError, RecipeError
 from drift_merge.names.align import align
 from drift_merge.names.name_map import NameMap, SideMap, read_name_map
@@ -26,7 +26,7 @@ from drift_merge.storage.adapters import base_of, is_adapter, join_adapter
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
 from drift_merge.storage.sources import parse_source
 from drift_merge.training.deltas.files import OpenPrior
-from drift_merge.training.deltas.placement import Held, Regions, numel_of
+from drift_merge.training.deltas.placement import Regions, Resident, numel_of
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.units import Block, Unit, blocks, matrix
 
@@ -40,7 +40,7 @@ def recompute(
     layout: GradientLayout,
     reasoner: str | Path | None,
     dtype: torch.dtype,
-) -> Held:
+) -> Resident:
     """Compute delta = theta_reasoner - theta for the regions of this rank.
 
     Args:
@@ -68,7 +68,7 @@ def recompute(
     alignment = _align(checkpoint, opened, {unit.name for unit in regions})
     # In a thread of its own: the reader of the engine gives its thread one core only.
     with ThreadPoolExecutor(1) as pool, Inputs([checkpoint]) as inputs:
-        run = Run(inputs, torch.device("cpu"), lambda size: None)
+        run = WorkerContext(inputs, torch.device("cpu"), lambda size: None)
         return pool.submit(
             _Recompute(run, checkpoint, alignment, layout).regions, regions, dtype
         ).result()
@@ -123,12 +123,12 @@ def _vocabularies(
 class _Recompute:
     """The reading half: values of the reasoner in the layout of the prior."""
 
-    run: Run
+    run: WorkerContext
     reasoner: Checkpoint
     alignment: Alignment
     layout: GradientLayout
 
-    def regions(self, regions: Regions, dtype: torch.dtype) -> Held:
+    def regions(self, regions: Regions, dtype: torch.dtype) -> Resident:
         """The deltas of all regions, mapped from a temporary file."""
         sizes = {unit: numel_of(unit, region) for unit, region in regions.items()}
         with tempfile.NamedTemporaryFile(prefix="drift_merge-") as file, torch.no_grad():
@@ -140,7 +140,7 @@ class _Recompute:
                 held[unit] = whole[begin : begin + size]
                 self._unit(unit, blocks(unit, regions[unit], _CHUNK), held[unit])
                 begin += size
-        return Held(held)
+        return Resident(held)
 
     def _unit(self, unit: Unit, cuts: Iterable[Block], target: Tensor) -> None:
         pair = next(pair for pair in self.alignment.pairs if pair.canonical == unit.name)

@@ -10,17 +10,17 @@ import torch
 from drift_merge.errors import CheckpointError
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.inject.adapted import AdaptedPiece
-from drift_merge.training.inject.injector import Slots
+from drift_merge.training.inject.injector import TensorSlots
 from drift_merge.training.inject.pieces import DensePiece, Piece
 from drift_merge.training.match.matching import Matching
 from drift_merge.training.units import Region, Unit
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class BuiltPieces:
     """Slots and pieces of a matching."""
 
-    slots: Slots
+    slots: TensorSlots
     pieces: tuple[Piece, ...]
     regions: dict[Unit, Region]  # of this rank, in the order of use
 
@@ -32,7 +32,7 @@ def build(
     alphas: Mapping[str, float],
     *,
     by_parameter: bool = False,
-) -> Parts:
+) -> BuiltPieces:
     """Make a slot for each tensor of the prior, and a piece for what this rank holds of it.
 
     Args:
@@ -63,7 +63,7 @@ def build(
         pieces.append(AdaptedPiece(units, slot, matching.adapted[name], layout))
     names = tuple(name for name, _ in keys)
     _refuse_nonfinite(names, entries)
-    return Parts(_slots(names, matching.units, alphas, entries), tuple(pieces), regions)
+    return BuiltPieces(_slots(names, matching.units, alphas, entries), tuple(pieces), regions)
 
 
 def partial_slots(
@@ -81,11 +81,11 @@ def _slots(
     units: Sequence[Unit],
     alphas: Mapping[str, float],
     entries: Mapping[str, Mapping[str, Any]],
-) -> Slots:
+) -> TensorSlots:
     module_of = {unit.name: unit.module for unit in units}
     values = tuple(alphas[module_of[name]] for name in names)
     norms = [float(entries[name]["norm_mllm"]) for name in names]
-    return Slots(
+    return TensorSlots(
         names=names,
         modules=tuple(module_of[name] for name in names),
         alphas=values,

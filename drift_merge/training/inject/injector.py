@@ -32,7 +32,7 @@ _TINY = 1e-300
 
 
 @dataclass(slots=True)
-class Slots:
+class TensorSlots:
     """What is known of each slot; every tensor has shape (P,), float64."""
 
     names: tuple[str, ...]  # canonical names in the prior
@@ -62,7 +62,7 @@ class _Batch:
 class Injector:
     """Biases the gradients of all pieces, once a call."""
 
-    def __init__(self, pieces: Sequence[Piece], slots: Slots, rule: Rule) -> None:
+    def __init__(self, pieces: Sequence[Piece], slots: TensorSlots, rule: Rule) -> None:
         self.pieces, self.slots, self.rule = tuple(pieces), slots, rule
         self.missing: set[Piece] = set()  # without a gradient at the last step
         self._adder = Adder()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from drift_merge.training.lora.layers import _DORA, Adapted, Adapter, _tensor
-from drift_merge.training.lora.projection import Block, Magnitude, ReadRows, project
+from drift_merge.training.lora.projection import FactorBlock, Magnitude, ReadRows, project
 
 
 def directions(
@@ -52,7 +52,7 @@ def matrix_rows(adapted: Adapted) -> int:
 
 def _blocks(
     adapted: Adapted, factors: tuple[Tensor, Tensor], into: tuple[Tensor, Tensor]
-) -> Iterator[Block]:
+) -> Iterator[FactorBlock]:
     """Views of the factors for each block of rows of the weight seen as one matrix."""
     experts = adapted.shape[0] if len(adapted.shape) == 3 else 1
     rank = factors[0].shape[0] // experts
@@ -64,7 +64,7 @@ def _blocks(
 
     for expert in range(experts):
         left, right = part(*factors, expert)
-        yield Block(expert * right.shape[0], left, right, *part(*into, expert))
+        yield FactorBlock(expert * right.shape[0], left, right, *part(*into, expert))
 
 
 def _values(adapter: Adapter, role: str) -> Tensor:

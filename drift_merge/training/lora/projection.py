@@ -30,7 +30,7 @@ _CHUNK_ELSEWHERE = 2**24
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class FactorBlock:
     """Rows of a weight that is W0 + scale * right @ left."""
 
     first_row: int  # in the weight seen as one matrix
@@ -52,7 +52,7 @@ class Magnitude:
 def project(
     read_rows: ReadRows,
     rows: range,
-    blocks: Sequence[Block],
+    blocks: Sequence[FactorBlock],
     scale: float,
     magnitude: Magnitude | None = None,
 ) -> None:
@@ -81,7 +81,7 @@ def project(
 
 
 def _scale_by_magnitude(
-    delta: Tensor, block: Block, rows: slice, scale: float, magnitude: Magnitude
+    delta: Tensor, block: FactorBlock, rows: slice, scale: float, magnitude: Magnitude
 ) -> Tensor:
     """Return (m / n) delta for a run of rows; put their part of D_m."""
     base = magnitude.base[rows].to(block.left)

@@ -20,7 +20,7 @@ _PACKED = ("qweight", "weight_packed")  # GPTQ and AWQ; compressed-tensors
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveModel:
     """The parameters of a model by name; a tied one under each of its names."""
 
     parameters: dict[str, nn.Parameter | None]  # None: a weight that is packed into other tensors
@@ -33,13 +33,13 @@ class Live:
         return Model(LABEL, dict(self.shapes), self.config)
 
 
-def look_at(model: nn.Module) -> Live:
+def look_at(model: nn.Module) -> LiveModel:
     """List the parameters of a model.
 
     Raises:
         AlignmentError: FSDP1 has flattened them, or some are on the meta device.
     """
-    live = Live({}, {}, find_adapted(model), _config(model))
+    live = LiveModel({}, {}, find_adapted(model), _config(model))
     for path, module in model.named_modules():
         _refuse_fsdp1(module)
         prefix = f"{path}." if path else ""

@@ -13,14 +13,14 @@ from math import prod
 from torch import nn
 
 from drift_merge.errors import AlignmentError
-from drift_merge.names.modules import Selection, classify, layer_of, parse_selection
+from drift_merge.names.modules import ModuleSelection, classify, layer_of, parse_selection
 from drift_merge.names.naming import name_tower
-from drift_merge.names.pairing import Half, Line, half_of, pair_up
+from drift_merge.names.pairing import PairedRecord, TowerSide, pair_up, tower_side
 from drift_merge.names.tensors import Model, Part, Shape
 from drift_merge.names.towers import canonical_names
 from drift_merge.training.lora.layers import Adapted
 from drift_merge.training.match.coverage import Coverage, some
-from drift_merge.training.match.live import Live, is_quantised, look_at
+from drift_merge.training.match.live import LiveModel, is_quantised, look_at
 from drift_merge.training.units import Origin, Unit, matrix
 
 COMPUTE = "drift-prior compute REASONER MLLM -o PRIOR"
@@ -120,12 +120,14 @@ def _joined(value: str | int | Sequence[int | str] | None) -> str | None:
     return str(value) if isinstance(value, int) else ",".join(map(str, value))
 
 
-def _halves(live: Live, tensors: Mapping[str, Shape], label: str) -> tuple[Half, Half]:
+def _halves(
+    live: LiveModel, tensors: Mapping[str, Shape], label: str
+) -> tuple[TowerSide, TowerSide]:
     prior = Model(label, dict(tensors))
     names = {name: name for name in prior.shapes}
-    ours = half_of(prior, name_tower(prior, names, "layers.", mapped={}, side="reasoner"))
+    ours = tower_side(prior, name_tower(prior, names, "layers.", mapped={}, side="reasoner"))
     model = live.model()
-    return ours, half_of(model, canonical_names(model, like=tensors))
+    return ours, tower_side(model, canonical_names(model, like=tensors))
 
 
 def _order(name: str) -> tuple[int, int, str]:
@@ -135,7 +137,12 @@ def _order(name: str) -> tuple[int, int, str]:
 
 
 def _take(
-    line: Line, selection: Selection, live: Live, ours: Half, theirs: Half, account: _Account
+    line: PairedRecord,
+    selection: ModuleSelection,
+    live: LiveModel,
+    ours: TowerSide,
+    theirs: TowerSide,
+    account: _Account,
 ) -> None:
     """Put one selected line into the account."""
     if line.status == "only_mllm":
@@ -155,7 +162,12 @@ def _take(
 
 
 def _take_parameter(
-    name: str, parts: tuple[Part, ...], live: Live, ours: Half, theirs: Half, account: _Account
+    name: str,
+    parts: tuple[Part, ...],
+    live: LiveModel,
+    ours: TowerSide,
+    theirs: TowerSide,
+    account: _Account,
 ) -> None:
     stored = theirs.stored[name]
     parameter, is_adapted = live.parameters[stored], stored in live.adapted

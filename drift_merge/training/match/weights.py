@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 
 from drift_merge.engine.workspace import HostBuffer
 from drift_merge.errors import VerificationError
-from drift_merge.maths.dtypes import DTYPES
+from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.measures import positions
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.training.gradients.layout import GradientLayout
@@ -93,7 +93,7 @@ def _look(
     found = _Found(name, entry)
     numel = prod(entry["shape"])
     found.is_whole = sum(unit.numel for unit in units) == numel
-    stored = DTYPES.get(entry.get("dtype_mllm", ""))
+    stored = TORCH_DTYPES.get(entry.get("dtype_mllm", ""))
     held = [(unit, layout.values(unit)) for unit in units]
     dtypes = {values.dtype for _, values in held if values is not None}
     loses = stored is None or any(not _holds(dtype, stored) for dtype in dtypes)

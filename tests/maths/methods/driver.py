@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drift_merge.maths.chunks import Settings, in_memory
+from drift_merge.maths.chunks import MethodSettings, in_memory
 from drift_merge.maths.methods import METHODS
 
 SPECIAL = ("weight", "mllm_weight")
@@ -22,7 +22,7 @@ def settings_for(
     reasoners: int = 1,
     key: int = 1234,
     **options: Any,
-) -> Settings:
+) -> MethodSettings:
     """Defaults of a method, overridden by what is given; unknown options are an error."""
     method = METHODS[name]
     values = dict(method.defaults[variant])
@@ -30,7 +30,7 @@ def settings_for(
     assert set(options) <= known, (name, variant, options)
     values |= options
     default = (values.get("weight", 1.0),) * reasoners
-    return Settings(
+    return MethodSettings(
         weights=tuple(weights) if weights is not None else default,
         mllm_weight=values.get("mllm_weight", 1.0) if mllm_weight is None else mllm_weight,
         variant=variant,
@@ -43,7 +43,7 @@ def settings_for(
 
 
 def merge_with(
-    settings: Settings,
+    settings: MethodSettings,
     name: str,
     mllm: Tensor,
     reasoners: Sequence[Tensor],

@@ -13,10 +13,10 @@ from drift_merge.storage.shards import ShardWriter
 
 # What a crash can cost. The last extent is flushed and read back when nothing is left to compute,
 # so that a larger one, of 1 GB, made a run of 3 GB a tenth slower.
-EXTENT_BYTES = 250_000_000
+FLUSH_BYTES = 250_000_000
 
 
-class Extents:
+class Flusher:
     """Collects finished tensors; flushes, checks and journals them behind the workers' backs."""
 
     def __init__(self, writer: ShardWriter, output: OutputDirectory, plan: Plan) -> None:
@@ -34,7 +34,7 @@ class Extents:
         self._filled += sum(
             self._infos[each].size_bytes for each in stored_fingerprints({name: result})
         )
-        if self._filled >= EXTENT_BYTES:
+        if self._filled >= FLUSH_BYTES:
             self._submit()
         for flush in [f for f in self._flushes if f.done()]:
             self._flushes.remove(flush)
@@ -51,7 +51,7 @@ class Extents:
         compare(self._output.payload, infos, fingerprints, threads=1)
         self._output.record(extent)
 
-    def __enter__(self) -> "Extents":
+    def __enter__(self) -> "Flusher":
         return self
 
     def __exit__(

@@ -20,7 +20,7 @@ from drift_merge.storage.shards import free_bytes, unwritten_bytes
 Jobs = Sequence[tuple[Plan, OutputDirectory]]
 
 
-class Feed:
+class Downloads:
     """The shards of a run on their way in and out. Enter it, then `start` it."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Feed:
         if self.cache is not None:
             self.cache.adopt((self._pass, name))
 
-    def __enter__(self) -> "Feed":
+    def __enter__(self) -> "Downloads":
         if self.cache is not None:
             self.cache.__enter__()
         return self
@@ -119,9 +119,9 @@ class Feed:
             self.cache.__exit__(kind, error, trace)
 
 
-def open_feed(
+def open_downloads(
     jobs: Jobs, *, limit_bytes: int, report: Callable[[int], None] = lambda _: None
-) -> Feed:
+) -> Downloads:
     """The feed of plans with equal sources that are executed in one pass.
 
     Args:
@@ -137,17 +137,17 @@ def open_feed(
     finished = [output.finished for _, output in jobs]
     transfers = plan_transfers(plans, limit_bytes=limit_bytes, finished=finished)
     if transfers is None:
-        return Feed()
+        return Downloads()
     directory = jobs[0][1].shards  # of all outputs, since they are made in one pass
     _require_space(jobs, transfers)
     cache = ShardCache(
         directory, transfers.leases, transfers.tickets, limit_bytes=limit_bytes, report=report
     )
-    return Feed(plans, transfers, cache)
+    return Downloads(plans, transfers, cache)
 
 
 @contextmanager
-def sample_feed(plan: Plan, names: Iterable[str], *, limit_bytes: int) -> Iterator[Feed]:
+def sample_downloads(plan: Plan, names: Iterable[str], *, limit_bytes: int) -> Iterator[Downloads]:
     """The feed of some output tensors that are computed again, in a temporary directory.
 
     Raises:
@@ -156,14 +156,14 @@ def sample_feed(plan: Plan, names: Iterable[str], *, limit_bytes: int) -> Iterat
     others = {step.name for step in plan.steps} - set(names)
     transfers = plan_transfers([plan], limit_bytes=limit_bytes, finished=[others])
     if transfers is None:
-        yield Feed()
+        yield Downloads()
         return
     with TemporaryDirectory(prefix="drift_merge-") as folder:
         leases, tickets = transfers.leases, transfers.tickets
         cache = ShardCache(Path(folder, "shards"), leases, tickets, limit_bytes=limit_bytes)
-        with Feed([plan], transfers, cache) as feed:
-            feed.start()
-            yield feed
+        with Downloads([plan], transfers, cache) as downloads:
+            downloads.start()
+            yield downloads
 
 
 def _require_space(jobs: Jobs, transfers: Transfers) -> None:

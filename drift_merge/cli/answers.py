@@ -7,7 +7,7 @@ from typing import Any
 
 from drift_merge.cli import render
 from drift_merge.cli.entry import print_json
-from drift_merge.cli.running import Run
+from drift_merge.cli.running import CommandOptions
 from drift_merge.cli.traffic import say_traffic, traffic_json
 from drift_merge.engine.job import Outcome
 from drift_merge.errors import RecipeError
@@ -16,7 +16,7 @@ from drift_merge.plans.plan import Plan
 from drift_merge.storage import sizes
 
 
-def describe_merge(made: MadeMerge, plan: Plan, out: Path, run: Run) -> None:
+def describe_merge(made: MadeMerge, plan: Plan, out: Path, run: CommandOptions) -> None:
     """Say what a merge is and what was done."""
     manifest = made.merge.manifest
     if run.as_json:

@@ -9,30 +9,34 @@ from torch import Tensor, nn
 
 from drift_merge.errors import RecipeError
 from drift_merge.training.deltas.files import DeltaSource, FileDeltas
-from drift_merge.training.deltas.placement import Streamed, place
+from drift_merge.training.deltas.placement import StreamedDeltas, place
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.gradients.microbatch import HookLayout
-from drift_merge.training.inject.build import Parts, build, partial_slots
+from drift_merge.training.inject.build import BuiltPieces, build, partial_slots
 from drift_merge.training.inject.injector import Injector
 from drift_merge.training.inject.pieces import DELTA_SQ, DOT
 from drift_merge.training.match.matching import Matching
 from drift_merge.training.match.weights import check_weights
-from drift_merge.training.settings import Settings
+from drift_merge.training.settings import InjectionSettings
 from drift_merge.training.units import Region, Unit
 
 
-class Biasing:
+class GradientBias:
     """Everything that touches values: of gradients, deltas and weights."""
 
     def __init__(
-        self, settings: Settings, matching: Matching, layout: GradientLayout, files: FileDeltas
+        self,
+        settings: InjectionSettings,
+        matching: Matching,
+        layout: GradientLayout,
+        files: FileDeltas,
     ) -> None:
         self._settings, self._matching, self._layout = settings, matching, layout
         self._entries = files.priors[0].prior.tensors
         self._files = files
         self._source: DeltaSource = files  # on the host
         self._is_placed = False
-        self._parts: list[Parts] = []
+        self._parts: list[BuiltPieces] = []
         self.hook_layouts: list[HookLayout] = []  # with when="microbatch", one for each parameter
         self.injectors: list[Injector] = []  # one, or one for each parameter
         self.start: Tensor | None = None  # theta_0 * delta, of all slots of all injectors
@@ -181,7 +185,7 @@ class Biasing:
             for piece in parts.pieces:
                 piece.source = source
 
-    def _device(self, parts: Parts) -> torch.device:
+    def _device(self, parts: BuiltPieces) -> torch.device:
         """Where gradients lie; where the weights do as long as there are none."""
         found = (piece.device() for piece in parts.pieces)
         device = next((one for one in found if one is not None), None)
@@ -203,7 +207,7 @@ class Biasing:
             dtype=self._held_dtype,
             state_bytes=2 * 4 * sum(unit.numel for unit in self._regions),
         )
-        is_streamed = isinstance(placed, Streamed)
+        is_streamed = isinstance(placed, StreamedDeltas)
         for device, injector in zip(devices, self.injectors, strict=True):
             if device != injector.device or is_streamed:
                 injector.to(device, one_by_one=is_streamed)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drift_merge.engine.feed import sample_feed
+from drift_merge.engine.downloads import sample_downloads
 from drift_merge.engine.reread import read_shards, reread
 from drift_merge.errors import VerificationError
 from drift_merge.plans.plan import Plan, Step
@@ -28,7 +28,7 @@ INPUT_FINGERPRINTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class VerifyReport:
     """What a check has seen; it exists only if everything agreed."""
 
     num_tensors: int
@@ -43,7 +43,7 @@ def check_files(
     *,
     threads: int,
     progress: Callable[[int], None] = lambda _: None,
-) -> Report:
+) -> VerifyReport:
     """Re-read every shard of an artifact.
 
     Args:
@@ -75,7 +75,7 @@ def check_files(
             f"{name} holds {unexpected[name]:,} NaN or Inf values; its manifest says none.",
             remedy="Make it again from its sources.",
         )
-    return Report(len(tensors), checked.size_bytes, ())
+    return VerifyReport(len(tensors), checked.size_bytes, ())
 
 
 def _compare_headers(
@@ -99,11 +99,11 @@ def _finite_inspector(bad: dict[str, int]) -> Callable[[TensorInfo, memoryview],
     import torch
 
     from drift_merge.engine.workspace import CPU_CHUNK
-    from drift_merge.maths.dtypes import DTYPES
+    from drift_merge.maths.dtypes import TORCH_DTYPES
     from drift_merge.maths.measures import count_nonfinite
 
     def inspect(info: TensorInfo, window: memoryview) -> None:
-        dtype = DTYPES.get(info.dtype)
+        dtype = TORCH_DTYPES.get(info.dtype)
         if dtype is None or not dtype.is_floating_point:
             return
         values = torch.frombuffer(window, dtype=dtype)
@@ -152,8 +152,8 @@ def check_sample(
         )
     chosen = random.Random(seed).sample(list(plan.steps), min(sample, len(plan.steps)))
     limit = parse_size(cache_limit)
-    with sample_feed(plan, [step.name for step in chosen], limit_bytes=limit) as feed:
-        results = recompute(plan, chosen, device=device, feed=feed)
+    with sample_downloads(plan, [step.name for step in chosen], limit_bytes=limit) as downloads:
+        results = recompute(plan, chosen, device=device, downloads=downloads)
     for step in chosen:
         _compare_result(step, results[step.name], tensors[step.name], fingerprint_key)
     return tuple(step.name for step in chosen)

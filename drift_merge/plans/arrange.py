@@ -16,7 +16,7 @@ Order = list[Group]
 
 
 @dataclass(frozen=True, slots=True)
-class Stay:
+class Residence:
     """One thing at hand from the first of some stages to the last, both included."""
 
     thing: int
@@ -25,7 +25,7 @@ class Stay:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Cost:
+class OrderCost:
     """What an order costs; the first field counts most."""
 
     fetched: int  # sum of the sizes of all stays
@@ -147,7 +147,7 @@ def _size(things: Iterable[int], sizes: Sequence[int]) -> int:
     return sum(sizes[thing] for thing in things)
 
 
-def cost_of(stages: Sequence[Group], sizes: Sequence[int], limit: int) -> Cost:
+def cost_of(stages: Sequence[Group], sizes: Sequence[int], limit: int) -> OrderCost:
     """What it costs to work through stages in this order."""
     found = stays(stages, sizes, limit)
     changes: Counter[int] = Counter()
@@ -158,10 +158,10 @@ def cost_of(stages: Sequence[Group], sizes: Sequence[int], limit: int) -> Cost:
     for stage in sorted(changes):
         at_hand += changes[stage]
         peak = max(peak, at_hand)
-    return Cost(sum(sizes[stay.thing] for stay in found), peak)
+    return OrderCost(sum(sizes[stay.thing] for stay in found), peak)
 
 
-def stays(stages: Sequence[Group], sizes: Sequence[int], limit: int) -> list[Stay]:
+def stays(stages: Sequence[Group], sizes: Sequence[int], limit: int) -> list[Residence]:
     """When each thing is at hand; sorted by first stage.
 
     A thing stays from its first use to its last. Where that exceeds the limit, the one whose next
@@ -172,8 +172,8 @@ def stays(stages: Sequence[Group], sizes: Sequence[int], limit: int) -> list[Sta
         for thing in group:
             uses.setdefault(thing, []).append(stage)
     next_use: dict[int, int] = {}  # of what is at hand
-    began: dict[int, Stay] = {}  # stays under way, up to now
-    found: list[Stay] = []
+    began: dict[int, Residence] = {}  # stays under way, up to now
+    found: list[Residence] = []
     for stage, group in enumerate(stages):
         missing = [thing for thing in group if thing not in began]
         while _size(began, sizes) + _size(missing, sizes) > limit:
@@ -182,7 +182,7 @@ def stays(stages: Sequence[Group], sizes: Sequence[int], limit: int) -> list[Sta
                 break  # this group alone exceeds the limit, which the caller refuses
             found.append(began.pop(max(idle, key=next_use.__getitem__)))
         for thing in group:
-            began[thing] = Stay(thing, began[thing].first if thing in began else stage, stage)
+            began[thing] = Residence(thing, began[thing].first if thing in began else stage, stage)
             next_use[thing] = _next(uses[thing], stage)
             if next_use[thing] < 0:
                 found.append(began.pop(thing))
