@@ -1,6 +1,6 @@
 """Axolotl: a plugin, configured in its YAML.
 
-plugins: [drift_merge.training.axolotl.DriftPlugin]
+plugins: [drift_merge.trainers.axolotl.DriftPlugin]
 drift_prior: prior/
 drift_alpha: 1.0            # also drift_rule, drift_modules, drift_layers, drift_schedule,
                             # drift_when, drift_weights, drift_device and drift_strict

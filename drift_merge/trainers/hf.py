@@ -1,6 +1,6 @@
 """Hugging Face: a callback for transformers' Trainer and TRL's SFTTrainer.
 
-    from drift_merge.training.hf import DriftCallback
+    from drift_merge.trainers.hf import DriftCallback
     trainer = SFTTrainer(..., callbacks=[DriftCallback("prior/", alpha=1.0)])
 
 Before each step of the optimizer, after accumulation, reduction, unscaling and clipping, the

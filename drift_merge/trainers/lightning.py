@@ -1,6 +1,6 @@
 """Lightning: a callback for `lightning` and `pytorch_lightning`.
 
-    from drift_merge.training.lightning import DriftCallback
+    from drift_merge.trainers.lightning import DriftCallback
     trainer = L.Trainer(..., callbacks=[DriftCallback("prior/", alpha=1.0)])
 
 The bias enters in `on_before_optimizer_step`: after accumulation and unscaling, before clipping.

@@ -1,7 +1,7 @@
 """LLaMA-Factory: its training with a prior; the YAML is its own.
 
 # train_drift.py, run as: torchrun --nproc-per-node N train_drift.py config.yaml
-from drift_merge.training.llamafactory import run_exp
+from drift_merge.trainers.llamafactory import run_exp
 run_exp("prior/", alpha=1.0)
 """
 

@@ -1,7 +1,7 @@
 """ms-swift: a callback that its command line can name.
 
     # drift_plugin.py, for: swift sft --external_plugins drift_plugin.py --callbacks drift ...
-    from drift_merge.training.swift import register
+    from drift_merge.trainers.swift import register
     register("prior/", alpha=1.0)
 
 Its Megatron trainers are not covered.

@@ -1,7 +1,7 @@
 """torchtitan: a prior for its Trainer, attached once the checkpoint is loaded.
 
     trainer = config.build()                       # as in torchtitan.train
-    from drift_merge.training.torchtitan import attach_to
+    from drift_merge.trainers.torchtitan import attach_to
     attach_to(trainer, "prior/", alpha=1.0)
     trainer.train()
 

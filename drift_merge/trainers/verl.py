@@ -1,7 +1,7 @@
 """verl: the FSDP engine's optimizer, hooked where verl makes it.
 
     # drift_verl.py on PYTHONPATH, with VERL_USE_EXTERNAL_MODULES=drift_verl in the environment
-    from drift_merge.training.verl import install
+    from drift_merge.trainers.verl import install
     install("prior/", alpha=1.0)
 
 Every engine that trains a language model head is biased (SFT, and the actor in RL); critics and

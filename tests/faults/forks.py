@@ -100,12 +100,12 @@ class Forks:
 
 
 def _serve() -> None:
-    import drift_merge.cli.actions
-    import drift_merge.engine.check
     import huggingface_hub.file_download  # what `--stream` needs
     import huggingface_hub.hf_api  # noqa: F401
     import torch  # noqa: F401
 
+    import drift_merge.artifacts.checks
+    import drift_merge.cli.answers
     import drift_merge.cli.merge
     import drift_merge.cli.prior
     import drift_merge.engine.stream

@@ -18,7 +18,7 @@ from tests.faults.forks import CHANGES, RENAMES, SYNCS, Forks, Run
 from tests.faults.harness import assert_refusal, command
 
 BATCH = 6  # runs at a time
-EXTENT_BYTES = {"compute": 3000, "linear": 3000, "compress": 700}  # several in tiny outputs
+FLUSH_BYTES = {"compute": 3000, "linear": 3000, "compress": 700}  # several in tiny outputs
 NAMES = ("compute", "linear", "compress")  # the last of the output of the first
 KILLED = -9
 FAILING = {
@@ -38,7 +38,7 @@ class World:
 
     def request(self, name: str, out: Path, *options: str, **request: Any) -> dict[str, Any]:
         arguments = [*command(name, self.pair, out), *options]
-        return {"arguments": arguments, "extent_bytes": EXTENT_BYTES[name], **request}
+        return {"arguments": arguments, "extent_bytes": FLUSH_BYTES[name], **request}
 
     def run(self, name: str, out: Path, *options: str, **request: Any) -> Run:
         return self.forks.run_all([self.request(name, out, *options, **request)])[0]

@@ -14,7 +14,7 @@ from tests.faults.forks import Forks, Run
 from tests.faults.harness import assert_refusal, command
 
 NAMES = ("compute", "linear")
-EXTENT_BYTES = 1000
+FLUSH_BYTES = 1000
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -42,7 +42,7 @@ class Unfinished:
 
     def run(self, out: Path, pair: Pair, *options: str, **request: object) -> Run:
         arguments = [*command(self.name, pair, out), *options]
-        return self.forks.run(*arguments, extent_bytes=EXTENT_BYTES, **request)
+        return self.forks.run(*arguments, extent_bytes=FLUSH_BYTES, **request)
 
     def copy(self, directory: Path) -> Path:
         """OUT of a copy of the unfinished state; OUT itself is absent."""

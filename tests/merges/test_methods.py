@@ -175,7 +175,7 @@ class Cut(Exception):
 @every
 def test_a_resumed_run_writes_what_an_undisturbed_one_writes(case, sources, tmp_path, monkeypatch):
     run_merge(case, sources, tmp_path / "whole")
-    monkeypatch.setattr(flushing, "EXTENT_BYTES", 600)
+    monkeypatch.setattr(flushing, "FLUSH_BYTES", 600)
     written = []
 
     def fails_in_the_middle(size):

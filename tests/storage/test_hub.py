@@ -389,7 +389,7 @@ def test_a_subprocess_with_the_environment_alone_uses_the_server(
     hub: HubServer, sharded: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from drift_merge.storage.hub import fetch_headers as f; "
+        "import sys; from drift_merge.storage.hub.models import fetch_headers as f; "
         "from drift_merge.storage.sources import parse_source as p; "
         f"print(len(f(p('{REPO}')).shards), 'torch' in sys.modules)"
     )

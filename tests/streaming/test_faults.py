@@ -153,14 +153,14 @@ def test_nan_in_a_streamed_input_is_refused_and_leaves_nothing(
 def test_a_disk_that_is_too_small_for_output_and_shards_is_found_before_the_work(
     hub: HubServer, pair: c.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from drift_merge.engine import downloads
+    from drift_merge.engine import downloads as engine_downloads
 
     dry = json.loads(stream(COMMANDS["linear"], tmp_path / "out", "-n", "--json").stdout)
-    monkeypatch.setattr(downloads, "free_bytes", lambda _: dry["disk_bytes"] - 1)
+    monkeypatch.setattr(engine_downloads, "free_bytes", lambda _: dry["disk_bytes"] - 1)
     result = stream(COMMANDS["linear"], tmp_path / "out")
     mentions = [f"{dry['write_bytes']:,} bytes", f"{dry['cache_bytes']:,} for shards"]
     assert_refusal(result, 6, [*mentions, "--cache-limit"])
     assert downloads(hub) == []
     assert not (tmp_path / "out.partial").exists()
-    monkeypatch.setattr(downloads, "free_bytes", lambda _: dry["disk_bytes"])
+    monkeypatch.setattr(engine_downloads, "free_bytes", lambda _: dry["disk_bytes"])
     assert succeed(COMMANDS["linear"], tmp_path / "out")

@@ -30,7 +30,7 @@ from tests.hub_server import HubServer
 
 BATCH = 4
 KILLED = -9
-EXTENT_BYTES = 1000
+FLUSH_BYTES = 1000
 COMMANDS = {
     "compute": ("drift-prior", "compute", REASONER, MLLM),
     "linear": ("drift-merge", "linear", REASONER, MLLM),
@@ -49,7 +49,7 @@ class World:
 
     def request(self, name: str, out: Path, *options: str, **request: Any) -> dict[str, Any]:
         arguments = [*COMMANDS[name], "-o", str(out), "--stream", "--threads", "1", *options]
-        return {"arguments": arguments, "extent_bytes": EXTENT_BYTES, **request}
+        return {"arguments": arguments, "extent_bytes": FLUSH_BYTES, **request}
 
     def run(self, name: str, out: Path, *options: str, **request: Any) -> Run:
         return self.forks.run_all([self.request(name, out, *options, **request)])[0]

@@ -142,7 +142,7 @@ def verl_engine(directory: Path, *, source: str, text: str) -> dict[str, Any]:
     plugin = directory / f"plugin{torch.distributed.get_rank()}"
     plugin.mkdir()
     (plugin / "drift_verl.py").write_text(
-        "from drift_merge.training.verl import install\n"
+        "from drift_merge.trainers.verl import install\n"
         f"install({str(Path(source) / 'prior')!r}, schedule='linear')\n"
     )
     sys.path.insert(0, str(plugin))

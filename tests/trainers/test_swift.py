@@ -32,7 +32,7 @@ def test_a_plugin_registers_the_callback_that_the_command_line_names(tmp_path, m
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plugin = tmp_path / "drift_plugin.py"
     plugin.write_text(
-        "from drift_merge.training.swift import register\n"
+        "from drift_merge.trainers.swift import register\n"
         f"register({str(setup.prior)!r}, alpha=1.0, schedule='linear')\n"
     )
     from swift.arguments import SftArguments

@@ -100,7 +100,7 @@ def _refuse_closure(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any
             f"{type(optimizer).__name__}.step() got a closure: it computes the gradients after the"
             " hook has run, so that they would miss the bias.",
             remedy="Attach with optimizer=None and call handle.apply() at the end of the closure,"
-            " after backward(); in Lightning use drift_merge.training.lightning.DriftCallback.",
+            " after backward(); in Lightning use drift_merge.trainers.lightning.DriftCallback.",
         )
 
 
