@@ -234,7 +234,7 @@ assert not failures, failures
 
 
 def test_align_inspect_dry_runs_help_and_version_never_import_torch(tmp_path, monkeypatch):
-    from tests.engine.runs import run_linear, run_prior
+    from tests.runs import run_linear, run_prior
 
     files = {"tokenizer.json": c.tokenizer()}
     pair = c.make_pair(tmp_path, reasoner_sidecars=files, mllm_sidecars=files)

@@ -35,9 +35,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.make_checkpoints import make
-from tests.hub_client import environment
-from tests.hub_models import BASE, MLLM, REASONER
-from tests.hub_server import HubServer
+from tests.hub_server.client import environment
+from tests.hub_server.models import BASE, MLLM, REASONER
+from tests.hub_server.server import HubServer
 
 SNAPSHOT = (
     "import sys; from huggingface_hub import snapshot_download as s; [s(r) for r in sys.argv[1:]]"

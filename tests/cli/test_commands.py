@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import checkpoints as c
-from tests.engine.damage import flip
+from tests.artifacts.damage import flip
 
 MAKERS = [("drift-prior", "compute", "prior.json"), ("drift-merge", "linear", "drift_merge.json")]
 NAME = "model.layers.1.mlp.up_proj.weight"

@@ -14,7 +14,7 @@ def models(tmp_path, monkeypatch):
     """A directory with `reasoner`, `mllm` and `prior` in it; the current one."""
     pair = c.make_pair(tmp_path, mllm_sidecars=c.SIDECARS)
     monkeypatch.chdir(tmp_path)
-    from tests.engine.runs import run_prior
+    from tests.runs import run_prior
 
     run_prior(pair.reasoner.relative_to(tmp_path), pair.mllm.relative_to(tmp_path),
               tmp_path / "prior")  # fmt: skip

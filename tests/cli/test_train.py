@@ -13,7 +13,7 @@ from drift_merge.trainers.sft.request import (
     run_of,
 )
 from tests import checkpoints as c
-from tests.engine.runs import run_prior
+from tests.runs import run_prior
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ STREAM = """
 import json, sys, threading
 from pathlib import Path
 import torch
-from tests.engine.runs import run_compress, run_linear, run_prior
+from tests.runs import run_compress, run_linear, run_prior
 reasoner, mllm, out = map(Path, sys.argv[1:])
 small = Path(str(out) + "-warm")
 # The first run pays for what is loaded once; it is not what grows with a tensor.

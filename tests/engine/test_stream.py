@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from drift_merge.engine import workspace
 from tests import checkpoints as c
-from tests.engine.runs import in_memory_delta, in_memory_linear, run_linear, run_prior
+from tests.runs import in_memory_delta, in_memory_linear, run_linear, run_prior
 from tests.strategies import few
 
 ATTN_MLP = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.")

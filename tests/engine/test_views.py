@@ -11,9 +11,9 @@ import pytest
 
 from drift_merge.engine import workspace
 from tests import checkpoints as c
-from tests.engine.runs import in_memory_delta, in_memory_linear, run_linear, run_prior
 from tests.names import families as f
 from tests.names.test_fusions import naive_experts, naive_fused, naive_internlm
+from tests.runs import in_memory_delta, in_memory_linear, run_linear, run_prior
 
 LAYOUTS = {
     "split": dict,

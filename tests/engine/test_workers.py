@@ -15,7 +15,7 @@ from drift_merge.engine import steps, workers
 from drift_merge.errors import CheckpointError, DriftMergeError, OutputError
 from drift_merge.storage import shards
 from tests import checkpoints as c
-from tests.engine.runs import run_linear, run_prior
+from tests.runs import run_linear, run_prior
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are for Linux")
 
@@ -131,7 +131,7 @@ def run_bundle(run, bundle):
     Path(sys.argv[4], str(os.getpid())).touch()
     time.sleep(60)
 workers.run_bundle = run_bundle
-from tests.engine.runs import run_linear
+from tests.runs import run_linear
 run_linear(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), threads=2)
 """
 

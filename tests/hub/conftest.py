@@ -1,6 +1,6 @@
 """A Hub that can be written to, an account, and artifacts to send.
 
-The server speaks LFS, as the Hub does to a client without Xet: `tests/hub_client.py` sets
+The server speaks LFS, as the Hub does to a client without Xet: `tests/hub_server/client.py` sets
 HF_HUB_DISABLE_XET, which is the only thing that the client is told beside the address.
 """
 
@@ -14,12 +14,12 @@ import pytest
 from drift_merge.hub import refusals
 from drift_merge.storage.hub import faults
 from tests import checkpoints as c
-from tests.engine.runs import run_linear, run_prior
 from tests.hub.places import REPO, TOKEN, Artifacts
-from tests.hub_client import connected
-from tests.hub_repo import Repo
-from tests.hub_server import HubServer
-from tests.hub_store import Account
+from tests.hub_server.client import connected
+from tests.hub_server.repo import Repo
+from tests.hub_server.server import HubServer
+from tests.hub_server.store import Account
+from tests.runs import run_linear, run_prior
 
 # huggingface_hub 2.4 itself calls its transport in a way that the transport has deprecated.
 _NOT_OURS = "ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"

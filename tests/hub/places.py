@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.checkpoints import Pair
-from tests.hub_repo import Repo
-from tests.hub_server import HubServer
+from tests.hub_server.repo import Repo
+from tests.hub_server.server import HubServer
 
 REPO, MERGED, TOKEN = "org/prior", "org/merged", "hf_writer"
 

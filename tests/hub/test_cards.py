@@ -13,9 +13,9 @@ from drift_merge.priors.card import prior_card, prior_meta
 from drift_merge.priors.manifest import open_prior
 from drift_merge.storage.sizes import in_words
 from tests import checkpoints as c
-from tests.engine.runs import run_linear, run_prior
 from tests.faults.harness import run
 from tests.hub.places import MERGED, REPO, files_at
+from tests.runs import run_linear, run_prior
 
 PUBLISHED = Published("org/name", {"license": "mit"}, "\n## Licenses\n\n- all mit\n")
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests.checkpoints import read_files
 from tests.hub.places import REPO, TOKEN, files_at, shards_of
-from tests.hub_client import environment
-from tests.hub_server import HubServer
-from tests.hub_store import Account
+from tests.hub_server.client import environment
+from tests.hub_server.server import HubServer
+from tests.hub_server.store import Account
 
 ROOT = Path(__file__).parents[2]
 SEED = 20_251_122
@@ -31,7 +31,7 @@ def variables(hub: HubServer, home: Path) -> dict[str, str]:
 
 def hashes(hub: HubServer, repo_id: str) -> dict[str, tuple[object, ...]]:
     """What the Hub's API says of every file."""
-    from tests.hub_repo import tree
+    from tests.hub_server.repo import tree
 
     repo = hub.repos[repo_id]
     listed = tree(repo.commits[repo.refs["main"]])

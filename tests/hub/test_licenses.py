@@ -9,9 +9,9 @@ from drift_merge.errors import RecipeError
 from drift_merge.hub.licenses import License, read_license, roll_up
 from drift_merge.priors.manifest import open_prior
 from tests import checkpoints as c
-from tests.engine.runs import run_prior
 from tests.faults.harness import run
 from tests.hub.places import REPO, files_at
+from tests.runs import run_prior
 
 APACHE = License("org/a", "apache-2.0")
 MIT = License("org/b", "mit")

@@ -16,7 +16,7 @@ from drift_merge.priors.verify import verify_prior
 from tests.checkpoints import read_files
 from tests.faults.harness import assert_refusal, run
 from tests.hub.places import MERGED, REPO, files_at, shards_of
-from tests.hub_client import go_offline
+from tests.hub_server.client import go_offline
 
 
 @pytest.fixture

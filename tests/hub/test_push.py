@@ -9,10 +9,10 @@ import yaml
 from drift_merge.errors import CheckpointError
 from drift_merge.priors.manifest import open_prior
 from drift_merge.storage.checkpoint import open_checkpoint
-from tests.engine.runs import run_prior
 from tests.faults.harness import assert_json_refusal, assert_refusal, run
 from tests.hub.places import MERGED, REPO, files_at, shards_of
-from tests.hub_client import go_offline
+from tests.hub_server.client import go_offline
+from tests.runs import run_prior
 
 NAMES_OF_MODELS = re.compile(
     r"config\.json|generation_config\.json|(model|pytorch_model|adapter_model).*|tokenizer.*"

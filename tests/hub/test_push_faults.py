@@ -11,12 +11,12 @@ from drift_merge.hub import push as pushing
 from drift_merge.hub import refusals
 from drift_merge.hub.files import COMMIT_FILES
 from tests import checkpoints as c
-from tests.engine.runs import run_prior
 from tests.faults.harness import assert_refusal, run
 from tests.hub.places import REPO, TOKEN, files_at, shards_of
-from tests.hub_client import connected
-from tests.hub_server import HubServer
-from tests.hub_store import Account
+from tests.hub_server.client import connected
+from tests.hub_server.server import HubServer
+from tests.hub_server.store import Account
+from tests.runs import run_prior
 
 CHUNK_BYTES = 65_536  # as the server reads a body
 # Every kind of request that a push makes.

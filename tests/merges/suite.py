@@ -20,8 +20,8 @@ from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import MERGE_MODULES
 from drift_merge.storage.fingerprints import key_of
 from tests import checkpoints as c
-from tests.engine.runs import as_stored, as_tensor
 from tests.maths.methods.driver import merge_with, settings_for
+from tests.runs import as_stored, as_tensor
 
 LAYERS = 2
 GIVEN = {"t": 0.3, "density": 0.4}  # options that some variants have no default for

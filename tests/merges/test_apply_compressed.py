@@ -13,7 +13,7 @@ from drift_merge.merges.verify import verify_merge
 from drift_merge.plans.prepare import prepare
 from drift_merge.priors.manifest import open_prior
 from tests import checkpoints as c
-from tests.engine.runs import run_prior
+from tests.runs import run_prior
 
 UP = "layers.0.mlp.up_proj.weight"
 

@@ -16,7 +16,7 @@ from drift_merge.storage.headers import tensor_bytes
 from drift_merge.storage.shards import lay_out
 from drift_merge.storage.sizes import parse_size
 from tests import checkpoints as c
-from tests.engine.runs import CODES, as_tensor, in_memory_linear, run_linear
+from tests.runs import CODES, as_tensor, in_memory_linear, run_linear
 from tests.strategies import quick
 
 MERGED = re.compile(r"model\.(layers\.|norm\.)")

@@ -8,7 +8,6 @@ from drift_merge.errors import RecipeError
 from drift_merge.maths.methods import METHODS
 from tests import checkpoints as c
 from tests.cli.conftest import call  # noqa: F401
-from tests.engine.runs import in_memory_linear
 from tests.merges.suite import (
     CASES,
     MERGED,
@@ -18,6 +17,7 @@ from tests.merges.suite import (
     run_merge,
     write_sources,
 )
+from tests.runs import in_memory_linear
 
 LAYERS = 5
 LINEAR = Case("linear", "paper", has_base=False)

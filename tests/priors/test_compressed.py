@@ -23,10 +23,10 @@ from drift_merge.priors.verify import verify_prior
 from drift_merge.storage import fingerprints
 from tests import checkpoints as c
 from tests import reference_compression as reference
-from tests.engine.damage import edit_json, flip
-from tests.engine.runs import run_compress, run_prior
+from tests.artifacts.damage import edit_json, flip
 from tests.golden_files import compare_with_golden
 from tests.priors.test_contract import exact_tensors
+from tests.runs import run_compress, run_prior
 
 CODES = {"int8": "I8", "float8_e4m3fn": "F8_E4M3"}
 UP = "layers.0.mlp.up_proj.weight"
@@ -357,7 +357,7 @@ def test_through_without_compression_is_refused(pair, tmp_path, values):
 
 
 def test_a_merge_cannot_be_compressed(pair, tmp_path):
-    from tests.engine.runs import run_linear
+    from tests.runs import run_linear
 
     with pytest.raises(RecipeError, match="--dtype is 'int8'"):
         run_linear(*pair, tmp_path / "out", 0.1, dtype="int8")

@@ -13,8 +13,8 @@ from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import open_checkpoint
 from tests import checkpoints as c
 from tests import reference
-from tests.engine.runs import run_prior
 from tests.golden_files import compare_with_golden
+from tests.runs import run_prior
 
 FILES = {"README.md", "prior.json", "prior.safetensors.index.json"}
 

@@ -5,7 +5,7 @@ import pytest
 
 from drift_merge.priors.summary import advice, summarize
 from tests import checkpoints as c
-from tests.engine.runs import run_prior
+from tests.runs import run_prior
 
 
 def test_rows_are_the_norms_and_cosines_of_all_tensors_of_a_module_joined(tmp_path):

@@ -10,7 +10,7 @@ from drift_merge.errors import CheckpointError, RecipeError
 from drift_merge.priors.deltas import open_deltas
 from drift_merge.priors.manifest import open_prior
 from tests import checkpoints as c
-from tests.engine.runs import run_prior
+from tests.runs import run_prior
 from tests.strategies import quick
 
 DTYPES = ("bfloat16", "float32", "int8", "float8_e4m3fn")

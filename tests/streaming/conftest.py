@@ -8,9 +8,9 @@ import pytest
 from drift_merge.storage.hub import ranges
 from drift_merge.storage.loans import leases
 from tests import checkpoints as c
-from tests.hub_client import connected, never_wait
-from tests.hub_models import MLLM, TOKENIZERS, make_layered_pair, publish, write_layered
-from tests.hub_server import HubServer
+from tests.hub_server.client import connected, never_wait
+from tests.hub_server.models import MLLM, TOKENIZERS, make_layered_pair, publish, write_layered
+from tests.hub_server.server import HubServer
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from tests.faults.harness import Result, assert_refusal, run
-from tests.hub_models import BASE, MLLM, REASONER
+from tests.hub_server.models import BASE, MLLM, REASONER
 
 COMMANDS = {
     "compute": ["drift-prior", "compute", REASONER, MLLM],

@@ -11,15 +11,15 @@ from drift_merge.storage.hub import ranges
 from drift_merge.storage.loans import leases
 from tests import checkpoints as c
 from tests.faults.harness import run
-from tests.hub_client import connected
-from tests.hub_models import (
+from tests.hub_server.client import connected
+from tests.hub_server.models import (
     MLLM,
     REASONER,
     downloads,
     shard_bytes,
 )
-from tests.hub_repo import sha256
-from tests.hub_server import HubServer
+from tests.hub_server.repo import sha256
+from tests.hub_server.server import HubServer
 from tests.merges.test_adapters import write_adapter
 from tests.streaming.runs import COMMANDS, least_limit, stream, succeed
 

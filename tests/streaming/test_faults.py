@@ -8,7 +8,7 @@ import pytest
 from drift_merge.engine import workers
 from tests import checkpoints as c
 from tests.faults.harness import assert_refusal, run
-from tests.hub_models import (
+from tests.hub_server.models import (
     MLLM,
     REASONER,
     downloads,
@@ -17,8 +17,8 @@ from tests.hub_models import (
     shard_bytes,
     whole_request,
 )
-from tests.hub_repo import sha256
-from tests.hub_server import HubServer
+from tests.hub_server.repo import sha256
+from tests.hub_server.server import HubServer
 from tests.streaming.runs import COMMANDS, stream, succeed
 
 

@@ -15,8 +15,8 @@ from tests import checkpoints
 from tests.checkpoints import Pair, read_files
 from tests.faults.forks import CHANGES, NO_MOUNT, Forks, Run
 from tests.faults.harness import assert_refusal
-from tests.hub_client import environment
-from tests.hub_models import (
+from tests.hub_server.client import environment
+from tests.hub_server.models import (
     MLLM,
     REASONER,
     downloads,
@@ -25,8 +25,8 @@ from tests.hub_models import (
     shard_bytes,
     whole_request,
 )
-from tests.hub_repo import sha256
-from tests.hub_server import HubServer
+from tests.hub_server.repo import sha256
+from tests.hub_server.server import HubServer
 
 BATCH = 4
 KILLED = -9

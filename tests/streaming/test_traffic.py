@@ -9,14 +9,14 @@ import pytest
 from drift_merge.storage import mapped
 from tests import checkpoints as c
 from tests.faults.harness import assert_refusal, run
-from tests.hub_client import go_offline
-from tests.hub_models import (
+from tests.hub_server.client import go_offline
+from tests.hub_server.models import (
     MLLM,
     REASONER,
     downloads,
     shard_bytes,
 )
-from tests.hub_server import HubServer
+from tests.hub_server.server import HubServer
 from tests.streaming.runs import COMMANDS, DiskWatch, stream, succeed
 
 

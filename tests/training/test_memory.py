@@ -15,7 +15,7 @@ import json, sys, threading
 from pathlib import Path
 import torch
 import drift_merge
-from tests.engine.runs import run_prior
+from tests.runs import run_prior
 from tests.training.toys import holder
 torch.set_num_threads(2)
 reasoner, mllm, out, rule = sys.argv[1:]

@@ -7,7 +7,7 @@ import torch
 
 import drift_merge
 from drift_merge.errors import RecipeError
-from tests.engine.runs import as_tensor
+from tests.runs import as_tensor
 from tests.training import toys
 from tests.training.toys import loss_of, selected
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from drift_merge.priors.manifest import Prior
 from drift_merge.training.units import Region, Unit, blocks
 from tests import checkpoints as c
-from tests.engine.runs import as_tensor, run_prior
+from tests.runs import as_tensor, run_prior
 
 MEMORY = "model.language_model."  # where transformers 5 keeps the tower; on disk it is "model."
 

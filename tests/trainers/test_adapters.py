@@ -1,0 +1,376 @@
+"""The thin adapters against stand-ins of the trainers' interfaces.
+
+Real runs: tests/real_trainers.
+"""
+
+import importlib
+import json
+import sys
+from functools import wraps
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from drift_merge.errors import RecipeError
+from drift_merge.training.attach import attach as real_attach
+from tests.trainers.titan import StandIn
+
+ADAPTERS = {
+    "hf": "transformers",
+    "lightning": "lightning",
+    "llamafactory": "transformers",
+    "swift": "transformers",
+    "axolotl": "transformers",
+}
+
+
+def fresh(monkeypatch, name):
+    """Import an adapter anew, and forget it afterwards."""
+    for known in [n for n in sys.modules if n.startswith("drift_merge.trainers.")]:
+        if known.rpartition(".")[2] in (*ADAPTERS, "verl", "torchtitan"):
+            monkeypatch.delitem(sys.modules, known)
+    full = f"drift_merge.trainers.{name}"
+    monkeypatch.setitem(sys.modules, full, ModuleType(full))
+    monkeypatch.delitem(sys.modules, full)
+    return importlib.import_module(full)
+
+
+def stand_in(monkeypatch, name, **contents):
+    """Put a module, and the packages above it, where imports find it."""
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        path = ".".join(parts[:end])
+        module = sys.modules.get(path) or ModuleType(path)
+        module.__path__ = []
+        monkeypatch.setitem(sys.modules, path, module)
+    for key, value in contents.items():
+        monkeypatch.setattr(sys.modules[name], key, value, raising=False)
+    return sys.modules[name]
+
+
+class TrainerCallback:
+    """transformers' has methods that do nothing for every event."""
+
+
+class DefaultFlowCallback(TrainerCallback):
+    pass
+
+
+class CallbackHandler:
+    """As transformers 5.23 has it: callbacks see neither the list nor the trainer."""
+
+    def __init__(self, callbacks):
+        self.callbacks = callbacks
+
+    def call(self, event, *args, **kwargs):
+        for callback in self.callbacks:
+            getattr(callback, event, lambda *_, **__: None)(*args, **kwargs)
+
+
+@pytest.fixture
+def hf(monkeypatch):
+    stand_in(
+        monkeypatch,
+        "transformers.trainer_callback",
+        TrainerCallback=TrainerCallback,
+        DefaultFlowCallback=DefaultFlowCallback,
+        CallbackHandler=CallbackHandler,
+    )
+    return fresh(monkeypatch, "hf")
+
+
+class FakeHandle:
+    """Remembers what it was attached with."""
+
+    def __init__(self, model, prior, **options):
+        self.model, self.prior, self.options = model, prior, options
+        self.steps, self.events = 0, []
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+    def metrics(self):
+        return {"drift/cosine": 0.5}
+
+    def report(self):
+        return {"steps": self.steps}
+
+    def apply(self):
+        self.events.append("apply")
+
+    def remove(self):
+        self.events.append("remove")
+
+
+@pytest.fixture
+def attached(monkeypatch):
+    made = []
+
+    @wraps(real_attach)  # its signature says which options there are
+    def attach(model, prior, **options):
+        made.append(FakeHandle(model, prior, **options))
+        return made[-1]
+
+    monkeypatch.setattr("drift_merge.trainers.wiring.attach", attach)
+    return made
+
+
+@pytest.fixture
+def model():
+    return torch.nn.Linear(2, 2)
+
+
+def state(step=0, **stateful):
+    return SimpleNamespace(
+        global_step=step, max_steps=9, stateful_callbacks=stateful, log_history=[{}]
+    )
+
+
+CONTROL = SimpleNamespace(should_save=True)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_without_its_package_says_what_to_install(monkeypatch, name):
+    for package in ("transformers", "lightning", "pytorch_lightning", "axolotl", "pydantic"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(RecipeError, match=ADAPTERS[name]) as raised:
+        fresh(monkeypatch, name)
+    assert "pip install" in raised.value.remedy
+
+
+def test_the_callback_attaches_at_the_beginning_and_removes_at_the_end(hf, attached, model):
+    callback = hf.DriftCallback("prior/", alpha=0.5, schedule="cosine")
+    handler, now = CallbackHandler([DefaultFlowCallback(), callback]), state()
+    handler.call("on_train_begin", None, now, CONTROL, model=model, optimizer="opt")
+    (handle,) = attached
+    assert (handle.model, handle.prior) == (model, "prior/")
+    assert handle.options["optimizer"] == "opt"
+    assert handle.options["total_steps"] == 9
+    assert (handle.options["alpha"], handle.options["schedule"]) == (0.5, "cosine")
+    assert handle.options["state"] is None
+    handler.call("on_train_end", None, now, CONTROL)
+    assert handle.events == ["remove"]
+    assert callback.handle is None
+    assert callback.report == {"steps": 0}
+
+
+def test_a_second_training_removes_what_a_broken_first_one_left(hf, attached, model):
+    callback = hf.DriftCallback("prior/")
+    for _ in range(2):
+        callback.on_train_begin(None, state(), CONTROL, model=model, optimizer=None)
+    assert [handle.events for handle in attached] == [["remove"], []]
+
+
+def test_reporters_before_the_callback_log_its_metrics(hf, attached, model):
+    seen = []
+
+    class Reporter(TrainerCallback):
+        def on_log(self, *_, logs):
+            seen.append(dict(logs))
+
+    default = DefaultFlowCallback()
+    handler = CallbackHandler([default, Reporter(), hf.DriftCallback("prior/")])
+    now = state()
+    handler.call("on_train_begin", None, now, CONTROL, model=model, optimizer=None)
+    assert handler.callbacks[0] is default
+    logs = {"loss": 1.0}
+    handler.call("on_log", None, now, CONTROL, logs=logs)
+    assert seen == [{"loss": 1.0, "drift/cosine": 0.5}]
+    assert now.log_history == [logs]
+    handler.call("on_log", None, now, CONTROL, logs={"eval_loss": 1.0})
+    assert seen[1] == {"eval_loss": 1.0}
+
+
+def test_the_state_is_in_what_the_trainer_saves_and_comes_back(hf, attached, model):
+    callback, now = hf.DriftCallback("prior/"), state()
+    callback.on_train_begin(None, now, CONTROL, model=model, optimizer=None)
+    attached[0].steps = 3
+    callback.on_step_end(None, now, CONTROL, model=model)
+    saved = json.loads(json.dumps(now.stateful_callbacks))  # as trainer_state.json
+    callback.on_train_begin(None, state(3, **saved), CONTROL, model=model, optimizer=None)
+    assert attached[1].options["state"] == {"steps": 3}
+
+
+def test_weights_that_were_not_loaded_are_refused_or_with_strict_false_warned_of(
+    hf, attached, model
+):
+    callback, now = hf.DriftCallback("prior/"), state()
+    callback.on_train_begin(None, now, CONTROL, model=model, optimizer=None)
+    callback.on_step_end(None, now, CONTROL, model=model)
+    other, resumed = torch.nn.Linear(2, 2), state(1, **now.stateful_callbacks)
+    with pytest.raises(hf.VerificationError, match="does not have the weights"):
+        callback.on_train_begin(None, resumed, CONTROL, model=other, optimizer=None)
+    lenient = hf.DriftCallback("prior/", strict=False)
+    with pytest.warns(UserWarning, match="does not have the weights"):
+        lenient.on_train_begin(None, resumed, CONTROL, model=other, optimizer=None)
+
+
+def test_a_plain_checkpoint_is_resumed_with_strict_false_only(hf, attached, model):
+    with pytest.raises(RecipeError, match="resumes at step 5"):
+        hf.DriftCallback("prior/").on_train_begin(
+            None, state(5), CONTROL, model=model, optimizer=None
+        )
+    callback = hf.DriftCallback("prior/", strict=False)
+    callback.on_train_begin(None, state(5), CONTROL, model=model, optimizer=None)
+    assert attached[0].options["state"] is None
+
+
+def test_an_unknown_option_is_refused_when_the_callback_is_made(hf):
+    with pytest.raises(RecipeError, match=r"'layer'\. Did you mean layers\?"):
+        hf.DriftCallback("prior/", layer="0:2")
+    with pytest.raises(RecipeError, match="total_steps"):
+        hf.DriftCallback("prior/", total_steps=5)
+
+
+@pytest.fixture
+def lightning(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    stand_in(monkeypatch, "lightning.pytorch", Callback=type("Callback", (), {}))
+    return fresh(monkeypatch, "lightning")
+
+
+def fit(**changes):
+    values = {
+        "optimizers": [object()],
+        "strategy": SimpleNamespace(model=torch.nn.Linear(1, 1)),
+        "estimated_stepping_batches": 4,
+        "loggers": [object()],
+        "global_step": 0,
+        "log_every_n_steps": 2,
+    }
+    return SimpleNamespace(**values | changes)
+
+
+def test_lightning_applies_before_the_step_and_logs_as_often_as_the_trainer(
+    lightning, attached, model
+):
+    callback, logged = lightning.DriftCallback("prior/"), []
+    module = SimpleNamespace(log_dict=logged.append)
+    callback.on_train_start(fit(), module)
+    (handle,) = attached
+    assert handle.options["optimizer"] is None
+    assert handle.options["total_steps"] == 4
+    for step in range(2):
+        callback.on_before_optimizer_step(fit(global_step=step), module, None)
+    assert handle.events == ["apply", "apply"]
+    assert logged == [{"drift/cosine": 0.5}]
+    handle.steps = 2
+    saved = callback.state_dict()
+    callback.on_train_end(fit(), module)
+    assert handle.events[-1] == "remove"
+    again = lightning.DriftCallback("prior/")
+    again.load_state_dict(saved)
+    again.on_train_start(fit(estimated_stepping_batches=float("inf")), module)
+    assert attached[1].options["state"] == {"steps": 2}
+    assert attached[1].options["total_steps"] is None
+
+
+def test_lightning_refuses_two_optimizers(lightning, attached):
+    with pytest.raises(RecipeError, match="2 optimizers"):
+        lightning.DriftCallback("prior/").on_train_start(fit(optimizers=[1, 2]), None)
+
+
+def test_llamafactory_gets_the_callback_through_run_exp(hf, monkeypatch):
+    calls = []
+    stand_in(monkeypatch, "llamafactory.train.tuner", run_exp=lambda **given: calls.append(given))
+    fresh(monkeypatch, "llamafactory").run_exp("prior/", args={"stage": "sft"}, alpha=2.0)
+    (call,) = calls
+    assert call["args"] == {"stage": "sft"}
+    assert type(call["callbacks"][0]).__name__ == "DriftCallback"
+
+
+def test_swift_finds_the_callback_under_its_name(hf, monkeypatch):
+    table = {}
+    stand_in(monkeypatch, "swift.callbacks", callbacks_map=table)
+    module = fresh(monkeypatch, "swift")
+    module.register("prior/", name="mine", alpha=2.0)
+    assert type(table["mine"]("args", "trainer")).__name__ == "DriftCallback"
+    with pytest.raises(RecipeError, match="alhpa"):
+        module.register("prior/", alhpa=2.0)
+
+
+def test_axolotl_reads_the_options_of_its_yaml(hf, monkeypatch):
+    class BaseModel:
+        """pydantic's, of which only the list of fields is used here."""
+
+        def __init_subclass__(cls):
+            cls.model_fields = dict(cls.__annotations__)
+
+    stand_in(monkeypatch, "axolotl.integrations.base", BasePlugin=type("BasePlugin", (), {}))
+    stand_in(monkeypatch, "pydantic", BaseModel=BaseModel)
+    plugin = fresh(monkeypatch, "axolotl").DriftPlugin()
+    assert plugin.get_input_args() == "drift_merge.trainers.axolotl.DriftArgs"
+    (callback,) = plugin.add_callbacks_post_trainer({"drift_prior": "p/", "drift_alpha": 2.0}, None)
+    assert callback._wiring.prior == "p/"
+    assert callback._wiring.options == {"alpha": 2.0}
+    with pytest.raises(RecipeError, match="no prior"):
+        plugin.add_callbacks_post_trainer({}, None)
+
+
+def test_verl_attaches_to_actors_but_not_to_critics_and_keeps_the_state(
+    attached, monkeypatch, tmp_path, model
+):
+    class Actor:
+        optimizer_config = SimpleNamespace(total_training_steps=7)
+
+        def _build_optimizer(self, module):
+            return "optimizer"
+
+        def save_checkpoint(self, local_path, **_):
+            pass
+
+        load_checkpoint = save_checkpoint
+
+    class Critic(Actor):
+        pass
+
+    stand_in(
+        monkeypatch,
+        "verl.workers.engine.fsdp.transformer_impl",
+        FSDPEngineWithLMHead=Actor,
+        FSDPEngineWithValueHead=Critic,
+    )
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    fresh(monkeypatch, "verl").install("prior/", alpha=2.0)
+    actor, critic = Actor(), Critic()
+    assert [engine._build_optimizer(model) for engine in (actor, critic)] == ["optimizer"] * 2
+    (handle,) = attached
+    assert handle.options == {"alpha": 2.0, "optimizer": "optimizer", "total_steps": 7}
+    handle.steps = 5
+    actor.save_checkpoint(str(tmp_path), global_step=5)
+    critic.save_checkpoint(str(tmp_path / "absent"))
+    handle.steps = 0
+    actor.load_checkpoint(str(tmp_path))
+    assert handle.steps == 5
+
+
+def test_torchtitan_attaches_after_the_checkpoint_is_loaded(attached, monkeypatch, model):
+    titan = fresh(monkeypatch, "torchtitan")
+    trainer = StandIn(model, "container", steps=6)
+    titan.attach_to(trainer, "prior/")
+    assert not attached  # the weights are not there yet
+    assert trainer.checkpointer.load(step=-1)
+    (handle,) = attached
+    assert handle.options == {"optimizer": "container", "total_steps": 6, "state": None}
+    handle.steps = 4
+    saved = trainer.checkpointer.states["drift_merge"].state_dict()
+    again = StandIn(model, "container", steps=6)
+    titan.attach_to(again, "prior/")
+    again.checkpointer.found = saved
+    again.checkpointer.load(step=4)
+    assert attached[1].options["state"] == {"steps": 4}
+
+
+def test_torchtitan_without_checkpoints_or_with_a_pipeline(attached, monkeypatch, model):
+    titan = fresh(monkeypatch, "torchtitan")
+    trainer = StandIn(model, "container", steps=6)
+    trainer.checkpointer = SimpleNamespace(load=lambda step: False)
+    titan.attach_to(trainer, "prior/")
+    assert trainer.checkpointer.load(step=-1) is False
+    assert len(attached) == 1
+    with pytest.raises(RecipeError, match="2 pipeline stages"):
+        titan.attach_to(StandIn(model, "container", steps=6, parts=2), "prior/")

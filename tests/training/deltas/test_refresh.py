@@ -1,0 +1,108 @@
+"""refresh(): delta against the weights as they are now."""
+
+import pytest
+import torch
+
+import drift_merge
+from drift_merge.errors import AlignmentError, RecipeError
+from tests.training.naive import biased
+from tests.training.toys import loss_of, make_toy, memory_tensors, selected
+
+
+def train(model, steps=2):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+
+
+def reasoner_minus(model, toy):
+    reasoner = {
+        n.split("language_model.")[-1]: t for n, t in memory_tensors(toy.pair.reasoner).items()
+    }
+    return {n: reasoner[n].double() - p.detach().double() for n, p in selected(model).items()}
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_delta_is_taken_from_the_current_weights(toy, is_given):
+    model = toy.model()
+    handle = drift_merge.attach(model, toy.prior, rule="gradnorm")
+    train(model)
+    assert handle.report()["distance"] != 0.0
+    handle.refresh(toy.pair.reasoner if is_given else None)
+    assert handle.report()["distance"] == 0.0
+    deltas = reasoner_minus(model, toy)
+    model.zero_grad()
+    loss_of(model, 9).backward()
+    before = {n: p.grad.clone() for n, p in selected(model).items()}
+    handle.apply()
+    for name, parameter in selected(model).items():
+        wanted = biased("gradnorm", before[name], deltas[name])
+        assert torch.allclose(parameter.grad.double(), wanted, rtol=1e-5, atol=1e-6), name
+
+
+def test_the_new_delta_leads_to_the_reasoner(toy):
+    model = toy.model()
+    handle = drift_merge.attach(model, toy.prior)
+    train(model)
+    handle.refresh()
+    deltas = reasoner_minus(model, toy)
+    with torch.no_grad():
+        for name, parameter in selected(model).items():
+            parameter.add_(deltas[name].float())
+    assert handle.report()["distance"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_fused_weights_and_embeddings_are_refreshed(tmp_path):
+    from tests.training.match.test_matching import fuse, holder
+
+    toy = make_toy(tmp_path, modules="attn,mlp,embed")
+    tensors = memory_tensors(toy.pair.mllm)
+    model = holder(fuse(tensors))
+    handle = drift_merge.attach(model, toy.prior, modules="attn,mlp,embed", rule="absolute")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.25)
+    handle.refresh()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    handle.apply()
+    reasoner = fuse(memory_tensors(toy.pair.reasoner))
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "visual" in name or "lm_head" in name:
+            assert not parameter.grad.any()
+        else:
+            wanted = parameter.detach() - reasoner[name]
+            assert torch.allclose(parameter.grad, wanted, atol=1e-6), name
+
+
+def test_nothing_is_left_on_the_disk(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model = toy.model()
+    handle = drift_merge.attach(model, toy.prior)
+    handle.refresh()
+    assert list(tmp_path.iterdir()) == []
+    loss_of(model).backward()
+    handle.apply()
+
+
+def test_a_resumed_run_says_that_its_delta_was_refreshed(toy):
+    model = toy.model()
+    handle = drift_merge.attach(model, toy.prior)
+    handle.refresh()
+    with pytest.raises(RecipeError, match="refreshed its delta at step 0"):
+        drift_merge.attach(model, toy.prior, state=handle.state_dict())
+
+
+def test_several_priors_cannot_be_refreshed(toy, other_toy):
+    handle = drift_merge.attach(toy.model(), [toy.prior, other_toy.prior])
+    with pytest.raises(RecipeError, match="one prior"):
+        handle.refresh()
+
+
+def test_a_reasoner_without_the_tensors_is_refused(toy, tmp_path):
+    small = make_toy(tmp_path, layers=1)
+    handle = drift_merge.attach(toy.model(), toy.prior)
+    with pytest.raises(AlignmentError, match=r"no partner for 10 of the 20"):
+        handle.refresh(small.pair.reasoner)
