@@ -10,10 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from drift_merge.api import align as align
-    from drift_merge.api import compress as compress
-    from drift_merge.api import compute as compute
-    from drift_merge.api import linear as linear
+    from drift_merge.api.merges import apply as apply
+    from drift_merge.api.merges import linear as linear
+    from drift_merge.api.merges import merge as merge
+    from drift_merge.api.merges import run as run
+    from drift_merge.api.merges import sweep as sweep
+    from drift_merge.api.priors import align as align
+    from drift_merge.api.priors import compress as compress
+    from drift_merge.api.priors import compute as compute
     from drift_merge.errors import AlignmentError as AlignmentError
     from drift_merge.errors import CheckpointError as CheckpointError
     from drift_merge.errors import DriftMergeError as DriftMergeError
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
     from drift_merge.errors import VerificationError as VerificationError
     from drift_merge.hub.publish import pull as pull
     from drift_merge.hub.publish import push as push
+    from drift_merge.maths.methods import METHODS as METHODS
+    from drift_merge.maths.methods import Method as Method
+    from drift_merge.maths.methods.own import merge_method as merge_method
     from drift_merge.merges.manifest import Merge as Merge
     from drift_merge.merges.manifest import open_merge as open_merge
     from drift_merge.merges.verify import verify_merge as verify_merge
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from drift_merge.priors.manifest import Prior as Prior
     from drift_merge.priors.manifest import open_prior as open_prior
     from drift_merge.priors.verify import verify_prior as verify_prior
+    from drift_merge.recipes.recipe import Recipe as Recipe
     from drift_merge.training.attach import attach as attach
     from drift_merge.training.deltas.files import load_prior as load_prior
     from drift_merge.training.handle import Handle as Handle
@@ -40,11 +48,15 @@ warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category
 
 # Loaded on first use: the commands' --help must not wait for what they do not need.
 _FACE = {
-    "drift_merge.api": ("align", "compress", "compute", "linear"),
+    "drift_merge.api.priors": ("align", "compress", "compute"),
+    "drift_merge.api.merges": ("apply", "linear", "merge", "run", "sweep"),
     "drift_merge.errors": (
         *("AlignmentError", "CheckpointError", "DriftMergeError", "OutputError"),
         *("RecipeError", "SourceError", "VerificationError"),
     ),
+    "drift_merge.maths.methods": ("METHODS", "Method"),
+    "drift_merge.maths.methods.own": ("merge_method",),
+    "drift_merge.recipes.recipe": ("Recipe",),
     "drift_merge.merges.manifest": ("Merge", "open_merge"),
     "drift_merge.merges.verify": ("verify_merge",),
     "drift_merge.names.tensors": ("Alignment",),

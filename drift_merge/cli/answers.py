@@ -1,4 +1,4 @@
-"""What the commands do: recipe, prepare, plan, execute, print. Imported when a command runs."""
+"""What several commands answer: what was made, of what, and what to do next."""
 
 import shlex
 from collections.abc import Mapping
@@ -10,9 +10,10 @@ from drift_merge.cli.entry import print_json
 from drift_merge.cli.running import CommandOptions
 from drift_merge.cli.traffic import say_traffic, traffic_json
 from drift_merge.engine.job import Outcome
-from drift_merge.errors import RecipeError
+from drift_merge.merges.card import show_weight
 from drift_merge.merges.make import MadeMerge
 from drift_merge.plans.plan import Plan
+from drift_merge.recipes.recipe import Recipe, recipe_options
 from drift_merge.storage import sizes
 
 
@@ -20,18 +21,19 @@ def describe_merge(made: MadeMerge, plan: Plan, out: Path, run: CommandOptions) 
     """Say what a merge is and what was done."""
     manifest = made.merge.manifest
     if run.as_json:
-        _print_made(out, manifest, made.outcome)
+        print_made(out, manifest, made.outcome)
         return
     if run.quiet:
         print(out)
         return
-    _print_merge(manifest)
+    print_merge(manifest)
     _say_rounding(manifest)
     say_done(out, plan, made.outcome)
     render.note(f"Next: drift-merge verify {shlex.quote(str(out))}")
 
 
-def _print_made(out: Path, manifest: Mapping[str, Any], outcome: Outcome) -> None:
+def print_made(out: Path, manifest: Mapping[str, Any], outcome: Outcome) -> None:
+    """One JSON object: the output, its manifest without tensors, and what was fetched."""
     made = {"schema": 1, "output": str(out), **without_tensors(manifest)}
     print_json(made | traffic_json(outcome))
 
@@ -50,8 +52,8 @@ def say_done(out: Path, plan: Plan, outcome: Outcome) -> None:
     print(out)
 
 
-def _print_merge(manifest: Mapping[str, Any]) -> None:
-    from drift_merge.merges.card import show_weight
+def print_merge(manifest: Mapping[str, Any]) -> None:
+    """The formula, the sources with their weights, and what was done to how many tensors."""
 
     sources = manifest["sources"]
     print(manifest["formula"])
@@ -74,7 +76,7 @@ def _say_rounding(manifest: Mapping[str, Any]) -> None:
         )
 
 
-def _print_formula(manifest: Mapping[str, Any]) -> None:
+def print_formula(manifest: Mapping[str, Any]) -> None:
     """Order and sign in words: the two mistakes that ruin a run in silence."""
     print(f"{manifest['formula']}   ({manifest['parameters']['dtype']})")
     print(manifest["sign"].partition(". ")[0] + ".")
@@ -85,9 +87,12 @@ def without_tensors(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in manifest.items() if key != "tensors"}
 
 
-def _one_reasoner(reasoners: tuple[str, ...]) -> None:
-    if len(reasoners) != 1:
-        raise RecipeError(
-            f"expected one REASONER and one MLLM; got {len(reasoners) + 1} sources.",
-            remedy="Compute one prior per reasoner; they can be combined in training.",
-        )
+def command_line(command: str, recipe: Recipe, *more: str) -> str:
+    """A command on the sources of a recipe that selects what the recipe selects, to be pasted."""
+    words = [*command.split(), *recipe.reasoners, recipe.mllm]
+    defaults = {name: default for name, (_, default) in recipe_options(recipe.method).items()}
+    for name in ("modules", "layers", "map_file", "on_mismatch"):
+        value = getattr(recipe, name)
+        if value is not None and value != defaults[name]:
+            words += [f"--{'map' if name == 'map_file' else name.replace('_', '-')}", str(value)]
+    return shlex.join([*words, *more])

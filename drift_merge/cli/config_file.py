@@ -6,38 +6,30 @@ One file serves several commands: a key of another command is named on stderr an
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from drift_merge.cli.running import CommandOptions
 from drift_merge.errors import RecipeError
-from drift_merge.maths.methods.options import option_names
-
-if TYPE_CHECKING:
-    from drift_merge.cli.running import CommandOptions
-    from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.files import absolute, read_recipe
+from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.values import to_values
+from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
+from drift_merge.recipes.yaml import write_mapping
+from drift_merge.storage.processes import num_cores
 
 METHOD = "method"  # for `drift-merge run`; elsewhere the command is the method
 SOURCES = ("reasoner", "mllm")
 _META = "drift_merge.config"
 _PRINT = "drift_merge.print_config"
-# Every option that some command has; kept equal to the commands by a test.
-KEYS = (
-    METHOD,
-    *option_names(),
-    *SOURCES,
-    *("base", "modules", "layers", "map", "on-mismatch", "dtype", "through", "max-shard-size"),
-    *("device", "threads", "output", "overwrite", "allow-nonfinite", "weight"),
-    *("stream", "cache-limit"),
-    *("dry-run", "json", "quiet", "verbose"),
-)
 
 
 def load(ctx: click.Context, _: click.Parameter, file: Path | None) -> None:
     """Click callback: read the file and make it the defaults of this command."""
     if file is None:
         return
-    values = read_config_file(file)
+    values = read_recipe(file).values
     names = {name: parameter for parameter in ctx.command.params for name in long_names(parameter)}
     own = (*SOURCES, *([METHOD] if values.get(METHOD) in (ctx.info_name, "prior") else []))
     foreign = [key for key in values if key not in names and key not in own]
@@ -49,20 +41,6 @@ def load(ctx: click.Context, _: click.Parameter, file: Path | None) -> None:
         if key in names
     }
     ctx.meta[_META] = {key: values[key] for key in SOURCES if key in values}
-
-
-def read_config_file(file: Path) -> dict[str, Any]:
-    """Read a YAML of options, or the manifest of an output.
-
-    Returns:
-        By long option name, with paths made relative to the working directory.
-
-    Raises:
-        RecipeError: unreadable, not a mapping, or an unknown key (the nearest is named).
-    """
-    from drift_merge.recipes.files import read_recipe
-
-    return read_recipe(file).values
 
 
 def _as_given(value: Any, parameter: click.Parameter) -> Any:
@@ -114,34 +92,31 @@ def require_output(ctx: click.Context, parameter: click.Parameter, value: Any) -
     return value
 
 
-def print_call(
-    method: str,
-    reasoners: tuple[str, ...],
-    mllm: str,
-    values: dict[str, Any],
-    run: "CommandOptions",
-) -> None:
-    """Print a call of a command as a recipe; see `print_recipe`."""
-    from drift_merge.recipes.recipe import Recipe
+def recipe_of(
+    ctx: click.Context, method: str, given: tuple[str, ...], values: dict[str, Any]
+) -> Recipe:
+    """The recipe of a call.
 
-    out = values.pop("output")
-    recipe = Recipe(method=method, reasoners=reasoners, mllm=mllm, **values)
-    print_recipe(recipe, out, run)
+    Args:
+        ctx: of the command.
+        method: "prior" or a merge method.
+        given: the sources among the arguments.
+        values: the other fields of `Recipe`.
+
+    Raises:
+        RecipeError: fewer than two sources are named, or an option is wrong.
+    """
+    reasoners, mllm = sources(ctx, given)
+    return Recipe(method=method, reasoners=reasoners, mllm=mllm, **values)
 
 
-def print_recipe(recipe: "Recipe", out: Path | None, run: "CommandOptions") -> None:
+def print_recipe(recipe: Recipe, out: Path | None, run: CommandOptions) -> None:
     """Print a recipe as YAML on stdout: `drift-merge run` makes the same of it from anywhere."""
-    from drift_merge.cli.running import default_threads
-    from drift_merge.recipes.files import absolute
-    from drift_merge.recipes.values import to_values
-    from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
-    from drift_merge.recipes.yaml import write_mapping
-
     values = to_values(recipe)
     running = {
         "output": None if out is None else str(out),
         "device": run.device if run.device != "cpu" else None,
-        "threads": run.threads if run.threads != default_threads() else None,
+        "threads": run.threads if run.threads != num_cores() else None,
         "overwrite": run.overwrite or None,
         "stream": run.stream or None,
         "cache-limit": run.cache_limit if run.cache_limit != DEFAULT_CACHE_SIZE else None,

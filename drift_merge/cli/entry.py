@@ -10,13 +10,15 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
-from drift_merge.errors import DriftMergeError, RecipeError
+from drift_merge.errors import DriftMergeError, RecipeError, nearest
 
 DEBUG = "DRIFT_MERGE_DEBUG"  # set to 1: show the traceback of every error
 INTERRUPTED = 130
@@ -33,23 +35,70 @@ def version() -> str:
     return version("drift_merge")
 
 
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Lazy:
+    """A command that is imported when it is called: its help line, and where it is."""
+
+    summary: str
+    make: Callable[[], click.Command]
+
+
+def lazy(module: str, name: str, summary: str) -> Lazy:
+    """The command `name` of `cli/commands/<module>.py`."""
+
+    def make() -> click.Command:
+        found: click.Command = getattr(import_module(f"drift_merge.cli.commands.{module}"), name)
+        return found
+
+    return Lazy(summary, make)
+
+
 class CommandGroup(click.Group):
-    """A group whose unknown commands are answered with the nearest one."""
+    """Commands in sections, each imported when it is called; unknown ones are answered."""
+
+    def __init__(self, sections: Mapping[str, Mapping[str, Lazy]], **more: Any) -> None:
+        super().__init__(**more)
+        self._sections = sections
+        self._lazy = {name: command for each in sections.values() for name, command in each.items()}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of the help."""
+        return list(self._lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name in self._lazy and cmd_name not in self.commands:
+            self.commands[cmd_name] = self._lazy[cmd_name].make()
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The sections with a line for each command; nothing is imported for it."""
+        width = max(map(len, self._lazy))
+        for title, commands in self._sections.items():
+            rows = [(name.ljust(width), command.summary) for name, command in commands.items()]
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or name the nearest and list all."""
         name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
-            from drift_merge.errors import nearest
-
-            choices = self.list_commands(ctx)
+        if name not in self._lazy and not name.startswith("-"):
             raise RecipeError(
-                f"there is no command {name!r}.{nearest(name, choices)}",
-                remedy=f"Commands: {', '.join(choices)}. See: {ctx.command_path} --help",
+                f"there is no command {name!r}.{nearest(name, self._lazy)}",
+                remedy=f"Commands: {', '.join(self._lazy)}. See: {ctx.command_path} --help",
             )
         return super().resolve_command(ctx, args)
+
+
+def group(program: str, help: str, sections: Mapping[str, Mapping[str, Lazy]]) -> CommandGroup:
+    """A program: its commands by section, `--help` and `--version`."""
+    made = CommandGroup(sections, name=program, help=help, context_settings=HELP)
+    return click.version_option(package_name="drift_merge", prog_name=program)(made)
 
 
 @contextmanager

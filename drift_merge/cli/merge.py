@@ -1,41 +1,51 @@
 """`drift-merge`: merges written as complete MLLM checkpoints."""
 
+from functools import partial
 from typing import NoReturn
 
 import click
 
 from drift_merge.cli import entry
-from drift_merge.cli.commands.inspect import inspect_merge
-from drift_merge.cli.commands.methods import method_command, methods
-from drift_merge.cli.commands.pull import pull_merge
-from drift_merge.cli.commands.push import push_merge
-from drift_merge.cli.commands.run import run_command
-from drift_merge.cli.commands.sweep import sweep
-from drift_merge.cli.commands.verify import verify_merge
-from drift_merge.maths.methods import METHODS
+from drift_merge.cli.entry import Lazy, lazy
+from drift_merge.maths.methods import METHODS, Method
 
-HELP = {"help_option_names": ["-h", "--help"]}
+_HELP = """Merge reasoners into the language tower of a multimodal LLM.
 
-
-@click.group(cls=entry.CommandGroup, context_settings=HELP)
-@click.version_option(package_name="drift_merge", prog_name="drift-merge")
-def group() -> None:
-    """Merge text LLMs into the language tower of a multimodal LLM.
-
-    REASONER is a text LLM, MLLM a multimodal one of the same family. Each is a directory, a
-    .safetensors file beside its config.json, or a Hub id org/name[@revision].
-    """
+REASONER is a text LLM that reasons, or another fine-tuning of the same MLLM; MLLM is the
+multimodal model. Each is a directory, a .safetensors file beside its config.json, or a Hub id
+org/name[@revision].
+"""
 
 
-for _method in METHODS.values():
-    group.add_command(method_command(_method))
-group.add_command(run_command)
+def _make(method: Method) -> click.Command:
+    from drift_merge.cli.commands.methods import method_command
+
+    return method_command(method)
 
 
-for _command in (methods, sweep, inspect_merge, verify_merge):
-    group.add_command(_command)
-group.add_command(push_merge)
-group.add_command(pull_merge)
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+group = entry.group(
+    "drift-merge",
+    _HELP,
+    {
+        "Methods": {
+            method.name: Lazy(_sentence(method.summary), partial(_make, method))
+            for method in METHODS.values()
+        },
+        "Verbs": {
+            "run": lazy("run", "run_command", "Make what a recipe, or an output's manifest, says."),
+            "sweep": lazy("sweep", "sweep", "Make many merges in one pass over the inputs."),
+            "methods": lazy("methods", "methods", "List the methods: formulas, needs, papers."),
+            "inspect": lazy("inspect", "of_merge", "Show how a merge was made."),
+            "verify": lazy("verify", "of_merge", "Read a merge again, and compute a sample anew."),
+            "push": lazy("push", "push_merge", "Send a merge to the Hugging Face Hub, privately."),
+            "pull": lazy("pull", "pull_merge", "Fetch a merge from the Hub, verified."),
+        },
+    },
+)
 
 
 def main() -> NoReturn:

@@ -1,40 +1,39 @@
-"""`drift-prior`: align, compute, compress, inspect, verify, apply, demo."""
+"""`drift-prior`: reasoning priors, from the alignment of two models to training."""
 
 from typing import NoReturn
 
-import click
-
 from drift_merge.cli import entry
-from drift_merge.cli.commands.align import align
-from drift_merge.cli.commands.apply import apply
-from drift_merge.cli.commands.compress import compress_command
-from drift_merge.cli.commands.compute import compute
-from drift_merge.cli.commands.demo import demo
-from drift_merge.cli.commands.inspect import inspect_prior
-from drift_merge.cli.commands.pull import pull_prior
-from drift_merge.cli.commands.push import push_prior
-from drift_merge.cli.commands.train import train
-from drift_merge.cli.commands.verify import verify_prior
+from drift_merge.cli.entry import lazy
 
-HELP = {"help_option_names": ["-h", "--help"]}
+_HELP = """Compute, check and use reasoning priors: delta = theta_reasoner - theta_mllm.
 
+REASONER is a text LLM that reasons, or another fine-tuning of the same MLLM; MLLM is the
+multimodal model. Each is a directory, a .safetensors file beside its config.json, or a Hub id
+org/name[@revision].
+"""
 
-@click.group(cls=entry.CommandGroup, context_settings=HELP)
-@click.version_option(package_name="drift_merge", prog_name="drift-prior")
-def group() -> None:
-    """Compute, check and inspect reasoning priors: theta_reasoner - theta_mllm.
-
-    REASONER is a text LLM, MLLM a multimodal one of the same family. Each is a directory, a
-    .safetensors file beside its config.json, or a Hub id org/name[@revision].
-    """
-
-
-for _command in (align, compute, inspect_prior, verify_prior, apply, demo):
-    group.add_command(_command)
-group.add_command(compress_command)
-group.add_command(push_prior)
-group.add_command(pull_prior)
-group.add_command(train)
+group = entry.group(
+    "drift-prior",
+    _HELP,
+    {
+        "Make": {
+            "align": lazy("align", "align", "Say who is who in two models, from headers alone."),
+            "compute": lazy("compute", "compute", "Stream the prior to safetensors shards."),
+            "compress": lazy("compress", "compress_command", "Store a prior in 8 bits."),
+            "apply": lazy("apply", "apply", "Add a prior to its MLLM: a complete checkpoint."),
+            "train": lazy("train", "train", "Fine-tune an MLLM, biased towards the reasoner."),
+        },
+        "Look and check": {
+            "inspect": lazy("inspect", "of_prior", "Show what a prior is made of."),
+            "verify": lazy("verify", "of_prior", "Read a prior again, and compute a sample anew."),
+            "demo": lazy("demo", "demo", "Run the whole path on a tiny pair made on the spot."),
+        },
+        "Publish": {
+            "push": lazy("push", "push_prior", "Send a prior to the Hugging Face Hub, privately."),
+            "pull": lazy("pull", "pull_prior", "Fetch a prior from the Hub, verified."),
+        },
+    },
+)
 
 
 def main() -> NoReturn:

@@ -4,8 +4,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from drift_merge.names.tensors import Alignment, Finding
+from drift_merge.names.modules import classify
+from drift_merge.names.tensors import STATUSES, Alignment, Finding
 from drift_merge.plans.plan import Plan
+from drift_merge.priors.summary import advice, stored_sentence, summarize
 from drift_merge.storage.sizes import size
 
 MARKS = {"error": "Error", "warning": "Warning", "info": "Note"}
@@ -60,8 +62,6 @@ def findings(found: Iterable[Finding]) -> None:
 
 def alignment_table(alignment: Alignment) -> None:
     """One row per module: how many tensors of every status."""
-    from drift_merge.names.modules import classify
-    from drift_merge.names.tensors import STATUSES
 
     counts: dict[str, dict[str, int]] = {}
     for record in alignment.records:
@@ -125,7 +125,6 @@ def plan_json(plan: Plan, *, verbose: bool) -> dict[str, Any]:
 
 def prior_table(tensors: Mapping[str, Mapping[str, Any]]) -> str:
     """Print the table of a prior by module; return what it means, a sentence a line."""
-    from drift_merge.priors.summary import advice, stored_sentence, summarize
 
     rows = summarize(tensors)
     table(

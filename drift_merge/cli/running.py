@@ -1,6 +1,5 @@
-"""NEW FILE."""
+"""How a command runs and reports: device, threads, disk, output; no byte depends on it."""
 
-import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import click
 
 from drift_merge.errors import RecipeError
+from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,17 +17,12 @@ class CommandOptions:
     device: str = "cpu"
     threads: int = 1
     stream: bool = False
-    cache_limit: str = "20GB"
+    cache_limit: str = DEFAULT_CACHE_SIZE
     overwrite: bool = False
     dry_run: bool = False
     verbose: bool = False
     as_json: bool = False
     quiet: bool = False
-
-
-def default_threads() -> int:
-    """The number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_device(_: click.Context, __: click.Parameter, device: str) -> str:

@@ -14,7 +14,6 @@ from drift_merge.engine.downloads import Downloads
 from drift_merge.engine.inputs import Inputs, chunks
 from drift_merge.engine.workspace import Workspace, chunk_elements
 from drift_merge.maths.chunks import Chunk
-from drift_merge.maths.methods import METHODS
 from drift_merge.names.tensors import matrix_shape
 from drift_merge.plans.plan import Plan, Step, View
 from drift_merge.storage.fingerprints import Fingerprint
@@ -110,11 +109,10 @@ class Reader:
         self._compute = torch.float64 if torch.float64 in stored else torch.float32
         rows, self._cols = matrix_shape(step.shape)
         self._numel = rows * self._cols
-        row_wise = step.method in METHODS and METHODS[step.method].row_wise
         self._scales = {
             slot: run.inputs.scales(view) for slot, view in enumerate(step.inputs) if view.scale
         }
-        self._by_rows = row_wise or bool(step.scale) or bool(self._scales)
+        self._by_rows = step.is_row_wise or bool(step.scale) or bool(self._scales)
         self._factors = {
             slot: _Factors(run, view, self._compute)
             for slot, view in enumerate(step.inputs)

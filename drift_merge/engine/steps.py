@@ -5,7 +5,7 @@ inputs alone; threads, order and interruption are the stream's business.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,16 +13,15 @@ from torch import Tensor
 
 from drift_merge.engine.compressing import Compressing, Sink
 from drift_merge.engine.reader import Raw, Reader, WorkerContext
-from drift_merge.engine.whole_model import FrankWeights
+from drift_merge.engine.whole_model import Surveyed
 from drift_merge.engine.workspace import Workspace
 from drift_merge.errors import CheckpointError
 from drift_merge.maths.chunks import MethodSettings
 from drift_merge.maths.differences import PairSums, delta_
 from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.measures import Sampler, change_kept, count_nonfinite
-from drift_merge.maths.methods import METHODS
 from drift_merge.plans.plan import Plan, Step
-from drift_merge.recipes.recipe import method_options, method_variant
+from drift_merge.recipes.recipe import method_of, method_options, method_variant
 from drift_merge.recipes.words import PRIOR
 from drift_merge.storage import fingerprints
 from drift_merge.storage.compressed import COMPRESSED
@@ -43,7 +42,7 @@ class OutputTarget:
     plan: Plan
     step: Step
     writer: Sink
-    state: Any = None  # of the method, where it was found over the whole model
+    surveyed: Surveyed | None = None  # what was found over the whole model
 
     @property
     def info(self) -> TensorInfo:
@@ -187,13 +186,12 @@ def _formula(target: OutputTarget, reader: Reader, sums: PairSums) -> Formula:
         return lambda _, loaded: loaded[0]
     if step.method == PRIOR:
         return lambda _, loaded: _delta(loaded, sums)
-    method = METHODS[step.method]
+    method = method_of(target.plan.recipe)
     settings = settings_of(target.plan, step)
-    state = target.state
-    if isinstance(state, FrankWeights):
-        mllm, *weights = state.of(step)
-        settings = replace(settings, mllm_weight=mllm, weights=tuple(weights))
-        state = None
+    state = None
+    if target.surveyed is not None:
+        settings = target.surveyed.settings_of(step, settings)
+        state = target.surveyed.state_of(step)
     if state is None and method.measure is not None:
         state = method.measure(reader.walk, settings)
     combine = method.combine
@@ -216,9 +214,10 @@ def settings_of(plan: Plan, step: Step) -> MethodSettings:
         weights=step.weights,
         mllm_weight=step.mllm_weight,
         variant=method_variant(recipe),
-        numbers={k: float(v) for k, v in options.items() if not isinstance(v, bool)},
+        numbers={k: float(v) for k, v in options.items() if not isinstance(v, bool | str)},
         flags={k: v for k, v in options.items() if isinstance(v, bool)},
-        key=fingerprints.key_of(recipe.seed, step.method, step.canonical),
+        words={k: v for k, v in options.items() if isinstance(v, str)},
+        key=fingerprints.key_of(int(options.get("seed", 0)), step.method, step.canonical),
         shape=step.shape,
         is_weighted=bool(recipe.weights) or recipe.mllm_weight is not None,
     )
@@ -271,8 +270,9 @@ def _summary(work: _StepWork, inputs: list[str]) -> dict[str, Any]:
         result |= work.compressing.summary()
     if step.weights:
         result["change_kept"] = work.kept
-    if step.weights and isinstance(work.target.state, FrankWeights):
-        mllm, *weights = work.target.state.of(step)
+    surveyed = work.target.surveyed
+    if step.weights and surveyed is not None and (found := surveyed.weights_of(step)):
+        mllm, *weights = found
         result |= {"weights": weights, "mllm_weight": mllm}
     return result | ({"nonfinite": work.nonfinite} if work.nonfinite else {})
 

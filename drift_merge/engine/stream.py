@@ -15,10 +15,9 @@ from drift_merge.engine.flushing import Flusher
 from drift_merge.engine.inputs import Inputs
 from drift_merge.engine.reader import Progress, WorkerContext
 from drift_merge.engine.steps import Bundle, Made, OutputTarget, run_bundle, settings_of
-from drift_merge.engine.whole_model import frank_weights, global_trims
+from drift_merge.engine.whole_model import Surveyed, survey
 from drift_merge.engine.workers import start
 from drift_merge.plans.plan import Plan, Step
-from drift_merge.recipes.words import PRIOR
 from drift_merge.storage.compressed import stored_fingerprints
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.journal import Results
@@ -77,9 +76,9 @@ def stream(
         for (plan, _), done in zip(jobs, results, strict=True):
             progress(sum(plan.layout.tensors[n].size_bytes for n in stored_fingerprints(done)))
         run = WorkerContext(inputs, torch.device(device), progress, downloads)
-        states = [_whole_model(run, plan, threads) for plan, _ in jobs]
+        surveyed = [_survey(run, plan, threads) for plan, _ in jobs]
         names = downloads.begin(dict.fromkeys(step.name for plan, _ in jobs for step in plan.steps))
-        found = _bundles(names, [plan for plan, _ in jobs], writers, results, states)
+        found = _bundles(names, [plan for plan, _ in jobs], writers, results, surveyed)
         bundles = _large_first(found) if downloads.cache is None else list(found)
         for number, name, result in _finished(run, bundles, flushers, threads):
             results[number][name] = result
@@ -89,15 +88,8 @@ def stream(
     ]
 
 
-def _whole_model(run: WorkerContext, plan: Plan, threads: int) -> Any:
-    """The state of a method that looks at the whole model before any tensor."""
-    if plan.recipe.method == PRIOR:
-        return None
-    if any(weight.is_frank for weight in plan.recipe.parsed_weights):
-        return frank_weights(run, plan, threads=threads)
-    if plan.recipe.trim != "global":
-        return None
-    return global_trims(run, plan, settings_of, threads=threads)
+def _survey(run: WorkerContext, plan: Plan, threads: int) -> Surveyed | None:
+    return survey(run, plan, settings_of, threads=threads)
 
 
 def _bundles(
@@ -105,7 +97,7 @@ def _bundles(
     plans: Sequence[Plan],
     writers: Sequence[ShardWriter],
     finished: Sequence[Results],
-    states: Sequence[Any],
+    surveyed: Sequence[Surveyed | None],
 ) -> Iterator[Bundle]:
     """The unfinished steps of all plans; those that share their inputs together."""
     others = [{step.name: step for step in plan.steps} for plan in plans]
@@ -115,7 +107,7 @@ def _bundles(
             step = others[number].get(name)
             if step is None or name in finished[number]:
                 continue
-            target = OutputTarget(number, plan, step, writer, states[number])
+            target = OutputTarget(number, plan, step, writer, surveyed[number])
             group = next((g for g in groups if _share_inputs(g[0].step, step)), None)
             if group is None:
                 groups.append([target])
@@ -154,10 +146,10 @@ def recompute(
     results = {}
     with Inputs(plan.sources, downloads.cache) as inputs, _one_torch_thread():
         run = WorkerContext(inputs, torch.device(device), lambda _: None, downloads)
-        state = _whole_model(run, plan, 1)
+        surveyed = _survey(run, plan, 1)
         for name in downloads.begin(by_name):
             with run.hold(name):
-                made = run_bundle(run, [OutputTarget(0, plan, by_name[name], _Discard(), state)])
+                made = run_bundle(run, [OutputTarget(0, plan, by_name[name], _Discard(), surveyed)])
             results[name] = made[0][2]
     return results
 

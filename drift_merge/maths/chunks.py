@@ -69,6 +69,7 @@ class MethodSettings:
     variant: str  # "paper", "mergekit" or "peft"
     numbers: Mapping[str, float]  # density, scale, t, ... by the name of the option
     flags: Mapping[str, bool]  # normalize, rescale, ... by the name of the option
+    words: Mapping[str, str]  # options that are text, likewise
     key: int  # 64-bit key of (seed, method, canonical name), for random masks
     shape: tuple[int, ...]  # of the tensor
     is_weighted: bool  # the weights were given by the user

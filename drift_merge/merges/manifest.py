@@ -12,10 +12,9 @@ from drift_merge.artifacts.describe import (
     read_fingerprints,
 )
 from drift_merge.errors import SourceError
-from drift_merge.maths.methods import METHODS
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.prepare import Prepared
-from drift_merge.recipes.recipe import Recipe, method_variant
+from drift_merge.recipes.recipe import Recipe, method_of, method_variant
 from drift_merge.storage.journal import Results
 from drift_merge.storage.manifests import describe_tool, read_manifest, seal
 
@@ -63,7 +62,7 @@ def build_manifest(
         "format_version": FORMAT_VERSION,
         "kind": "drift-merge",
         "method": prepared.recipe.method,
-        "formula": f"theta = {METHODS[prepared.recipe.method].formula}",
+        "formula": f"theta = {method_of(prepared.recipe).formula}",
         "tool": describe_tool(),
         "parameters": prepared.recipe.parameters(),
         "sources": sources,
@@ -92,7 +91,7 @@ def _mllm_weight(prepared: Prepared) -> float | str | None:
 
 
 def _has_mllm_weight(recipe: Recipe) -> bool:
-    return "mllm_weight" in METHODS[recipe.method].defaults[method_variant(recipe)]
+    return "mllm_weight" in method_of(recipe).defaults[method_variant(recipe)]
 
 
 def _reasoner_data(plan: Plan, results: Results, source: int) -> dict[str, str]:

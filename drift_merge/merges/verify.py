@@ -8,7 +8,9 @@ from drift_merge.artifacts.checks import VerifyReport, check_files, check_sample
 from drift_merge.errors import RecipeError
 from drift_merge.merges.manifest import MANIFEST, Merge
 from drift_merge.plans.prepare import prepare
+from drift_merge.recipes.own_methods import load_methods
 from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.remade import own_method_of
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
 from drift_merge.storage.manifests import check_beside, check_seal
 
@@ -20,6 +22,7 @@ def verify_merge(
     mllm: str | None = None,
     base: str | None = None,
     map_file: Path | None = None,
+    methods_file: Path | None = None,
     sample: int = 8,
     seed: int = 0,
     threads: int = 1,
@@ -35,6 +38,7 @@ def verify_merge(
         mllm: source.
         base: source, for a merge that was made with one.
         map_file: the `--map` that was used, if one was.
+        methods_file: the Python file with the method, if it was a user's own.
         sample: number of tensors to compute again.
         seed: of the sample.
         threads: readers.
@@ -75,6 +79,7 @@ def verify_merge(
         mllm=mllm,
         base=base,
         map_file=map_file,
+        own_method=own_method_of(merge.path / MANIFEST, merge.manifest, load_methods(methods_file)),
     )
     plan = prepare(recipe, stream=stream, quiet=True).plan()
     names = check_sample(

@@ -8,19 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from drift_merge.errors import RecipeError
-from drift_merge.maths.methods import METHODS
 from drift_merge.names.modules import parse_layers
 from drift_merge.names.tensors import Alignment, Pair, identity_parts
 from drift_merge.plans.plan import Plan, Step, View, build_plan
 from drift_merge.plans.views import output_dtype, view_of
-from drift_merge.recipes.recipe import Recipe, method_options, method_variant
+from drift_merge.recipes.recipe import Recipe, method_of, method_options, method_variant
 from drift_merge.recipes.weights import Weight
-from drift_merge.recipes.words import LAYER_SWAP
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.headers import TensorInfo
-
-# mllm + something times the weight: with weight 0 the mllm's tensor is copied, byte for byte.
-_ADDED = ("linear", "inject", "chat-vector", LAYER_SWAP)
 
 Aligned = tuple[Checkpoint, Alignment]
 
@@ -84,12 +79,14 @@ def _resolve(weight: Weight, pair: Pair, num_layers: int) -> float:
 
 def _layer_factors(recipe: Recipe, num_layers: int) -> dict[int, float]:
     """For layer-swap: 0 in kept layers, 1/2 in transition layers beside them, by layer."""
-    if recipe.method != LAYER_SWAP:
+    options = method_options(recipe)
+    if "keep_layers" not in options:
         return {}
-    kept = parse_layers(recipe.keep_layers, num_layers)
+    kept = parse_layers(str(options["keep_layers"]), num_layers)
+    transition = int(options["transition"])
     factors = dict.fromkeys(kept, 0.0)
     for layer in range(num_layers):
-        near = any(abs(layer - other) <= recipe.transition for other in kept)
+        near = any(abs(layer - other) <= transition for other in kept)
         if near and layer not in kept:
             factors[layer] = 0.5
     return factors
@@ -112,7 +109,7 @@ def _step(
     else:
         active = entries
     needs_base = recipe.base is not None
-    if not active or len(active) < METHODS[recipe.method].reasoners[0]:
+    if not active or len(active) < method_of(recipe).reasoners[0]:
         return untouched
     if (needs_base and base is None) or not _scale(recipe):
         return untouched
@@ -131,16 +128,17 @@ def _step(
         has_base=base is not None,
         module=pair.module,
         canonical=pair.canonical,
+        is_row_wise=method_of(recipe).row_wise,
     )
 
 
 def _check_sum(recipe: Recipe, weights: list[float], name: str) -> None:
     """Refuse weights that a method would divide by their sum of zero."""
     options = method_options(recipe)
-    takes = METHODS[recipe.method].required.get(method_variant(recipe), ())
-    divides = options.get("normalize") and ("weight" in options or "weight" in takes)
+    method = method_of(recipe)
+    divides = options.get("normalize") and method.takes("weight", method_variant(recipe))
     # On task vectors a sum of zero divides by 1: the base stays as it is, as in mergekit.
-    if divides and METHODS[recipe.method].base != "required" and sum(weights) == 0.0:
+    if divides and method.base != "required" and sum(weights) == 0.0:
         raise RecipeError(
             f"the weights of {name} sum to zero, and {recipe.method} divides by their sum.",
             remedy="Change a weight, or add --no-normalize.",
@@ -148,7 +146,7 @@ def _check_sum(recipe: Recipe, weights: list[float], name: str) -> None:
 
 
 def _adds_nothing_at_zero(recipe: Recipe) -> bool:
-    return recipe.method in _ADDED and method_variant(recipe) == "paper"
+    return method_of(recipe).adds_to_mllm and method_variant(recipe) == "paper"
 
 
 def _scale(recipe: Recipe) -> bool:

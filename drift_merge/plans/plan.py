@@ -48,6 +48,7 @@ class Step:
     has_base: bool = False  # the last input is the base
     module: str = "other"  # attn, mlp, norm, embed, head, other
     canonical: str = ""  # canonical name; empty outside the tower
+    is_row_wise: bool = False  # the method takes whole rows only
     scale: str = ""  # output name of the scales of its rows, where it is compressed
     through: str = ""  # dtype that the result is rounded to before it is compressed
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from drift_merge.errors import RecipeError
 from drift_merge.plans.arrange import Group, arrange, stays
 from drift_merge.plans.plan import Plan, Step
-from drift_merge.recipes.recipe import Recipe
-from drift_merge.recipes.words import PRIOR
+from drift_merge.recipes.recipe import Recipe, active_survey
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.hub.ranges import Range
 from drift_merge.storage.loans.leases import Lease, ShardRequest, shard_request
@@ -104,11 +103,8 @@ def plan_transfers(
 
 def num_walks(recipe: Recipe) -> int:
     """How often a method looks at all its inputs before any tensor is made."""
-    if recipe.method == PRIOR:
-        return 0
-    if any(weight.is_frank for weight in recipe.parsed_weights):
-        return 1
-    return 2 if recipe.trim == "global" else 0
+    survey = active_survey(recipe)
+    return survey.walks if survey else 0
 
 
 def _passes(plans: Sequence[Plan]) -> tuple[int | None, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from drift_merge.errors import RecipeError, nearest
 from drift_merge.recipes.recipe import Recipe
-from drift_merge.recipes.values import RUNNING, build_recipe, known_keys
+from drift_merge.recipes.values import RUNNING, Methods, build_recipe, known_keys
 from drift_merge.recipes.yaml import Entries, read_json, read_mapping
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class LoadedRecipe:
     lines: Mapping[str, int] = field(default_factory=dict)  # of the keys, where known
     remade: "Remade | None" = None  # what a manifest says beside its options
     notes: tuple[str, ...] = ()  # what a user should know of how the file was understood
+    own: Methods = field(default_factory=dict)  # methods of the user's own
 
     def recipe(self, overrides: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe; values of `overrides` win over the file's.
@@ -47,7 +48,7 @@ class LoadedRecipe:
 
             require_sources(self.remade, values, self.file)
         try:
-            return build_recipe(values)
+            return build_recipe(values, self.own)
         except RecipeError as error:
             where = self._place([key for key in values if key not in given], error.message)
             raise RecipeError(f"{where}: {error.message}", remedy=error.remedy) from error
@@ -63,8 +64,12 @@ class LoadedRecipe:
         return f"{self.file}, line {min(found)[1]}" if found else str(self.file)
 
 
-def read_recipe(file: Path) -> LoadedRecipe:
+def read_recipe(file: Path, own: Methods | None = None) -> LoadedRecipe:
     """Read a recipe of any of the three formats; a directory stands for the manifest in it.
+
+    Args:
+        file: YAML or manifest.
+        own: methods of a user's own, by name.
 
     Raises:
         RecipeError: unreadable, an unknown key, or something of mergekit's that is not supported.
@@ -75,23 +80,24 @@ def read_recipe(file: Path) -> LoadedRecipe:
     if manifest is not None and content is not None and "kind" in content:
         from drift_merge.recipes.remade import read_remade
 
-        remade = read_remade(manifest, content["kind"])
-        return LoadedRecipe(manifest, remade.values, remade=remade)
+        remade = read_remade(manifest, content["kind"], own or {})
+        return LoadedRecipe(manifest, remade.values, remade=remade, own=own or {})
     entries = read_mapping(file)
     if "merge_method" in entries:
         from drift_merge.recipes.mergekit.translate import translate
 
         values, notes = translate(entries, file, lambda text: str(_resolve(file, "mllm", text)))
         return LoadedRecipe(file, values, notes=notes)
-    return _read_own(file, entries)
+    return _read_ours(file, entries, own or {})
 
 
-def _read_own(file: Path, entries: Entries) -> LoadedRecipe:
+def _read_ours(file: Path, entries: Entries, own: Methods) -> LoadedRecipe:
     values = {key.replace("_", "-"): value for key, value in entries.items()}
     lines = {key.replace("_", "-"): line for key, line in entries.lines.items()}
-    refuse_unknown(values, known_keys(), file, lines)
+    refuse_unknown(values, known_keys(own), file, lines)
     given = {key: value for key, value in values.items() if value is not None}
-    return LoadedRecipe(file, {key: _resolve(file, key, v) for key, v in given.items()}, lines)
+    resolved = {key: _resolve(file, key, v) for key, v in given.items()}
+    return LoadedRecipe(file, resolved, lines, own=own)
 
 
 def _manifest_file(file: Path) -> Path | None:

@@ -4,41 +4,41 @@ Everything that changes the bytes of the output is here; how fast they are made 
 where they go is not. Rules live here, so that command line, YAML and Python meet the same errors.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import RecipeError, nearest, one_of
 from drift_merge.maths.methods import METHODS, Method
-from drift_merge.maths.methods.table import known_options
+from drift_merge.maths.methods.options import Option
+from drift_merge.maths.methods.table import WEIGHTS, Survey, Value
+from drift_merge.recipes.method_rules import check_method
 from drift_merge.recipes.weights import Weight, parse_weight
 from drift_merge.recipes.words import (
     DEFAULT_SHARD_SIZE,
     DTYPE_CODES,
-    KEPT_LAYERS,
-    LAYER_SWAP,
+    MERGE_MODULES,
     PRIOR,
+    PRIOR_DTYPE,
     PRIOR_MODULES,
     SOURCE_DTYPE,
-    TIES,
 )
 from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.sizes import parse_size
 
-Rule = tuple[Callable[[float], bool], str]
+# Options of methods that older manifests hold beside `options`.
+_ONCE_FIELDS = ("trim", "keep_layers", "transition", "seed")
 
-_NOT_NEGATIVE: Rule = (lambda x: x >= 0, "0 or more")
 
-RANGES: dict[str, Rule] = {
-    "density": (lambda x: 0 < x <= 1, "a number in (0, 1]"),
-    "gamma": (lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    "epsilon": _NOT_NEGATIVE,
-    "eps": _NOT_NEGATIVE,
-    "tol": _NOT_NEGATIVE,
-    "max_iter": (lambda x: x >= 1 and x == int(x), "a whole number, 1 or more"),
-}
+def _row(help: str, **more: Any) -> dict[str, Any]:
+    """What is to be known of a field that is an option, and stands nowhere else.
+
+    Keywords: `key`, `kind`, `metavar`, `choices`, `is_many` of `Option`; `only`: "prior" or
+    "merge"; `of_prior`, `of_merge`: the default of that kind.
+    """
+    return {"help": help, **more}
 
 
 _SHARED = (
@@ -58,29 +58,78 @@ class Recipe:
     method: str
     reasoners: tuple[str, ...]  # sources as written; exactly one for a prior
     mllm: str
-    base: str | None = None  # common ancestor; with it, delta = reasoner - base
-    weights: tuple[str | float, ...] = ()  # one per reasoner, see `weights`; (): the default
-    mllm_weight: str | float | None = None  # of the mllm's own task vector; None: the default
-    variant: str | None = None  # whose formula, where implementations differ; None: the paper's
-    options: Mapping[str, float | bool] = field(default_factory=dict)  # of the method: density, ...
-    trim: str = "tensor"  # ties: one threshold per tensor, or "global": one per task vector
-    keep_layers: str = KEPT_LAYERS  # layer-swap: these layers stay the mllm's
-    transition: int = 0  # layer-swap: this many layers beside the kept ones get half the weight
-    seed: int = 0  # of random masks
-    modules: str = PRIOR_MODULES
-    layers: str | None = None
-    dtype: str = SOURCE_DTYPE  # of the output: a key of DTYPES, "source", or one of COMPRESSED
-    through: str | None = None  # a compressed prior: delta is rounded to this dtype before
-    max_shard_size: str = DEFAULT_SHARD_SIZE
-    on_mismatch: str = "error"  # "error" or "skip"
-    map_file: Path | None = None  # YAML of name patterns
-    allow_nonfinite: bool = False
+    base: str | None = field(default=None, metadata=_row("Common ancestor of reasoner and mllm."))
+    weights: tuple[str | float, ...] = field(
+        default=(),
+        metadata=_row(
+            "Of the reasoners, one for all or one each: a number, attn=0.1,mlp=0.3, [0,0.5,1] over "
+            "the layers, or re:REGEX=0.2.",
+            key="weight",
+            metavar="W",
+            is_many=True,
+            only="merge",
+        ),
+    )
+    mllm_weight: str | float | None = field(
+        default=None,
+        metadata=_row("Of the mllm itself, written as --weight.", metavar="W", only="merge"),
+    )
+    variant: str | None = field(
+        default=None, metadata=_row("Whose formula.", only="merge")
+    )  # None: the paper's
+    options: Mapping[str, Value] = field(default_factory=dict)  # of the method: density, ...
+    modules: str = field(
+        default=PRIOR_MODULES,
+        metadata=_row(
+            "attn, mlp, norm, embed, head, full, or re:REGEX on canonical names.",
+            metavar="LIST",
+            of_merge=MERGE_MODULES,
+        ),
+    )
+    layers: str | None = field(
+        default=None, metadata=_row("Such as 0:28 or 0,4:12; default all.", metavar="RANGES")
+    )
+    map_file: Path | None = field(
+        default=None,
+        metadata=_row("YAML of name patterns for unusual layouts.", key="map", kind=Path),
+    )
+    on_mismatch: str = field(
+        default="error",
+        metadata=_row(
+            "skip: leave selected tensors without a partner as the mllm has them.",
+            choices=("error", "skip"),
+        ),
+    )
+    dtype: str = field(
+        default=SOURCE_DTYPE,
+        metadata=_row("Of the output; source keeps the mllm's.", of_prior=PRIOR_DTYPE),
+    )  # a key of DTYPE_CODES, "source", or one of COMPRESSED
+    through: str | None = field(
+        default=None,
+        metadata=_row(
+            "Round delta to this dtype before it is compressed, as a prior of that dtype was.",
+            choices=(*DTYPE_CODES, SOURCE_DTYPE),
+            only="prior",
+        ),
+    )
+    max_shard_size: str = field(
+        default=DEFAULT_SHARD_SIZE, metadata=_row("Of a shard.", metavar="SIZE")
+    )
+    allow_nonfinite: bool = field(
+        default=False, metadata=_row("Accept NaN and Inf in the inputs.", kind=bool)
+    )
+    own_method: Method | None = None  # a user's own, in the place of the table's row
 
     def __post_init__(self) -> None:
         if not self.reasoners:
             raise RecipeError(
                 "No reasoner is given.",
                 remedy="Name the reasoner first and the mllm last: REASONER MLLM.",
+            )
+        if self.method == PRIOR and len(self.reasoners) != 1:
+            raise RecipeError(
+                f"expected one REASONER and one MLLM; got {len(self.reasoners) + 1} sources.",
+                remedy="Compute one prior per reasoner; they can be combined in training.",
             )
         self._check_dtype()
         one_of("--on-mismatch", self.on_mismatch, ["error", "skip"])
@@ -96,9 +145,16 @@ class Recipe:
                 remedy="Give it once for all, or once for each reasoner in their order.",
             )
         if self.method != PRIOR:
-            from drift_merge.recipes.recipe import check_method
-
-            check_method(self)
+            one_of("--variant", method_variant(self), list(method_of(self).variants))
+            check_method(
+                method_of(self),
+                method_variant(self),
+                base=self.base,
+                num_reasoners=len(self.reasoners),
+                options=self.options,
+                weights=self.parsed_weights,
+                given=[name for name in WEIGHTS if is_given(self, name)],
+            )
 
     def _check_dtype(self) -> None:
         compressed = list(COMPRESSED) if self.method == PRIOR else []
@@ -148,6 +204,7 @@ class Recipe:
         values = asdict(self)
         for name in ("reasoners", "mllm", "base", "method"):
             values.pop(name)
+        values.pop("own_method")
         values["map_file"] = self.map_file.name if self.map_file else None
         if self.method == PRIOR:
             through = {} if self.through is None else {"through": self.through}
@@ -158,13 +215,10 @@ class Recipe:
             values["mllm_weight"] = self.parsed_mllm_weight.plain
         values["variant"] = method_variant(self)
         values["options"] = method_options(self)
-        for name in ("weight", "mllm_weight"):
+        for name in WEIGHTS:
             values["options"].pop(name, None)
-        if self.method != TIES:
-            values.pop("trim")
-        if self.method != LAYER_SWAP:
-            for name in ("keep_layers", "transition"):
-                values.pop(name)
+        if self.own_method is not None:
+            values["method_source"] = self.own_method.source
         return values
 
     @classmethod
@@ -177,16 +231,24 @@ class Recipe:
         mllm: str,
         base: str | None = None,
         map_file: Path | None = None,
+        own_method: Method | None = None,
     ) -> "Recipe":
         """The recipe of a manifest, for the same or other sources: the inverse of `parameters`."""
-        values = {key: value for key, value in parameters.items() if key != "map_file"}
+        left_out = ("map_file", "method_source")
+        values = {key: value for key, value in parameters.items() if key not in left_out}
         values["weights"] = tuple(values.get("weights", ()))
+        once = {name: values.pop(name) for name in _ONCE_FIELDS if name in values}
+        taken = [] if method == PRIOR else (own_method or METHODS[method]).option_names()
+        values["options"] = {k: v for k, v in once.items() if k in taken} | dict(
+            values.get("options", {})
+        )
         return cls(
             method=method,
             reasoners=tuple(reasoners),
             mllm=mllm,
             base=base,
             map_file=map_file,
+            own_method=own_method,
             **values,
         )
 
@@ -205,7 +267,17 @@ def method_variant(recipe: Recipe) -> str:
     return recipe.variant or method_of(recipe).variants[0]
 
 
-def method_options(recipe: Recipe) -> dict[str, float | bool]:
+def active_survey(recipe: Recipe) -> Survey | None:
+    """The look at the whole model that the method takes first, if an option asks for one."""
+    if recipe.method == PRIOR:
+        return None
+    options: dict[str, object] = dict(method_options(recipe))
+    options["weight"] = recipe.parsed_weights[0].text
+    found = (s for s in method_of(recipe).surveys if options.get(s.option) == s.value)
+    return next(found, None)
+
+
+def method_options(recipe: Recipe) -> dict[str, Value]:
     """Every option of the method: as given, else the default of its variant."""
     return {**method_of(recipe).defaults[method_variant(recipe)], **recipe.options}
 
@@ -216,6 +288,8 @@ def method_of(recipe: Recipe) -> Method:
     Raises:
         RecipeError: there is none; the nearest is named.
     """
+    if recipe.own_method is not None:
+        return recipe.own_method
     if recipe.method not in METHODS:
         raise RecipeError(
             f"there is no method {recipe.method!r}.{nearest(recipe.method, METHODS)}",
@@ -224,96 +298,22 @@ def method_of(recipe: Recipe) -> Method:
     return METHODS[recipe.method]
 
 
-def check_method(recipe: Recipe) -> None:
-    """Check a recipe against the catalog: method, variant, base, number of reasoners, options.
+def recipe_options(method: str) -> dict[str, tuple[Option, Any]]:
+    """The options of recipes that are no method's own: by field, with the default.
 
-    Raises:
-        RecipeError: naming what is wrong and what the method accepts.
+    Args:
+        method: "prior", the name of a merge method, or "" for all of both.
     """
-    method = method_of(recipe)
-    variant = method_variant(recipe)
-    one_of("--variant", variant, list(method.variants))
-    if method.base == "required" and recipe.base is None:
-        raise RecipeError(
-            f"{method.name} needs a base: {method.formula}.",
-            remedy="Name the common ancestor of reasoner and mllm: --base BASE",
-        )
-    if method.base == "none" and recipe.base is not None:
-        raise RecipeError(
-            f"{method.name} takes no base: {method.formula}.",
-            remedy="Leave --base out, or choose a method on task vectors: drift-merge methods",
-        )
-    least, most = method.reasoners
-    found = len(recipe.reasoners)
-    if found < least or (most is not None and found > most):
-        wanted = f"{least}" if most == least else f"{least} or more" if most is None else f"{most}"
-        raise RecipeError(
-            f"{method.name} takes {wanted} reasoner(s); got {found}.",
-            remedy="See what each method takes: drift-merge methods",
-        )
-    _check_weights(recipe, method, variant)
-    known = known_options(method, variant)
-    for name in recipe.options:
-        if name not in known:
-            raise RecipeError(
-                f"{method.name} has no option {name!r} in its variant {variant}."
-                f"{nearest(name, known)}",
-                remedy=f"Its options: {', '.join(known) or 'none'}.",
-            )
-    for name, value in recipe.options.items():
-        _check_value(name, value, method.defaults[variant].get(name, 0.0))
-    _check_whole_model(recipe)
-    missing = [name for name in method.required.get(variant, ()) if not is_given(recipe, name)]
-    if missing:
-        flag = missing[0].replace("_", "-")
-        raise RecipeError(
-            f"{method.name} in its variant {variant} needs {', '.join(missing)}.",
-            remedy=f"Give it: --{flag} NUMBER",
-        )
-
-
-def _check_whole_model(recipe: Recipe) -> None:
-    """Options that make a method look at the whole model first."""
-    one_of("--trim", recipe.trim, ["tensor", "global"])
-    if recipe.trim == "global" and recipe.method != TIES:
-        raise RecipeError(
-            f"{recipe.method} trims per tensor only.", remedy="Leave --trim out, or choose ties."
-        )
-    frank = [weight.is_frank for weight in recipe.parsed_weights]
-    if any(frank) and (recipe.method != "task-arithmetic" or not all(frank)):
-        raise RecipeError(
-            "--weight frank is for task-arithmetic, once for all reasoners.",
-            remedy="Write: drift-merge task-arithmetic ... --base BASE --weight frank",
-        )
-
-
-def _check_weights(recipe: Recipe, method: Method, variant: str) -> None:
-    """Refuse weights that the method would not use."""
-    taken = {*method.defaults[variant], *method.required.get(variant, ())}
-    given = (("weight", bool(recipe.weights)), ("mllm_weight", recipe.mllm_weight is not None))
-    for name, is_set in given:
-        if is_set and name not in taken:
-            raise RecipeError(
-                f"{method.name} has no {name.replace('_', '-')} in its variant {variant}.",
-                remedy="Leave it out; see what each method takes: drift-merge methods",
-            )
-
-
-def _check_value(name: str, value: float | bool, default: float | bool) -> None:
-    """Refuse an option of another kind or out of its range."""
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise _wrong(name, value, "true or false")
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _wrong(name, value, "a finite number")
-    holds, expected = RANGES.get(name, (lambda _: True, ""))
-    if not holds(value):
-        raise _wrong(name, value, expected)
-
-
-def _wrong(name: str, value: object, expected: str) -> RecipeError:
-    return RecipeError(
-        f"{name} is {value!r}; expected {expected}.",
-        remedy=f"Give --{name.replace('_', '-')} such a value, or leave it out for the default.",
-    )
+    found = {}
+    for each in dataclass_fields(Recipe):
+        if "help" not in each.metadata:
+            continue
+        row = dict(each.metadata)
+        is_prior = method == PRIOR
+        only, defaults = row.pop("only", ""), (row.pop("of_merge", None), row.pop("of_prior", None))
+        if method and only and (only == PRIOR) is not is_prior:
+            continue
+        option = Option(name=each.name, kind=row.pop("kind", str), **row)
+        default = defaults[is_prior]
+        found[each.name] = (option, each.default if default is None else default)
+    return found

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import CheckpointError, RecipeError, SourceError
+from drift_merge.maths.methods import Method
 from drift_merge.recipes.recipe import Recipe
-from drift_merge.recipes.values import to_values
+from drift_merge.recipes.values import Methods, to_values
 from drift_merge.recipes.words import PRIOR
 from drift_merge.storage.manifests import read_manifest
 
@@ -25,7 +26,7 @@ class Remade:
     map_name: str | None  # name of the map that was used; the manifest does not hold it
 
 
-def read_remade(file: Path, kind: object) -> Remade:
+def read_remade(file: Path, kind: object, own: Methods) -> Remade:
     """The request that made the output of a manifest.
 
     A source from the Hub is pinned to the commit that was used; a local one is as it was given,
@@ -41,6 +42,7 @@ def read_remade(file: Path, kind: object) -> Remade:
             remedy="Give a drift_merge.json, a prior.json, or a YAML recipe.",
         )
     manifest = read_manifest(file, kind=str(kind), format_version=_VERSIONS[str(kind)])
+    own_method = own_method_of(file, manifest, own)
     try:
         roles = _roles(manifest["sources"])
         where = {role: _pinned(source) for role, source in roles.items()}
@@ -51,6 +53,7 @@ def read_remade(file: Path, kind: object) -> Remade:
             reasoners=[text for role, text in where.items() if role.startswith("reasoner")],
             mllm=where["mllm"],
             base=where.get("base"),
+            own_method=own_method,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -63,6 +66,30 @@ def read_remade(file: Path, kind: object) -> Remade:
         {where[role]: role for role, source in roles.items() if not source["repo_id"]},
         parameters.get("map_file"),
     )
+
+
+def own_method_of(file: Path, manifest: Mapping[str, Any], own: Methods) -> Method | None:
+    """The method of a user that made the output, from the file given again; None if built in.
+
+    Raises:
+        RecipeError: it is not given, or its text is another.
+    """
+    source = manifest.get("parameters", {}).get("method_source")
+    if source is None:
+        return None
+    name = str(manifest.get("method"))
+    if name not in own:
+        raise RecipeError(
+            f"{file} was made with a method of the user's own, {name}.",
+            remedy="Give the Python file that defines it: --methods FILE",
+        )
+    if own[name].source != source:
+        raise RecipeError(
+            f"the method {name} is not the one that made {file}: its text has the fingerprint "
+            f"{own[name].source}, expected {source}.",
+            remedy="Give the file as it was: --methods FILE",
+        )
+    return own[name]
 
 
 def _roles(sources: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -11,13 +11,12 @@ from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 
 from drift_merge.errors import RecipeError, nearest
-from drift_merge.maths.methods import METHODS
-from drift_merge.maths.methods.table import known_options
-from drift_merge.recipes.recipe import Recipe, method_variant
+from drift_merge.maths.methods.table import WEIGHTS
+from drift_merge.recipes.recipe import Recipe, method_of, method_variant
 
 MAX_OUTPUTS = 100  # a slip in a step would fill the disk
 
-_FIELDS = ("weight", "mllm_weight", "seed")
+_KINDS = (int, float)
 Setting = tuple[tuple[str, str], ...]  # (name, value as written) of one output
 
 
@@ -90,7 +89,9 @@ def vary(recipe: Recipe, setting: Mapping[str, str]) -> Recipe:
     Raises:
         RecipeError: the method has no such number, or the value is out of its range.
     """
-    known = [*_FIELDS, *known_options(METHODS[recipe.method], method_variant(recipe))]
+    row = method_of(recipe)
+    numbers = [n for n in row.option_names(method_variant(recipe)) if row.option(n).kind in _KINDS]
+    known = [*WEIGHTS, *numbers]
     changed = recipe
     for name, value in setting.items():
         if name not in known:
@@ -102,10 +103,9 @@ def vary(recipe: Recipe, setting: Mapping[str, str]) -> Recipe:
             changed = replace(changed, weights=(float(value),))
         elif name == "mllm_weight":
             changed = replace(changed, mllm_weight=float(value))
-        elif name == "seed":
-            changed = replace(changed, seed=int(Decimal(value)))
         else:
-            changed = replace(changed, options={**changed.options, name: float(value)})
+            number = int(Decimal(value)) if row.option(name).kind is int else float(value)
+            changed = replace(changed, options={**changed.options, name: number})
     return changed
 
 

@@ -4,126 +4,116 @@ Knows nothing of files. `build_recipe(to_values(recipe))` asks for the same byte
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import RecipeError, nearest
-from drift_merge.maths.methods import METHODS
-from drift_merge.maths.methods.table import known_options
-from drift_merge.recipes.recipe import Recipe
-from drift_merge.recipes.words import (
-    LAYER_SWAP,
-    MERGE_MODULES,
-    PRIOR,
-    PRIOR_MODULES,
-    SOURCE_DTYPE,
-    TIES,
-)
+from drift_merge.maths.methods import METHODS, Method
+from drift_merge.maths.methods.options import OPTIONS, Option
+from drift_merge.recipes.recipe import Recipe, method_of, recipe_options
+from drift_merge.recipes.words import PRIOR
 
-PRIOR_DTYPE = "bfloat16"  # the default output dtype of a prior
 RUNNING = (  # how it runs and reports; no byte of the output depends on it
     *("output", "device", "threads", "overwrite", "stream", "cache-limit"),
     *("dry-run", "json", "quiet", "verbose"),
 )
-_ANY = (
-    *("method", "reasoner", "mllm", "base", "modules", "layers", "map", "on-mismatch"),
-    *("dtype", "max-shard-size", "allow-nonfinite"),
-)
-_COMPRESSED = ("through",)  # of a prior alone
-_OWN = {LAYER_SWAP: ("keep-layers", "transition"), TIES: ("trim",)}  # of one method alone
-_WHOLE = ("seed", "transition")  # whole numbers
+_SOURCES = ("method", "reasoner", "mllm")
 _LISTS = ("modules", "layers")  # may be lists; joined by commas
-_FIELDS = {"reasoner": "reasoners", "weight": "weights", "map": "map_file"}
-_KEYS = {name: key for key, name in _FIELDS.items()}
-_BY_ITSELF = ("method", "reasoners", "mllm", "weights", "options")
+
+Methods = Mapping[str, Method]  # a user's own, by name
 
 
-def known_keys() -> list[str]:
+def known_keys(own: Methods | None = None) -> list[str]:
     """Every key that a file of ours may have."""
-    names = {name.replace("_", "-") for method in METHODS for name in option_kinds(method)}
-    own = [key for keys in _OWN.values() for key in keys]
-    weights = ("weight", "mllm-weight")
-    return [*_ANY, *_COMPRESSED, *weights, "variant", "seed", *own, *sorted(names), *RUNNING]
+    shared = [option.long_name for option, _ in recipe_options("").values()]
+    options = {o.long_name for o in OPTIONS.values()}
+    options |= {o.long_name for method in (own or {}).values() for o in method.own_options.values()}
+    return [*_SOURCES, *shared, *sorted(options), *RUNNING]
 
 
-def option_kinds(method: str) -> dict[str, type]:
-    """The method's own options over all its variants: name -> float or bool."""
-    found: dict[str, type] = {}
-    entry = METHODS[method]
-    for variant in entry.variants:
-        for name in known_options(entry, variant):
-            default = entry.defaults[variant].get(name, 0.0)
-            found[name] = bool if isinstance(default, bool) else float
-    return dict(sorted(found.items()))
+def method_keys(method: str, own: Methods | None = None) -> dict[str, Option]:
+    """The keys that a recipe of this method may have, beside method and sources."""
+    found = {}
+    row = None if method == PRIOR else _methods(own)[method]
+    for name, (option, _) in recipe_options(method).items():
+        taken = {"weights": "weight", "mllm_weight": "mllm_weight"}.get(name)
+        if taken is None or row is None or any(row.takes(taken, v) for v in row.variants):
+            found[option.long_name] = option
+    own_options = [row.option(name) for name in row.option_names()] if row else []
+    return found | {option.long_name: option for option in own_options}
 
 
-def method_keys(method: str) -> list[str]:
-    """The keys that a recipe of this method may have."""
-    if method == PRIOR:
-        return [*_ANY, *_COMPRESSED]
-    entry = METHODS[method]
-    taken = {name for variant in entry.variants for name in entry.defaults[variant]}
-    taken |= {name for names in entry.required.values() for name in names}
-    own = [name.replace("_", "-") for name in option_kinds(method)]
-    weights = [key for key in ("weight", "mllm-weight") if key.replace("-", "_") in taken]
-    return [*_ANY, *weights, "variant", "seed", *_OWN.get(method, ()), *own]
+def _methods(own: Methods | None) -> Methods:
+    return {**METHODS, **(own or {})}
 
 
-def build_recipe(values: Mapping[str, Any]) -> Recipe:
+def build_recipe(values: Mapping[str, Any], own: Methods | None = None) -> Recipe:
     """The recipe of options by their long names.
 
     Args:
         values: `method`, `reasoner` (one or a list), `mllm`, and any other option; numbers may be
             numbers or text.
+        own: methods of a user's own.
 
     Raises:
         RecipeError: an option is missing, unknown to the method, or of the wrong kind.
     """
-    missing = [key for key in ("method", "reasoner", "mllm") if not values.get(key)]
+    missing = [key for key in _SOURCES if not values.get(key)]
     if missing:
         raise RecipeError(
             f"{missing[0]} is missing.",
             remedy=f"Add it: {missing[0]}: {'linear' if missing[0] == 'method' else 'org/name'}",
         )
     method = str(values["method"])
-    if method != PRIOR and method not in METHODS:
+    if method != PRIOR and method not in _methods(own):
         raise RecipeError(
-            f"method: there is no method {method!r}.{nearest(method, [*METHODS, PRIOR])}",
-            remedy="See them all: drift-merge methods",
+            f"method: there is no method {method!r}.{nearest(method, [*_methods(own), PRIOR])}",
+            remedy="See them all: drift-merge methods; name a file with your own: --methods FILE",
         )
-    known = method_keys(method)
-    for key in values:
+    known = method_keys(method, own)
+    shared = recipe_options(method)
+    found: dict[str, Any] = {name: default for name, (_, default) in shared.items()}
+    options: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in _SOURCES:
+            continue
         if key not in known:
             raise RecipeError(
                 f"{method} has no option {key}.{nearest(key, known)}",
-                remedy=f"Its options: {', '.join(known)}.",
+                remedy=f"Its options: {', '.join([*_SOURCES, *known])}.",
             )
-    found: dict[str, Any] = _defaults(method)
-    kinds = {} if method == PRIOR else option_kinds(method)
-    options: dict[str, Any] = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name in kinds:
-            options[name] = _flag(key, value) if kinds[name] is bool else _number(key, value)
-        else:
-            found[_FIELDS.get(key, name)] = _field(key, value)
-    return Recipe(**found, options=options)
+        option = known[key]
+        target = found if option.name in shared else options
+        target[option.name] = _parsed(option, value)
+    reasoners = _texts("reasoner", values["reasoner"])
+    mllm = _text("mllm", values["mllm"])
+    return Recipe(
+        method=method,
+        reasoners=reasoners,
+        mllm=mllm,
+        options=options,
+        own_method=(own or {}).get(method),
+        **found,
+    )
 
 
-def _field(key: str, value: Any) -> Any:
-    """A value in the form in which `Recipe` holds it."""
-    if key in ("reasoner", "weight"):
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_text(key, item) for item in items)
+def _parsed(option: Option, value: Any) -> Any:
+    """A value of a file in the form in which `Recipe` holds it."""
+    key = option.long_name
+    if option.is_many:
+        return _texts(key, value)
     if key in _LISTS and isinstance(value, list | tuple):
-        return ",".join(_text(key, item) for item in value)
-    if key == "allow-nonfinite":
+        return ",".join(_texts(key, value))
+    if option.kind is bool:
         return _flag(key, value)
-    if key in _WHOLE:
-        return int(_number(key, value, whole=True))
-    text = _text(key, value)
-    return Path(text) if key == "map" else text
+    if option.kind in (int, float):
+        return option.kind(_number(key, value, whole=option.kind is int))
+    return option.kind(_text(key, value))
+
+
+def _texts(key: str, value: Any) -> tuple[str, ...]:
+    items = value if isinstance(value, list | tuple) else [value]
+    return tuple(_text(key, item) for item in items)
 
 
 def _text(key: str, value: Any) -> str:
@@ -157,35 +147,27 @@ def to_values(recipe: Recipe) -> dict[str, Any]:
 
     Only what differs from the defaults, after method and sources.
     """
-    reasoners, weights = list(recipe.reasoners), list(recipe.weights)
+    reasoners = list(recipe.reasoners)
     values: dict[str, Any] = {"method": recipe.method}
     values["reasoner"] = reasoners[0] if len(reasoners) == 1 else reasoners
     values["mllm"] = recipe.mllm
-    if weights:
+    if recipe.weights:
+        weights = list(recipe.weights)
         values["weight"] = weights[0] if len(weights) == 1 else weights
-    defaults = {each.name: each.default for each in fields(Recipe)} | _defaults(recipe.method)
-    standard: Mapping[str, Any] = {}
-    if recipe.method != PRIOR:
-        entry = METHODS[recipe.method]
-        defaults["variant"] = entry.variants[0]
-        standard = entry.defaults[recipe.variant or entry.variants[0]]
-    for name, default in defaults.items():
+    row = None if recipe.method == PRIOR else method_of(recipe)
+    for name, (option, default) in recipe_options(recipe.method).items():
         value = getattr(recipe, name)
-        if name not in _BY_ITSELF and value is not None and value != default:
-            values[_KEYS.get(name, name.replace("_", "-"))] = plain(value)
+        if name == "variant" and row is not None:
+            default = row.variants[0]
+        if name != "weights" and value is not None and value != default:
+            values[option.long_name] = plain(value)
+    if row is None:
+        return values
+    standard = row.defaults[recipe.variant or row.variants[0]]
     given = {name: value for name, value in recipe.options.items() if value != standard.get(name)}
-    return values | {name.replace("_", "-"): value for name, value in given.items()}
+    return values | {row.option(name).long_name: value for name, value in given.items()}
 
 
 def plain(value: Any) -> Any:
     """A value as YAML and JSON hold it."""
     return str(value) if isinstance(value, Path) else value
-
-
-def _defaults(method: str) -> dict[str, Any]:
-    """Defaults that depend on the method."""
-    is_prior = method == PRIOR
-    return {
-        "modules": PRIOR_MODULES if is_prior else MERGE_MODULES,
-        "dtype": PRIOR_DTYPE if is_prior else SOURCE_DTYPE,
-    }

@@ -6,7 +6,7 @@
     mlp=[0,0.5],0.1           both
     re:o_proj=0.2,0.1         canonical names that a regex finds; regexes come before modules
 
-    frank                     task-arithmetic: one weight per layer, measured (see `frank`)
+    frank                     task-arithmetic: one weight per layer, measured (maths/methods/frank)
 
 A tensor that no term covers is an error, never a silent 0.
 """
@@ -16,11 +16,18 @@ import re
 from dataclasses import dataclass
 
 from drift_merge.errors import RecipeError
+from drift_merge.maths.methods import METHODS
 from drift_merge.names.modules import CHOICES
 
 MODULES = tuple(name for name in CHOICES if name != "full")  # those that a tensor can be of
 
-FRANK = "frank"
+# Words of methods that measure the weights themselves.
+MEASURED = frozenset(
+    survey.value
+    for method in METHODS.values()
+    for survey in method.surveys
+    if survey.option == "weight"
+)
 # Tensors outside the layers stand at an end of a gradient: the embedding before, the rest after.
 _FIRST = ("embed",)
 
@@ -55,14 +62,14 @@ class Weight:
     option: str = "--weight"  # what it was given as
 
     @property
-    def is_frank(self) -> bool:
-        """Whether the weights are measured, layer by layer, when the merge runs."""
-        return self.text == FRANK
+    def is_measured(self) -> bool:
+        """Whether the weights are measured when the merge runs."""
+        return self.text in MEASURED
 
     @property
     def plain(self) -> float | str:
         """For a manifest: the number if it is the same for every tensor, else the text."""
-        if self.is_frank:
+        if self.is_measured:
             return self.text
         is_one = len(self.terms) == 1 and self.terms[0].key is None
         return self.terms[0].values[0] if is_one and len(self.terms[0].values) == 1 else self.text
@@ -106,8 +113,8 @@ def parse_weight(text: str | float, *, option: str = "--weight") -> Weight:
         RecipeError: naming the term that cannot be understood.
     """
     written = str(text).strip()
-    if written == FRANK:
-        return Weight(FRANK, (Term(None, (1.0,)),))  # a place for what the run will measure
+    if written in MEASURED:
+        return Weight(written, (Term(None, (1.0,)),))  # a place for what the run will measure
     terms = [_parse_term(term, written, option) for term in _split(written)]
     if len({term.key for term in terms}) != len(terms):
         raise _invalid(option, written, "it names one thing twice")

@@ -25,6 +25,11 @@ class Child:
     connection: "Connection[Any, Any]" = field(repr=False)
 
 
+def num_cores() -> int:
+    """The number of cores this process may use: a container's, not the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def can_fork() -> bool:
     """Only Linux forks a process with torch in it safely and ends a child with its parent."""
     return sys.platform == "linux" and hasattr(os, "fork")

@@ -147,11 +147,11 @@ def test_a_wrong_value_is_exit_2_as_on_the_command_line(call, pair, tmp_path, te
 
 
 def test_a_hub_id_in_the_file_stays_a_hub_id(tmp_path):
-    from drift_merge.cli.config_file import read_config_file
+    from drift_merge.recipes.files import read_recipe
 
     file = write(tmp_path / "run.yaml", "reasoner: org/name@main\nmllm: there\nbase: ~/absent/x\n")
     (tmp_path / "there").mkdir()
-    assert read_config_file(file) == {
+    assert read_recipe(file).values == {
         "reasoner": "org/name@main",
         "mllm": str(tmp_path / "there"),
         "base": "~/absent/x",
@@ -160,7 +160,7 @@ def test_a_hub_id_in_the_file_stays_a_hub_id(tmp_path):
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
 def test_every_published_config_is_read(file):
-    from drift_merge.cli.config_file import read_config_file
+    from drift_merge.recipes.files import read_recipe
 
-    values = read_config_file(file)
+    values = read_recipe(file).values
     assert {"reasoner", "mllm"} <= set(values)

@@ -14,6 +14,7 @@ import torch
 
 from drift_merge.engine.job import RunOptions
 from drift_merge.maths.methods import METHODS
+from drift_merge.maths.methods.options import OPTIONS
 from drift_merge.merges.make import MadeMerge, make_merge
 from drift_merge.plans.prepare import prepare
 from drift_merge.recipes.recipe import Recipe
@@ -133,10 +134,12 @@ def write_sources(
 
 
 def recipe_of(case: Case, sources: Sources, **changes: Any) -> Recipe:
-    """The request of a case; `changes` are fields of `Recipe`."""
+    """The request of a case; `changes` are fields of `Recipe` and options."""
+    own = {name: changes.pop(name) for name in list(changes) if name in OPTIONS}
     values: dict[str, Any] = {"modules": MERGE_MODULES, "weights": case.weights}
-    values |= {"keep_layers": KEEP_LAYERS, "variant": case.variant} | changes
-    values["options"] = case.options | changes.get("options", {})
+    values |= {"variant": case.variant} | changes
+    kept = {"keep_layers": KEEP_LAYERS} if case.name == "layer-swap" else {}
+    values["options"] = case.options | kept | changes.get("options", {}) | own
     return Recipe(
         method=case.name,
         reasoners=tuple(map(str, sources.reasoners[: case.num_reasoners])),

@@ -16,7 +16,7 @@ from tests.test_architecture import BLOCKED, ROOT
 FIRST: dict[str, Case] = {}  # a case for every number that some method takes
 for _case in CASES:
     for _name, _value in (METHODS[_case.name].defaults[_case.variant] | _case.options).items():
-        if not isinstance(_value, bool) and _name not in ("weight", "mllm_weight"):
+        if not isinstance(_value, bool | str) and _name not in ("weight", "mllm_weight"):
             FIRST.setdefault(_name, _case)
 RANGES = {  # values just outside
     "density": (0.0, -0.1, 1.5),
@@ -25,6 +25,8 @@ RANGES = {  # values just outside
     "max_iter": (0.0, 2.5),
     "tol": (-1e-5,),
     "eps": (-1e-8,),
+    "transition": (-1, 0.5),
+    "seed": (0.5,),
 }
 
 
@@ -46,7 +48,7 @@ def test_numbers_must_be_finite_and_in_their_range(option, sources, tmp_path):
     case = FIRST[option]
     for value in (math.nan, math.inf, -math.inf, *RANGES.get(option, ())):
         options = case.options | {option: value}
-        refused(case, sources, tmp_path / "out", option, options=options)
+        refused(case, sources, tmp_path / "out", option.replace("_", "-"), options=options)
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,10 @@ def test_layer_swap_keeps_layers_and_halves_those_beside_them(
     for name, weight in weights.items():
         assert made.merge.tensors[name].get("weights", [0.0]) == [weight]
     parameters = made.merge.manifest["parameters"]
-    assert (parameters["keep_layers"], parameters["transition"]) == (kept, transition)
+    assert (parameters["options"]["keep_layers"], parameters["options"]["transition"]) == (
+        kept,
+        transition,
+    )
 
 
 def test_layer_swap_keeps_the_published_six_layers_unless_told_otherwise(tmp_path):

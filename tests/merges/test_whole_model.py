@@ -78,7 +78,7 @@ def test_global_trimming_keeps_the_largest_entries_of_the_whole_task_vector(
     trio, tmp_path, density
 ):
     made, found = merge(
-        trio, tmp_path / "out", method="ties", trim="global", options={"density": density}
+        trio, tmp_path / "out", method="ties", options={"density": density, "trim": "global"}
     )
     merged = [n for n, e in made.tensors.items() if e["method"] == "ties"]
     ours, theirs, base = taus(trio, merged)
@@ -97,7 +97,7 @@ def test_global_trimming_keeps_the_largest_entries_of_the_whole_task_vector(
 
 
 def test_global_trimming_gives_the_same_bytes_for_any_number_of_threads(trio, tmp_path):
-    values = {"method": "ties", "trim": "global", "options": {"density": 0.1}}
+    values = {"method": "ties", "options": {"density": 0.1, "trim": "global"}}
     _, one = merge(trio, tmp_path / "one", threads=1, **values)
     _, three = merge(trio, tmp_path / "three", threads=3, **values)
     assert one == three
@@ -105,5 +105,11 @@ def test_global_trimming_gives_the_same_bytes_for_any_number_of_threads(trio, tm
 
 def test_global_trimming_is_refused_for_other_methods(trio):
     reasoner, mllm, base = map(str, trio)
-    with pytest.raises(RecipeError, match="trims per tensor only"):
-        Recipe(method="dare-ties", reasoners=(reasoner,), mllm=mllm, base=base, trim="global")
+    with pytest.raises(RecipeError, match="has no option 'trim'"):
+        Recipe(
+            method="dare-ties",
+            reasoners=(reasoner,),
+            mllm=mllm,
+            base=base,
+            options={"trim": "global"},
+        )

@@ -121,7 +121,7 @@ def with_base(tmp_path: Path, **values: object) -> Plan:
     [
         ({"method": "task-arithmetic"}, 0),
         ({"method": "task-arithmetic", "weights": ("frank",)}, 1),
-        ({"method": "ties", "trim": "global", "options": {"density": 0.5}}, 2),
+        ({"method": "ties", "options": {"density": 0.5, "trim": "global"}}, 2),
     ],
 )
 def test_walks_before_the_work_are_passes_of_their_own_that_turn_round_at_the_end(

@@ -13,7 +13,7 @@ from drift_merge.maths.methods import METHODS
 from drift_merge.plans.prepare import prepare
 from drift_merge.recipes.files import absolute, read_recipe
 from drift_merge.recipes.recipe import Recipe
-from drift_merge.recipes.values import build_recipe, option_kinds, to_values
+from drift_merge.recipes.values import build_recipe, to_values
 from drift_merge.recipes.words import MERGE_MODULES, PRIOR
 from drift_merge.recipes.yaml import read_mapping, write_mapping
 from tests import checkpoints as c
@@ -98,7 +98,7 @@ WRONG = {
     "a weight that is none": ("weight: much", 4, "--weight 'much' cannot be used"),
     "a flag that is none": ("allow-nonfinite: 3", 4, "expected true or false"),
     "a word that is a flag": ("modules: true", 4, "modules is True; expected a word"),
-    "a seed that is no whole number": ("seed: 0.5", 4, "expected a whole number"),
+    "a seed where nothing is drawn": ("seed: 1", 4, "linear has no option seed"),
     "a key twice": ("weight: 1\nweight: 2", 5, "'weight' is there already, in line 4"),
     "a base where none is taken": ("base: org/base", 4, "linear takes no base"),
     "two weights for one reasoner": ("weight: [1, 2]", 4, "--weight is given 2 times"),
@@ -141,6 +141,16 @@ WEIGHT = st.one_of(
 NUMBERS = {"max_iter": (5.0, 20.0), "agreement": (1.0, 2.0)}
 
 
+def value_of(option):
+    """Values that an option takes, whatever its kind."""
+    if option.choices:
+        return st.sampled_from(option.choices)
+    if option.name == "keep_layers":
+        return st.sampled_from(["0:6", "1,3"])
+    kinds = {bool: st.booleans(), int: st.integers(0, 9)}
+    return kinds.get(option.kind, st.sampled_from(NUMBERS.get(option.name, (0.25, 0.5))))
+
+
 @st.composite
 def recipes(draw):
     """Any recipe that the catalog allows."""
@@ -175,13 +185,10 @@ def recipes(draw):
     if "mllm_weight" in taken and draw(st.booleans()):
         found["mllm_weight"] = draw(WEIGHT)
     found["options"] = {
-        option: draw(st.booleans())
-        if kind is bool
-        else draw(st.sampled_from(NUMBERS.get(option, (0.25, 0.5))))
-        for option, kind in option_kinds(name).items()
-        if option in taken and (option in required or draw(st.booleans()))
+        name: draw(value_of(method.option(name)))
+        for name in method.option_names(variant)
+        if name in required or draw(st.booleans())
     }
-    found["seed"] = draw(st.integers(0, 9))
     return Recipe(reasoners=reasoners, **found)
 
 
@@ -258,3 +265,10 @@ def test_every_published_setting_can_be_planned(stand_ins, file):
     counts = prepare(recipe).plan().counts()
     kept_layers = 6 if recipe.method == "layer-swap" else 0
     assert counts[recipe.method] == (8 - kept_layers) * 12 + 1
+
+
+def test_a_seed_is_a_whole_number(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("method: dare-ties\nreasoner: org/a\nmllm: org/b\nbase: org/c\nseed: 0.5\n")
+    with pytest.raises(RecipeError, match=r"line 5: seed is '0.5'; expected a whole number"):
+        read_recipe(file).recipe()

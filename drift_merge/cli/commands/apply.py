@@ -1,4 +1,4 @@
-"""NEW FILE."""
+"""`drift-prior apply`: mllm + scale * delta as a complete checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from drift_merge.cli.commands.pull import locate
 from drift_merge.cli.planning import plan_run
 from drift_merge.cli.running import CommandOptions
 from drift_merge.cli.traffic import engine_options
+from drift_merge.merges.apply import apply_prior, apply_recipe
+from drift_merge.priors.manifest import open_prior
 
 
 @click.command()
@@ -24,10 +26,10 @@ from drift_merge.cli.traffic import engine_options
     metavar="X",
     help="Factor of delta; 1 gives the reasoner's weights.",
 )
-@options.writing("source")
+@options.writing("inject")
 @options.streaming
 @options.running
-def apply(prior: str, mllm: str, scale: float, **values: Any) -> None:
+def apply(prior: str, mllm: str, scale: float, output: Path, **values: Any) -> None:
     """Write mllm + scale * delta as a complete MLLM checkpoint.
 
     PRIOR is a directory, or a Hub id org/name[@revision].
@@ -36,20 +38,16 @@ def apply(prior: str, mllm: str, scale: float, **values: Any) -> None:
     Example:
         drift-prior apply prior/ MLLM --scale 0.1 -o merged/
     """
-    from drift_merge.cli.commands.apply import apply_action
 
     run = running.take_command_options(values)
-    apply_action(prior, mllm, scale, values, run)
+    apply_action(prior, mllm, scale, output, run, **values)
 
 
 def apply_action(
-    text: str, mllm: str, scale: float, values: dict[str, Any], run: CommandOptions
+    text: str, mllm: str, scale: float, out: Path, run: CommandOptions, **values: Any
 ) -> None:
     """Write mllm + scale * delta and say what was done; the prior may be on the Hub."""
-    from drift_merge.merges.apply import apply_prior, apply_recipe
-    from drift_merge.priors.manifest import open_prior
 
-    out: Path = values.pop("output")
     silent = run.quiet or run.as_json or run.dry_run
     place, path = locate(text, "PRIOR", whole=not run.dry_run, quiet=silent)
     prior = open_prior(path)
@@ -57,6 +55,6 @@ def apply_action(
     prepared, plan, transfers = plan_run(recipe, out, run)
     if run.dry_run:
         return
-    with engine_options(run, plan.write_bytes, transfers) as options:
-        made = apply_prior(prior.manifest, prepared, plan, out, options)
+    with engine_options(run, plan.write_bytes, transfers) as how:
+        made = apply_prior(prior.manifest, prepared, plan, out, how)
     describe_merge(made, plan, out, run)

@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drift_merge.cli import options, running
+from drift_merge.cli import answers, options, render, running
 from drift_merge.cli.commands.pull import locate
+from drift_merge.cli.entry import print_json
+from drift_merge.cli.traffic import engine_options
+from drift_merge.engine.job import check_plan
+from drift_merge.priors.compress import compress_prior, compress_recipe, plan_compression
+from drift_merge.priors.manifest import open_prior
+from drift_merge.priors.summary import stored_sentence
+from drift_merge.storage.sizes import size
 
 if TYPE_CHECKING:
     from drift_merge.plans.plan import Plan
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 )
 @options.shard_size_option
 @options.running
-def compress_command(prior: str, **values: Any) -> None:
+def compress_command(prior: str, output: Path, **values: Any) -> None:
     """Store a prior in 8 bits, with a scale for each row.
 
     PRIOR is a directory, or a Hub id org/name[@revision]. What is kept of every delta is measured,
@@ -36,28 +43,20 @@ def compress_command(prior: str, **values: Any) -> None:
         drift-prior compress prior/ --dtype int8 -o prior-int8/
     """
     run = running.take_command_options(values)
-    compress_action(prior, values, run)
+    compress_action(prior, output, run, **values)
 
 
-def compress_action(text: str, values: dict[str, Any], run: running.CommandOptions) -> None:
+def compress_action(text: str, out: Path, run: running.CommandOptions, **values: Any) -> None:
     """Compress a prior and print what is kept of it."""
-    from drift_merge.cli import answers, render
-    from drift_merge.cli.entry import print_json
-    from drift_merge.cli.traffic import engine_options
-    from drift_merge.engine.job import check_plan
-    from drift_merge.priors.compress import compress_prior, compress_recipe, plan_compression
-    from drift_merge.priors.manifest import open_prior
-    from drift_merge.priors.summary import stored_sentence
 
-    out: Path = values.pop("output")
     prior = open_prior(locate(text, "PRIOR", quiet=run.quiet or run.as_json)[1])
     plan = plan_compression(prior, compress_recipe(prior, **values))
     check_plan(plan, out, overwrite=run.overwrite)
     if run.dry_run:
         _print_plan(plan, run)
         return
-    with engine_options(run, plan.write_bytes) as options:
-        made = compress_prior(prior, plan, out, options)
+    with engine_options(run, plan.write_bytes) as how:
+        made = compress_prior(prior, plan, out, how)
     manifest = made.prior.manifest
     if run.as_json:
         print_json({"schema": 1, "output": str(out), **answers.without_tensors(manifest)})
@@ -71,8 +70,6 @@ def compress_action(text: str, values: dict[str, Any], run: running.CommandOptio
 
 
 def _print_plan(plan: "Plan", run: running.CommandOptions) -> None:
-    from drift_merge.cli import render
-    from drift_merge.cli.entry import print_json
 
     if run.as_json:
         print_json(render.plan_json(plan, verbose=run.verbose))
@@ -84,7 +81,6 @@ def _print_plan(plan: "Plan", run: running.CommandOptions) -> None:
 
 
 def _print_sizes(before: "Prior", after: "Prior") -> None:
-    from drift_merge.storage.sizes import size
 
     num_bytes = [prior.manifest["size_bytes"] for prior in (before, after)]
     names = [prior.manifest["parameters"]["dtype"] for prior in (before, after)]

@@ -8,6 +8,7 @@ import ctypes
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from drift_merge.cli import options
 from drift_merge.cli.commands import align, compute, inspect, methods, verify
 from drift_merge.cli.running import CommandOptions
 from drift_merge.errors import OutputError
+from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.words import MERGE_MODULES, PRIOR, PRIOR_DTYPE, SOURCE_DTYPE
 from drift_merge.storage.headers import encode_header
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, LAYERS, VOCABULARY = 128, 352, 8, 2, 4, 1000
@@ -145,16 +148,14 @@ def demo_action(output: Path | None, *, quiet: bool) -> None:
         "1. Align names and shapes; no tensor data is read.\n"
         f"   $ drift-prior align {reasoner} {mllm}"
     )
-    recipe = {"modules": "attn,mlp", "layers": None, "map_file": None, "on_mismatch": "error"}
+    recipe = Recipe(method=PRIOR, reasoners=(reasoner,), mllm=mllm, dtype=PRIOR_DTYPE)
     if not quiet:
-        align.align_action((reasoner,), mllm, recipe, as_json=False)
+        align.align_action(recipe, as_json=False)
     say(
         "\n2. Stream the prior, delta = theta_reasoner - theta_mllm, to safetensors.\n"
         f"   $ drift-prior compute {reasoner} {mllm} -o {prior}"
     )
-    written = {"max_shard_size": "5GB", "allow_nonfinite": False}
-    values = recipe | written | {"output": prior, "dtype": "bfloat16", "base": None}
-    compute.compute_action((reasoner,), mllm, values, run)
+    compute.compute_action(recipe, prior, run)
     say(f"\n3. Inspect it.\n   $ drift-prior inspect {prior}")
     if not quiet:
         inspect.inspect_prior_action(prior, as_json=False)
@@ -162,9 +163,8 @@ def demo_action(output: Path | None, *, quiet: bool) -> None:
         "\n4. The published baseline: 0.9 mllm + 0.1 reasoner, a complete MLLM checkpoint.\n"
         f"   $ drift-merge linear {reasoner} {mllm} -o {merged}"
     )
-    values = recipe | written | {"output": merged, "dtype": "source", "weights": ()}
-    values["modules"] = "attn,mlp,norm"
-    methods.merge_action("linear", (reasoner,), mllm, values, run)
+    merge = replace(recipe, method="linear", modules=MERGE_MODULES, dtype=SOURCE_DTYPE)
+    methods.merge_action(merge, merged, run)
     say("\n5. Re-read both, and compute a sample again from the sources.")
     check: dict[str, Any] = {"map_file": None, "sample": 8, "seed": 0, "threads": 1}
     check |= {"mllm": mllm, "as_json": False, "quiet": True}
@@ -202,6 +202,5 @@ def demo(output: Path | None, quiet: bool) -> None:
     Example:
         drift-prior demo
     """
-    from drift_merge.cli.commands.demo import demo_action
 
     demo_action(output, quiet=quiet)

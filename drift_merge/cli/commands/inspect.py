@@ -1,4 +1,4 @@
-"""NEW FILE."""
+"""`inspect` of both programs: what an artifact is made of, from its manifest."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,23 +7,24 @@ from typing import Any
 import click
 
 from drift_merge.cli import options, render
-from drift_merge.cli.answers import _print_formula, _print_merge
+from drift_merge.cli.answers import print_formula, print_merge
 from drift_merge.cli.commands.pull import locate
 from drift_merge.cli.entry import print_json
+from drift_merge.merges.manifest import open_merge
 from drift_merge.names.tensors import Finding
+from drift_merge.priors.manifest import open_prior
 from drift_merge.storage import sizes
 
 
 def inspect_prior_action(path: Path, *, as_json: bool) -> None:
     """Print the manifest of a prior."""
-    from drift_merge.priors.manifest import open_prior
 
     prior = open_prior(path)
     if as_json:
         print_json({"schema": 1, **prior.manifest})
         return
     manifest = prior.manifest
-    _print_formula(manifest)
+    print_formula(manifest)
     _print_sources(manifest["sources"])
     sentence = render.prior_table(prior.tensors)
     print(sentence)
@@ -32,13 +33,12 @@ def inspect_prior_action(path: Path, *, as_json: bool) -> None:
 
 def inspect_merge_action(path: Path, *, as_json: bool) -> None:
     """Print the manifest of a merge."""
-    from drift_merge.merges.manifest import open_merge
 
     merge = open_merge(path)
     if as_json:
         print_json({"schema": 1, **merge.manifest})
         return
-    _print_merge(merge.manifest)
+    print_merge(merge.manifest)
     _print_size(merge.manifest, len(merge.tensors))
 
 
@@ -60,7 +60,7 @@ def _print_size(manifest: Mapping[str, Any], num_tensors: int) -> None:
 @click.command("inspect")
 @click.argument("prior")
 @options.json_option
-def inspect_prior(prior: str, as_json: bool) -> None:
+def of_prior(prior: str, as_json: bool) -> None:
     """Show what a prior is made of, from its manifest.
 
     PRIOR is a directory, or a Hub id org/name[@revision]; no tensor is fetched.
@@ -69,7 +69,6 @@ def inspect_prior(prior: str, as_json: bool) -> None:
     Example:
         drift-prior inspect prior/
     """
-    from drift_merge.cli.commands.inspect import inspect_prior_action
 
     inspect_prior_action(locate(prior, "PRIOR", whole=False)[1], as_json=as_json)
 
@@ -77,7 +76,7 @@ def inspect_prior(prior: str, as_json: bool) -> None:
 @click.command("inspect")
 @click.argument("merge", metavar="OUT")
 @options.json_option
-def inspect_merge(merge: str, as_json: bool) -> None:
+def of_merge(merge: str, as_json: bool) -> None:
     """Show how a merged checkpoint was made, from its manifest.
 
     OUT is a directory, or a Hub id org/name[@revision]; no tensor is fetched.
@@ -86,6 +85,5 @@ def inspect_merge(merge: str, as_json: bool) -> None:
     Example:
         drift-merge inspect merged/
     """
-    from drift_merge.cli.commands.inspect import inspect_merge_action
 
     inspect_merge_action(locate(merge, "MERGE", whole=False)[1], as_json=as_json)

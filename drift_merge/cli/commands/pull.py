@@ -8,6 +8,11 @@ import click
 
 from drift_merge.cli import options
 from drift_merge.cli.entry import print_json
+from drift_merge.cli.progress import progress
+from drift_merge.cli.render import note
+from drift_merge.hub import publish
+from drift_merge.hub.publish import MERGE, PRIOR, pull_artifact
+from drift_merge.storage.sizes import size
 
 if TYPE_CHECKING:
     from drift_merge.hub.publish import ArtifactKind
@@ -31,7 +36,6 @@ def pull_prior(source: str, **values: Any) -> None:
     Example:
         drift-prior pull org/name -o prior/
     """
-    from drift_merge.hub.publish import PRIOR
 
     _pull(PRIOR, source, **values)
 
@@ -46,7 +50,6 @@ def pull_merge(source: str, **values: Any) -> None:
     Example:
         drift-merge pull org/name -o merged/
     """
-    from drift_merge.hub.publish import MERGE
 
     _pull(MERGE, source, **values)
 
@@ -63,7 +66,6 @@ def locate(text: str, kind: str, *, whole: bool = True, quiet: bool = False) -> 
     path = Path(text).expanduser()
     if path.exists():
         return text, path
-    from drift_merge.hub import publish
 
     return publish.locate(text, getattr(publish, kind), whole=whole, quiet=quiet)
 
@@ -78,10 +80,6 @@ def _pull(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from drift_merge.cli.progress import progress
-    from drift_merge.cli.render import note
-    from drift_merge.hub.publish import pull_artifact
-    from drift_merge.storage.sizes import size
 
     silent = quiet or as_json
     pulled = pull_artifact(

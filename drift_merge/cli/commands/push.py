@@ -10,6 +10,11 @@ import click
 
 from drift_merge.cli import options
 from drift_merge.cli.entry import print_json
+from drift_merge.cli.progress import progress
+from drift_merge.cli.render import note, table
+from drift_merge.hub.publish import MERGE, PRIOR, prepare_push, push_prepared
+from drift_merge.hub.repository import PushRequest
+from drift_merge.storage.sizes import size
 
 if TYPE_CHECKING:
     from drift_merge.hub.publish import ArtifactKind, PreparedPush
@@ -44,7 +49,6 @@ def push_prior(directory: Path, repo_id: str, **values: Any) -> None:
     Example:
         drift-prior push prior/ org/name
     """
-    from drift_merge.hub.publish import PRIOR
 
     _push(PRIOR, "drift-prior", directory, repo_id, values)
 
@@ -63,7 +67,6 @@ def push_merge(directory: Path, repo_id: str, **values: Any) -> None:
     Example:
         drift-merge push merged/ org/name
     """
-    from drift_merge.hub.publish import MERGE
 
     _push(MERGE, "drift-merge", directory, repo_id, values)
 
@@ -71,10 +74,6 @@ def push_merge(directory: Path, repo_id: str, **values: Any) -> None:
 def _push(
     kind: "ArtifactKind", program: str, directory: Path, repo_id: str, values: dict[str, Any]
 ) -> None:
-    from drift_merge.cli.progress import progress
-    from drift_merge.cli.render import note
-    from drift_merge.hub.publish import prepare_push, push_prepared
-    from drift_merge.hub.repository import PushRequest
 
     dry_run, threads = values.pop("dry_run"), values.pop("threads")
     as_json, quiet = values.pop("as_json"), values.pop("quiet")
@@ -104,7 +103,6 @@ def _push(
 
 
 def _say_remarks(ready: "PreparedPush") -> None:
-    from drift_merge.cli.render import note
 
     for remark in ready.licenses.remarks:
         note(f"Warning [license]: {remark}")
@@ -116,8 +114,6 @@ def _say_remarks(ready: "PreparedPush") -> None:
 
 
 def _print_plan(ready: "PreparedPush", request: "PushRequest", *, as_json: bool) -> None:
-    from drift_merge.cli.render import note, table
-    from drift_merge.storage.sizes import size
 
     plan = ready.plan
     sent = {file.name for file in plan.to_send}
@@ -155,8 +151,6 @@ def _place(target: Any, is_private: bool) -> dict[str, Any]:
 
 
 def _print_pushed(pushed: "Pushed", ready: "PreparedPush", *, as_json: bool) -> None:
-    from drift_merge.cli.render import note
-    from drift_merge.storage.sizes import size
 
     if as_json:
         value = _place(pushed.target, pushed.is_private)

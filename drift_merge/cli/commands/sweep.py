@@ -1,4 +1,4 @@
-"""`drift-merge sweep` and `drift-prior apply`: what they do."""
+"""`drift-merge sweep`: many merges of one recipe in a single pass over its inputs."""
 
 import shutil
 from collections.abc import Mapping
@@ -21,11 +21,14 @@ from drift_merge.cli.traffic import (
 )
 from drift_merge.engine.job import check_plan
 from drift_merge.errors import OutputError
+from drift_merge.merges.make import make_merges
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.prepare import Prepared, prepare
 from drift_merge.plans.transfers import Transfers
 from drift_merge.recipes.files import read_recipe
+from drift_merge.recipes.own_methods import load_methods
 from drift_merge.recipes.sweep import Setting, output_name, parse_settings, vary
+from drift_merge.recipes.values import Methods
 from drift_merge.storage import sizes
 
 Jobs = list[tuple[Prepared, Plan, Path]]
@@ -34,17 +37,16 @@ Jobs = list[tuple[Prepared, Plan, Path]]
 def sweep_action(
     file: Path,
     texts: tuple[str, ...],
-    overrides: Mapping[str, Any],
+    own: Methods,
     out: Path,
     run: CommandOptions,
     *,
     budget: bool,
 ) -> None:
     """Make one merge per setting in one pass; print a table of them."""
-    from drift_merge.merges.make import make_merges
 
     settings = parse_settings(texts)
-    recipe = read_recipe(file).recipe(overrides)
+    recipe = read_recipe(file, own).recipe()
     quiet = run.quiet or run.as_json
     prepared = prepare(recipe, headers_only=run.dry_run or budget, stream=run.stream, quiet=quiet)
     jobs: Jobs = []
@@ -61,8 +63,8 @@ def sweep_action(
         return
     _require_space(jobs, out)
     total = sum(plan.write_bytes for _, plan, _ in jobs)
-    with engine_options(run, total, transfers) as options:
-        made = make_merges(jobs, options)
+    with engine_options(run, total, transfers) as how:
+        made = make_merges(jobs, how)
     rows = []
     for setting, (_, _, path), merge in zip(settings, jobs, made, strict=True):
         rows.append(_row(setting, path, merge.merge.manifest))
@@ -144,10 +146,16 @@ def _free(out: Path) -> int:
 )
 @click.option("-o", "--output", type=options.PATH, required=True, help="Directory of the outputs.")
 @click.option("--budget", is_flag=True, help="Show the disk needed, and stop.")
+@options.methods_file
 @options.streaming
 @options.running
 def sweep(
-    recipe: Path, settings: tuple[str, ...], output: Path, budget: bool, **values: Any
+    recipe: Path,
+    settings: tuple[str, ...],
+    output: Path,
+    budget: bool,
+    methods_file: Path | None,
+    **values: Any,
 ) -> None:
     """Make many merges of one recipe in a single pass over its inputs.
 
@@ -155,7 +163,7 @@ def sweep(
     Example:
         drift-merge sweep recipe.yaml --set weight=0.05:0.5:0.05 -o sweep/
     """
-    from drift_merge.cli.commands.sweep import sweep_action
 
     run = running.take_command_options(values)
-    sweep_action(recipe, settings, {}, output, run, budget=budget)
+    own = load_methods(methods_file)
+    sweep_action(recipe, settings, own, output, run, budget=budget)

@@ -203,7 +203,6 @@ def train(mllm: str, prior: str | None, no_prior: bool, **values: Any) -> None:
             "give one of --prior and --no-prior.",
             remedy="E.g. --prior prior/   (make one with: drift-prior compute REASONER MLLM)",
         )
-    from drift_merge.cli.commands.train import train_action
 
     train_action(mllm, prior, values)
 

@@ -1,4 +1,4 @@
-"""NEW FILE."""
+"""`verify` of both programs: read an artifact again, and compute a sample of it anew."""
 
 import secrets
 from collections.abc import Mapping
@@ -11,13 +11,15 @@ from drift_merge.cli import options
 from drift_merge.cli.commands.pull import locate
 from drift_merge.cli.entry import print_json
 from drift_merge.cli.progress import progress
+from drift_merge.merges.manifest import open_merge
+from drift_merge.merges.verify import verify_merge
+from drift_merge.priors.manifest import open_prior
+from drift_merge.priors.verify import verify_prior
 from drift_merge.storage import sizes
 
 
 def verify_prior_action(path: Path, *, as_json: bool, quiet: bool, **values: Any) -> None:
     """Verify a prior and say what was checked."""
-    from drift_merge.priors.manifest import open_prior
-    from drift_merge.priors.verify import verify_prior
 
     prior = open_prior(path)
     _verify(verify_prior, prior, prior.manifest, values, as_json=as_json, quiet=quiet)
@@ -25,8 +27,6 @@ def verify_prior_action(path: Path, *, as_json: bool, quiet: bool, **values: Any
 
 def verify_merge_action(path: Path, *, as_json: bool, quiet: bool, **values: Any) -> None:
     """Verify a merge and say what was checked."""
-    from drift_merge.merges.manifest import open_merge
-    from drift_merge.merges.verify import verify_merge
 
     merge = open_merge(path)
     _verify(verify_merge, merge, merge.manifest, values, as_json=as_json, quiet=quiet)
@@ -67,7 +67,7 @@ def _verify(
 @options.threads_option
 @options.json_option
 @options.quiet_option
-def verify_prior(prior: str, **values: Any) -> None:
+def of_prior(prior: str, **values: Any) -> None:
     """Re-read a prior: files, headers, fingerprints, finiteness; exit 1 names the first bad tensor.
 
     PRIOR is a directory, or a Hub id org/name[@revision].
@@ -76,7 +76,6 @@ def verify_prior(prior: str, **values: Any) -> None:
     Example:
         drift-prior verify prior/ --reasoner REASONER --mllm MLLM
     """
-    from drift_merge.cli.commands.verify import verify_prior_action
 
     quiet = values["quiet"] or values["as_json"]
     verify_prior_action(locate(prior, "PRIOR", quiet=quiet)[1], **values)
@@ -93,12 +92,13 @@ def verify_prior(prior: str, **values: Any) -> None:
 @click.option("--mllm", help="The multimodal model of the merge.")
 @click.option("--base", help="For a merge that was made with one.")
 @click.option("--map", "map_file", type=options.PATH, help="The --map that was used, if one was.")
+@options.methods_file
 @options.sampling
 @options.streaming
 @options.threads_option
 @options.json_option
 @options.quiet_option
-def verify_merge(merge: str, **values: Any) -> None:
+def of_merge(merge: str, **values: Any) -> None:
     """Re-read a merge: files, headers, fingerprints, finiteness; exit 1 names the first bad tensor.
 
     OUT is a directory, or a Hub id org/name[@revision].
@@ -107,7 +107,6 @@ def verify_merge(merge: str, **values: Any) -> None:
     Example:
         drift-merge verify merged/
     """
-    from drift_merge.cli.commands.verify import verify_merge_action
 
     quiet = values["quiet"] or values["as_json"]
     verify_merge_action(locate(merge, "MERGE", quiet=quiet)[1], **values)

@@ -1,41 +1,46 @@
-"""NEW FILE."""
+"""The table's rows for methods that need no base: combinations of weights, and angles."""
 
 from drift_merge.maths.methods.table import Method
 
 _MERGEKIT_WEIGHTS = {"mergekit": ("weight",)}  # options that have no default there
 
-_INTERPOLATIONS = (
+INTERPOLATIONS = (
     Method(
         name="linear",
+        summary="average the weights of mllm and reasoners",
         formula="(1 - sum w) mllm + sum w_i reasoner_i",
         paper="arXiv 2203.05482, section 2; w = 0.1: arXiv 2505.05464",
         base="none",
-        reasoners=(1, None),
         defaults={"paper": {"weight": 0.1}, "mergekit": {"mllm_weight": 1.0, "normalize": True}},
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": "the mllm has a weight too; all are divided by their sum"},
+        adds_to_mllm=True,
         combined_by="elementwise.linear",
     ),
     Method(
         name="inject",
+        summary="add a part of the difference to the mllm",
         formula="mllm + scale sum w_i (reasoner_i - mllm)",
         paper="arXiv 2510.15050, section 3",
         base="optional",
-        reasoners=(1, None),
         defaults={"paper": {"weight": 1.0, "scale": 0.1, "is_delta": False}},
+        adds_to_mllm=True,
         combined_by="elementwise.inject",
     ),
     Method(
         name="layer-swap",
+        summary="average, but leave some layers as the mllm's",
         formula="linear with a weight per layer: 0 in kept layers, w elsewhere",
         paper="arXiv 2410.01335, section 3; w = 0.1 after layer 5: arXiv 2505.05464",
         base="none",
-        reasoners=(1, None),
-        defaults={"paper": {"weight": 0.1}},
+        # Layers up to k = 5 stay the mllm's: arXiv 2505.05464.
+        defaults={"paper": {"weight": 0.1, "keep_layers": "0:6", "transition": 0}},
+        adds_to_mllm=True,
         combined_by="elementwise.linear",
     ),
     Method(
         name="passthrough",
+        summary="take the reasoner's weights, scaled",
         formula="scale reasoner",
         paper="none: a copy",
         base="none",
@@ -45,6 +50,7 @@ _INTERPOLATIONS = (
     ),
     Method(
         name="nearswap",
+        summary="move each entry towards the reasoner, by a step at most",
         formula="mllm + clip(reasoner - mllm, -t, t)",
         paper="none: huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
         base="none",
@@ -56,6 +62,7 @@ _INTERPOLATIONS = (
     ),
     Method(
         name="arcee-fusion",
+        summary="take over only the most important differences",
         formula="mllm + [I >= median + 1.5 IQR] (reasoner - mllm), I = |difference| KL(row)",
         paper="none: arcee.ai, mergekit",
         base="none",
@@ -67,9 +74,10 @@ _INTERPOLATIONS = (
     ),
 )
 
-_SPHERICAL = (
+SPHERICAL = (
     Method(
         name="slerp",
+        summary="go along the arc from mllm to reasoner",
         formula="sin((1-u) Omega)/sin(Omega) mllm + sin(u Omega)/sin(Omega) reasoner, u = w t",
         paper="Shoemake 1985, section 3.3; no paper for weights",
         base="none",
@@ -85,6 +93,7 @@ _SPHERICAL = (
     ),
     Method(
         name="nuslerp",
+        summary="go along the arc, by weights, per tensor, row or column",
         formula="slerp at t = w / (w_m + w); with a base on the task vectors",
         paper="none: mergekit",
         base="optional",
@@ -101,10 +110,10 @@ _SPHERICAL = (
     ),
     Method(
         name="multislerp",
+        summary="average several models on a sphere, approximately",
         formula="A m/|m|, m = sum w_i v_i/|v_i|, A = sum w_i |v_i|; v = theta or tau",
         paper="none: goddard.blog/posts/multislerp-wow-what-a-cool-idea",
         base="optional",
-        reasoners=(1, None),
         defaults={
             "paper": {"weight": 1.0, "mllm_weight": 1.0, "normalize": True, "eps": 1e-8},
             "mergekit": {"mllm_weight": 1.0, "normalize": True, "eps": 1e-8},
@@ -115,10 +124,10 @@ _SPHERICAL = (
     ),
     Method(
         name="karcher",
+        summary="average several models on a sphere, exactly",
         formula="A mu, mu = Karcher mean of v_i/|v_i|, A = sum a_i |v_i|; v = theta or tau",
         paper="Karcher 1977, section 1; no paper for weights",
         base="optional",
-        reasoners=(1, None),
         defaults={
             "paper": {
                 **{"weight": 1.0, "mllm_weight": 1.0, "normalize": True},
@@ -130,10 +139,10 @@ _SPHERICAL = (
     ),
     Method(
         name="model-stock",
+        summary="find how far to go from the base by the angle between models",
         formula="base + t mean(tau), t = N cos / (1 + (N-1) cos)",
         paper="arXiv 2403.19522, section 4",
         base="required",
-        reasoners=(1, None),
         defaults={"paper": {"filter_wise": False}, "mergekit": {"filter_wise": False}},
         notes={"paper": "t is clamped to [0, 1]", "mergekit": "t is not clamped"},
         measured_by="angles.measure_model_stock",

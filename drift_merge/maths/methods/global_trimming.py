@@ -4,16 +4,10 @@ Two walks over all tensors come before the merge. Both count the 32-bit patterns
 order is that of the numbers: first the upper half of the pattern, then, within the one upper half
 that holds the wanted rank, the lower half. Counts of tensors are simply added, in any order.
 
-    histograms = sum over tensors of upper_counts(read, settings)         # one per model
-    places = [locate(counts, wanted(numel of all, settings)) for counts in histograms]
-    lower = sum over tensors of lower_counts(read, settings, places)
-    thresholds = [threshold(place, counts) for place, counts in zip(places, lower)]
-    state = given(thresholds)                                             # of each tensor's combine
-
 Shapes: N = merged models: the mllm first, then the reasoners.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -21,6 +15,7 @@ import torch
 from torch import Tensor
 
 from drift_merge.maths.chunks import MethodSettings, Read
+from drift_merge.maths.methods.table import Total
 from drift_merge.maths.methods.taus import magnitudes
 from drift_merge.maths.methods.trimming import Trims, kept_count
 from drift_merge.maths.order.cuts import Cut
@@ -34,6 +29,24 @@ class ModelPosition:
 
     upper: int  # the bin
     rank: int  # the wanted rank inside of it, counted from 1 for the largest
+
+
+def survey(total: Total, numel: Mapping[str, int], settings: MethodSettings) -> dict[str, Trims]:
+    """The thresholds of all tensors alike, which stand for the state that `ties` measures itself.
+
+    Args:
+        total: sums counts over all tensors.
+        numel: entries of the one group that they all are.
+        settings: of any of them.
+    """
+    [(group, entries)] = numel.items()
+    rank = wanted(entries, settings)
+    if rank == 0:
+        return {group: given([float("nan")] * (1 + len(settings.weights)))}
+    upper = total(lambda read: upper_counts(read, settings))[group]
+    places = [locate(counts, rank) for counts in upper]
+    lower = total(lambda read: lower_counts(read, settings, places))[group]
+    return {group: given([threshold(*found) for found in zip(places, lower, strict=True)])}
 
 
 def upper_counts(read: Read, settings: MethodSettings) -> Tensor:

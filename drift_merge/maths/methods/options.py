@@ -1,45 +1,127 @@
-"""NEW FILE."""
+"""Every option that a merge method may take: its kind, its range and what the help says of it.
 
-from drift_merge.maths.methods import METHODS, Method
-from drift_merge.maths.methods.table import known_options
+Written once: the command line, YAML files, sweeps and Python follow from this table. Which method
+has which option, with which default, stands in the method's row (`entries.py`).
+"""
 
-INTERNAL = {"is_delta"}  # set by `drift-prior apply` alone
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-RANDOM = ("dare-", "della")  # methods that draw masks
-
-OPTION_HELP = {
-    "agreement": "Number of models that must find an entry important.",
-    "column_wise": "One angle per column instead of per row.",
-    "density": "Fraction of the entries that is kept, in (0, 1].",
-    "dot_threshold": "Above this |cosine| a line replaces the arc.",
-    "eps": "Below this norm a model counts as zero.",
-    "epsilon": "Half the spread of the keep probabilities around the density.",
-    "filter_wise": "One coefficient per row instead of per tensor.",
-    "flatten": "One angle per tensor instead of per row.",
-    "gamma": "Fraction of the largest entries that is dropped.",
-    "mask_lambda": "How much of the others an entry must outweigh to be important.",
-    "max_iter": "Most steps towards the mean.",
-    "normalize": "Divide by the sum of the weights.",
-    "rescale": "Make up for what was dropped.",
-    "scale": "Factor of what is added.",
-    "t": "From the mllm (0) to the reasoner (1); in nearswap the largest step.",
-    "tol": "Step at which the mean is found.",
-}
+from drift_merge.errors import RecipeError, one_of
 
 
-def method_options_of(method: Method) -> dict[str, type]:
-    """The method's own options over all its variants: name -> float or bool."""
-    found: dict[str, type] = {}
-    for variant in method.variants:
-        for name in known_options(method, variant):
-            default = method.defaults[variant].get(name, 0.0)
-            found[name] = bool if isinstance(default, bool) else float
-    return {name: kind for name, kind in sorted(found.items()) if name not in INTERNAL}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option: `name` in Python, `--long-name` on the command line, `long-name` in a file."""
+
+    name: str
+    kind: type  # float, int, bool, str or Path
+    help: str  # a sentence
+    metavar: str = ""  # what stands for the value in the help
+    choices: tuple[str, ...] = ()  # of text
+    is_many: bool = False  # may be given once for each reasoner
+    accepts: Callable[[Any], bool] = lambda _: True
+    expected: str = ""  # what `accepts` accepts, in words
+    is_internal: bool = False  # set by a command, not by its user
+    key: str = ""  # the long name, where it is another than the name's
+
+    @property
+    def long_name(self) -> str:
+        """As files and the command line write it, without dashes before."""
+        return self.key or self.name.replace("_", "-")
+
+    def check(self, value: object) -> None:
+        """Refuse a value of another kind or out of range.
+
+        Raises:
+            RecipeError: naming the option, the value and what is expected.
+        """
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = is_number and math.isfinite(value)  # type: ignore[arg-type]
+        if self.choices:
+            one_of(f"--{self.long_name}", str(value), list(self.choices))
+        elif self.kind is bool and not isinstance(value, bool):
+            raise self._wrong(value, "true or false")
+        elif self.kind is float and not is_number:
+            raise self._wrong(value, "a finite number")
+        elif self.kind is int and not (is_number and value == int(value)):  # type: ignore[call-overload]
+            raise self._wrong(value, "a whole number")
+        elif self.kind is str and not isinstance(value, str):
+            raise self._wrong(value, "text")
+        elif not self.accepts(value):
+            raise self._wrong(value, self.expected)
+
+    def _wrong(self, value: object, expected: str) -> RecipeError:
+        return RecipeError(
+            f"{self.long_name} is {value!r}; expected {expected}.",
+            remedy=f"Give --{self.long_name} such a value, or leave it out for the default.",
+        )
 
 
-def option_names() -> set[str]:
-    """The long names, without dashes, of the options that only methods have."""
-    names = {
-        name.replace("_", "-") for method in METHODS.values() for name in method_options_of(method)
-    }
-    return names | {"mllm-weight", "variant", "seed", "keep-layers", "transition", "trim"}
+def _number(name: str, help: str, accepts: Any = None, expected: str = "") -> Option:
+    holds = accepts or (lambda _: True)
+    return Option(name=name, kind=float, help=help, metavar="X", accepts=holds, expected=expected)
+
+
+def _not_negative(name: str, help: str) -> Option:
+    return _number(name, help, lambda x: x >= 0, "0 or more")
+
+
+def _flag(name: str, help: str, *, is_internal: bool = False) -> Option:
+    return Option(name=name, kind=bool, help=help, is_internal=is_internal)
+
+
+_TABLE = (
+    _number("agreement", "Number of models that must find an entry important."),
+    _flag("column_wise", "One angle per column instead of per row."),
+    _number(
+        "density",
+        "Fraction of the entries that is kept, in (0, 1].",
+        lambda x: 0 < x <= 1,
+        "a number in (0, 1]",
+    ),
+    _number("dot_threshold", "Above this |cosine| a line replaces the arc."),
+    _not_negative("eps", "Below this norm a model counts as zero."),
+    _not_negative("epsilon", "Half the spread of the keep probabilities around the density."),
+    _flag("filter_wise", "One coefficient per row instead of per tensor."),
+    _flag("flatten", "One angle per tensor instead of per row."),
+    _number(
+        "gamma",
+        "Fraction of the largest entries that is dropped.",
+        lambda x: 0 <= x < 1,
+        "a number in [0, 1)",
+    ),
+    _flag("is_delta", "The reasoners are priors.", is_internal=True),  # of `drift-prior apply`
+    Option(name="keep_layers", kind=str, metavar="RANGES", help="Layers that stay the mllm's."),
+    _number("mask_lambda", "How much of the others an entry must outweigh to be important."),
+    _number(
+        "max_iter",
+        "Most steps towards the mean.",
+        lambda x: x >= 1 and x == int(x),
+        "a whole number, 1 or more",
+    ),
+    _flag("normalize", "Divide by the sum of the weights."),
+    _flag("rescale", "Make up for what was dropped."),
+    _number("scale", "Factor of what is added."),
+    Option(name="seed", kind=int, metavar="N", help="Of the masks."),
+    _number("t", "From the mllm (0) to the reasoner (1); in nearswap the largest step."),
+    _not_negative("tol", "Step at which the mean is found."),
+    Option(
+        name="transition",
+        kind=int,
+        metavar="N",
+        help="Layers beside the kept ones that get half the weight.",
+        accepts=lambda x: x >= 0,
+        expected="0 or more",
+    ),
+    Option(
+        name="trim",
+        kind=str,
+        choices=("tensor", "global"),
+        help="One threshold per tensor, or one per task vector as in the paper.",
+    ),
+)
+
+OPTIONS: Mapping[str, Option] = {option.name: option for option in _TABLE}

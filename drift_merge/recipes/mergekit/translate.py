@@ -15,7 +15,6 @@ from typing import Any
 
 from drift_merge.errors import nearest
 from drift_merge.maths.methods import METHODS
-from drift_merge.maths.methods.table import known_options
 from drift_merge.recipes.mergekit.document import Document, read_document
 from drift_merge.recipes.mergekit.parameters import Parameters
 from drift_merge.recipes.mergekit.roles import ROLES, Look, Roles, find_mllm, look_at, not_origin
@@ -144,12 +143,13 @@ def _options(document: Document, kind: _Kind, ours: str) -> dict[str, Any]:
     """The options of the method that the file gives."""
     method = METHODS[ours]
     variant = "mergekit" if "mergekit" in method.variants else method.variants[0]
-    known, defaults = known_options(method, variant), method.defaults[variant]
+    known, defaults = method.option_names(variant), method.defaults[variant]
     values: dict[str, Any] = {}
     for parameter, option in kind.once.items():
         if not document.reader.cases(parameter, document.scopes):
             continue
         default = defaults.get(option, False if option == "rescale" else 1.0)
+        assert not isinstance(default, str)  # mergekit has none of those
         value = document.reader.one(parameter, document.scopes, default)
         if option in known:
             values[option.replace("_", "-")] = value

@@ -1,0 +1,106 @@
+"""What a request must obey to be one of a merge method: variant, base, reasoners, options."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from drift_merge.errors import RecipeError, nearest
+from drift_merge.maths.methods import METHODS, Method
+from drift_merge.maths.methods.table import WEIGHTS, Value
+from drift_merge.recipes.weights import Weight
+
+_SEE = "drift-merge methods"
+
+
+def check_method(
+    method: Method,
+    variant: str,
+    *,
+    base: str | None,
+    num_reasoners: int,
+    options: Mapping[str, Value],
+    weights: Sequence[Weight],
+    given: Collection[str],
+) -> None:
+    """Check a request against the row of its method.
+
+    Args:
+        method: the row.
+        variant: of it.
+        base: source of the common ancestor, if there is one.
+        num_reasoners: how many there are.
+        options: as given.
+        weights: of the reasoners, parsed.
+        given: which of "weight" and "mllm_weight" the user gave.
+
+    Raises:
+        RecipeError: naming what is wrong and what the method accepts.
+    """
+    _check_inputs(method, base, num_reasoners)
+    for name in given:
+        if not method.takes(name, variant):
+            raise RecipeError(
+                f"{method.name} has no {name.replace('_', '-')} in its variant {variant}.",
+                remedy=f"Leave it out; see what each method takes: {_SEE}",
+            )
+    _check_measured(method, [weight.text for weight in weights if weight.is_measured], weights)
+    for name, value in options.items():
+        _check_option(method, variant, name)
+        method.option(name).check(value)
+    required = method.required.get(variant, ())
+    missing = [name for name in required if name not in (*given, *options)]
+    if missing:
+        flag = missing[0].replace("_", "-")
+        raise RecipeError(
+            f"{method.name} in its variant {variant} needs {', '.join(missing)}.",
+            remedy=f"Give it: --{flag} NUMBER",
+        )
+
+
+def _check_inputs(method: Method, base: str | None, num_reasoners: int) -> None:
+    if method.base == "required" and base is None:
+        raise RecipeError(
+            f"{method.name} needs a base: {method.formula}.",
+            remedy="Name the common ancestor of reasoner and mllm: --base BASE",
+        )
+    if method.base == "none" and base is not None:
+        raise RecipeError(
+            f"{method.name} takes no base: {method.formula}.",
+            remedy=f"Leave --base out, or choose a method on task vectors: {_SEE}",
+        )
+    least, most = method.reasoners
+    if num_reasoners < least or (most is not None and num_reasoners > most):
+        wanted = f"{least}" if most == least else f"{least} or more" if most is None else f"{most}"
+        raise RecipeError(
+            f"{method.name} takes {wanted} reasoner(s); got {num_reasoners}.",
+            remedy=f"See what each method takes: {_SEE}",
+        )
+
+
+def _check_option(method: Method, variant: str, name: str) -> None:
+    """Refuse an option that the variant does not take; say which variant does."""
+    if method.takes(name, variant) and name not in WEIGHTS:
+        return
+    known = method.option_names(variant)
+    having = [other for other in method.variants if name in method.option_names(other)]
+    remedy = f"Its options: {', '.join(known) or 'none'}."
+    if having:
+        remedy = f"Leave it out, or add: --variant {having[0]}"
+    raise RecipeError(
+        f"{method.name} has no option {name!r} in its variant {variant}.{nearest(name, known)}",
+        remedy=remedy,
+    )
+
+
+def _check_measured(method: Method, words: Sequence[str], weights: Sequence[Weight]) -> None:
+    """Refuse a word for measured weights where the method measures none, or beside numbers."""
+    for word in words:
+        if word in _measured(method) and len({weight.text for weight in weights}) == 1:
+            continue
+        having = next(m.name for m in METHODS.values() if word in _measured(m))
+        raise RecipeError(
+            f"--weight {word} is for {having}, once for all reasoners.",
+            remedy=f"Write: drift-merge {having} ... --base BASE --weight {word}",
+        )
+
+
+def _measured(method: Method) -> list[str]:
+    return [survey.value for survey in method.surveys if survey.option == "weight"]
