@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from drift_merge.engine.compressing import Compressing, Sink
-from drift_merge.engine.reader import Raw, Reader, WorkerContext
+from drift_merge.engine.context import WorkerContext
+from drift_merge.engine.reader import Raw, Reader
 from drift_merge.engine.whole_model import FrankWeights
 from drift_merge.engine.workspace import Workspace
 from drift_merge.errors import CheckpointError

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from drift_merge.engine.context import Progress, WorkerContext
 from drift_merge.engine.downloads import Downloads
 from drift_merge.engine.flushing import Flusher
 from drift_merge.engine.inputs import Inputs
-from drift_merge.engine.reader import Progress, WorkerContext
 from drift_merge.engine.steps import Bundle, Made, OutputTarget, run_bundle, settings_of
 from drift_merge.engine.whole_model import frank_weights, global_trims
 from drift_merge.engine.workers import start

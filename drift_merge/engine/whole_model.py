@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drift_merge.engine.reader import Reader, WorkerContext, walk_steps
+from drift_merge.engine.context import WorkerContext
+from drift_merge.engine.reader import Reader, walk_steps
 from drift_merge.errors import RecipeError
 from drift_merge.maths.chunks import MethodSettings, blocks
 from drift_merge.maths.methods import global_trimming

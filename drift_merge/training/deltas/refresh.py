@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from drift_merge.engine.context import WorkerContext
 from drift_merge.engine.inputs import Inputs
-from drift_merge.engine.reader import Reader, WorkerContext
+from drift_merge.engine.reader import Reader
 from drift_merge.errors import AlignmentError, RecipeError
 from drift_merge.names.align import align
 from drift_merge.names.name_map import NameMap, SideMap, read_name_map
