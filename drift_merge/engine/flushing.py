@@ -2,12 +2,11 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
 
 from drift_merge.engine.reread import compare
 from drift_merge.plans.plan import Plan
 from drift_merge.storage.compressed import stored_fingerprints
-from drift_merge.storage.journal import Results
+from drift_merge.storage.measured import Results, TensorRecord
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.shards import ShardWriter
 
@@ -28,7 +27,7 @@ class Flusher:
         self._flusher = ThreadPoolExecutor(1, "flush")
         self._flushes: list[Future[None]] = []
 
-    def add(self, name: str, result: dict[str, Any]) -> None:
+    def add(self, name: str, result: TensorRecord) -> None:
         """Take one finished tensor; raise what an earlier flush has met."""
         self._extent[name] = result
         self._filled += sum(

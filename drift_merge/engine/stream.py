@@ -21,7 +21,7 @@ from drift_merge.plans.plan import Plan, Step
 from drift_merge.recipes.words import PRIOR
 from drift_merge.storage.compressed import stored_fingerprints
 from drift_merge.storage.headers import TensorInfo
-from drift_merge.storage.journal import Results
+from drift_merge.storage.measured import Results
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.shards import ShardWriter
 
@@ -62,7 +62,7 @@ def stream(
         SourceError: a shard could not be fetched. What was finished stays journaled.
         OutputError: the disk is full or fails. What was finished stays journaled.
     """
-    results = [{name: dict(done) for name, done in output.finished.items()} for _, output in jobs]
+    results = [dict(output.finished) for _, output in jobs]
     downloads = downloads or Downloads()
     with ExitStack() as stack:
         inputs = stack.enter_context(Inputs(jobs[0][0].sources, downloads.cache))

@@ -2,6 +2,7 @@
 
 Must not know what a tensor means: no model, no method, no plan; names and dtypes are text here.
 
-Read: headers, weight_map, sizes, processes, shards, sources, compressed, hub, checkpoint,
+Read: headers, weight_map, sizes, processes, shards, sources, measured, compressed,
+hub, checkpoint,
 adapters, quantized, fingerprints, manifests, loans, mapped, journal, output.
 """

@@ -22,7 +22,8 @@ from shlex import quote
 from types import TracebackType
 
 from drift_merge.errors import CheckpointError, OutputError, VerificationError
-from drift_merge.storage.journal import Journal, Results, read_journal
+from drift_merge.storage.journal import Journal, read_journal
+from drift_merge.storage.measured import Results
 from drift_merge.storage.shards import cannot_read, cannot_write
 
 OURS = {"lock", "journal.jsonl", "payload", "shards", "replaced"}
