@@ -1,7 +1,7 @@
 """Extents: finished tensors, flushed, read back and journaled a quarter gigabyte at a time."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 from drift_merge.engine.reread import compare
 from drift_merge.plans.plan import Plan
@@ -15,7 +15,7 @@ from drift_merge.storage.shards import ShardWriter
 FLUSH_BYTES = 250_000_000
 
 
-class Flusher:
+class Flusher(AbstractContextManager["Flusher"]):
     """Collects finished tensors; flushes, checks and journals them behind the workers' backs."""
 
     def __init__(self, writer: ShardWriter, output: OutputDirectory, plan: Plan) -> None:
@@ -50,17 +50,9 @@ class Flusher:
         compare(self._output.payload, infos, fingerprints, threads=1)
         self._output.record(extent)
 
-    def __enter__(self) -> "Flusher":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._submit()
         self._flusher.shutdown(wait=True)
-        if error is None:
+        if kind is None:
             for flush in self._flushes:
                 flush.result()

@@ -10,8 +10,8 @@ there, in its dtype and on its device.
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from math import prod
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.mapped import MappedCheckpoint
 
 
-class Deltas:
+class Deltas(AbstractContextManager["Deltas"]):
     """The mapped shards of a prior. Reading is safe from several threads."""
 
     def __init__(self, shards: Checkpoint, names: Iterable[str]) -> None:
@@ -132,15 +132,7 @@ class Deltas:
         self._flat.clear()
         self._mapped.close()
 
-    def __enter__(self) -> "Deltas":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
