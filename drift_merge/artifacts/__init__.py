@@ -1,6 +1,6 @@
-"""What priors and merges share: parts of cards and manifests, checks of a finished output.
+"""What priors and merges share: parts of cards and manifests, and `verify`.
 
-Must not know which of the two it serves, nor how an output was made.
+Must not know how an output was made, only what its manifest says.
 
-Read: card, describe, checks.
+Read: card, describe, checks, verify.
 """

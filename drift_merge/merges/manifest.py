@@ -11,6 +11,7 @@ from drift_merge.artifacts.describe import (
     describe_source,
     read_fingerprints,
 )
+from drift_merge.artifacts.verify import Artifact
 from drift_merge.errors import SourceError
 from drift_merge.maths.methods import METHODS
 from drift_merge.plans.plan import Plan
@@ -24,17 +25,8 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Merge:
-    """A merged checkpoint on disk, opened by its manifest; no tensor data is read."""
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def tensors(self) -> dict[str, TensorRecord]:
-        """What is recorded of every tensor, by stored name."""
-        tensors: dict[str, TensorRecord] = self.manifest["tensors"]
-        return tensors
+class Merge(Artifact):
+    """A merged checkpoint on disk."""
 
 
 def build_manifest(

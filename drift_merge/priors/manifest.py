@@ -17,6 +17,7 @@ from drift_merge.artifacts.describe import (
     describe_source,
     read_fingerprints,
 )
+from drift_merge.artifacts.verify import Artifact
 from drift_merge.errors import CheckpointError, SourceError
 from drift_merge.plans.plan import Plan, Step
 from drift_merge.plans.prepare import Prepared
@@ -36,17 +37,8 @@ SIGN = (
 
 
 @dataclass(frozen=True, slots=True)
-class Prior:
-    """A prior on disk, opened by its manifest; no tensor data is read."""
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def tensors(self) -> dict[str, TensorRecord]:
-        """What is recorded of every delta, by canonical name."""
-        tensors: dict[str, TensorRecord] = self.manifest["tensors"]
-        return tensors
+class Prior(Artifact):
+    """A prior on disk; its tensors are deltas, by canonical name."""
 
     def norm(self, name: str) -> float | None:
         """The L2 norm of a delta as it is stored; None where it held NaN or Inf."""

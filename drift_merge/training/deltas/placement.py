@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drift_merge.errors import RecipeError
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.units import Block, Region, Unit, blocks, matrix, region_shape
 
@@ -23,19 +22,6 @@ DEVICES = ("auto", "cpu", "cuda")
 _PASS = 2**22  # elements that are widened on the host at once
 _HEADROOM = 0.9  # of the memory that is free; activations and fragments need the rest
 Regions = Mapping[Unit, Region]
-
-
-def require_device(device: str) -> None:
-    """Refuse a word that is no choice.
-
-    Raises:
-        RecipeError: see `DEVICES`.
-    """
-    if device not in DEVICES:
-        raise RecipeError(
-            f"device is {device!r}; expected one of {', '.join(DEVICES)}.",
-            remedy="device says where delta waits: 'auto' chooses by the memory that is free.",
-        )
 
 
 def place(
