@@ -89,7 +89,7 @@ def find_scales(tensors: Mapping[str, TensorInfo], where: str) -> dict[str, str]
             continue
         scales = tensors.get(scale_name(name))
         expected = (SCALE_DTYPE, info.shape[:-1])
-        if scales is None or (scales.dtype, scales.shape) != expected or not info.shape:
+        if scales is None or (scales.dtype, scales.shape) != expected or len(info.shape) < 2:
             got = "there are none" if scales is None else f"got {scales.dtype} {scales.shape}"
             raise CheckpointError(
                 f"{where}: {name} is {info.dtype} and needs scales {scale_name(name)} of "

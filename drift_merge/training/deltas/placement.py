@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drift_merge.names.tensors import matrix_shape
 from drift_merge.training.deltas.files import DeltaSource
-from drift_merge.training.units import Block, Region, Unit, blocks, matrix, region_shape
+from drift_merge.training.units import Block, Region, Unit, blocks, region_shape
 
 DEVICES = ("auto", "cpu", "cuda")
 _PASS = 2**22  # elements that are widened on the host at once
@@ -85,7 +86,7 @@ class Resident:
 
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows of what is held."""
-        return self._held[unit].view(matrix(unit.shape))[first:end]
+        return self._held[unit].view(matrix_shape(unit.shape))[first:end]
 
 
 def _resident(
@@ -139,7 +140,7 @@ class StreamedDeltas:
 
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows of the unit that is on the device."""
-        return self._arrive(unit)[: unit.numel].view(matrix(unit.shape))[first:end]
+        return self._arrive(unit)[: unit.numel].view(matrix_shape(unit.shape))[first:end]
 
     def _arrive(self, unit: Unit) -> Tensor:
         """Wait for a unit on the main stream, and send for the one after it."""

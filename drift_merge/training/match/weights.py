@@ -18,11 +18,12 @@ from drift_merge.engine.workspace import HostBuffer
 from drift_merge.errors import VerificationError
 from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.measures import positions
+from drift_merge.names.tensors import matrix_shape
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.measured import TensorRecord
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.match.live import is_quantised
-from drift_merge.training.units import Unit, matrix
+from drift_merge.training.units import Unit
 
 _CHUNK = 2**18  # elements
 _RECORDED = 2e-5  # relative error of a recorded norm, and of ours: sums in float32 over chunks
@@ -154,11 +155,11 @@ def _local_index(
     unit: Unit, position: int, stored: tuple[int, ...], layout: GradientLayout
 ) -> tuple[int, ...] | None:
     """Where an element of the prior's tensor lies in this rank's values of a unit."""
-    row, col = divmod(position, matrix(stored)[1])
+    row, col = divmod(position, matrix_shape(stored)[1])
     row, col = row - unit.origin.row, col - unit.origin.col
     if unit.origin.is_transposed:
         row, col = col, row
-    rows, cols = matrix(unit.shape)
+    rows, cols = matrix_shape(unit.shape)
     region = layout.region(unit)
     if region is None or not (0 <= row < rows and 0 <= col < cols):
         return None
