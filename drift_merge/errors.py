@@ -77,10 +77,10 @@ def nearest(word: str, choices: Collection[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def one_of(option: str, value: str, choices: list[str]) -> None:
+def one_of(option: str, value: str, choices: Collection[str], remedy: str = "") -> None:
     """Raise RecipeError unless a value is one of the choices; the nearest is named."""
     if value not in choices:
         raise RecipeError(
             f"{option} is {value!r}; expected one of {', '.join(choices)}.",
-            remedy=f"Choose one of them.{nearest(value, choices)}",
+            remedy=(remedy or "Choose one of them.") + nearest(value, choices),
         )

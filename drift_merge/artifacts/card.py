@@ -30,17 +30,20 @@ class Published:
     licenses: str  # the section
 
 
-def front_matter(values: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> str:
+def front_matter(
+    published: Published | None, values: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]
+) -> str:
     """The YAML block on top of a card.
 
     Args:
+        published: gives the license; None for a local artifact.
         values: entries in their order; empty ones are left out.
         sources: the parents; those that are on the Hub become `base_model`.
     """
     import yaml
 
     hub_ids = list(dict.fromkeys(str(s["repo_id"]) for s in sources if s["repo_id"]))
-    listed = dict(values)
+    listed = {**(published.license if published else {}), **values}
     relation = listed.pop("base_model_relation")
     if hub_ids:
         listed |= {"base_model": hub_ids, "base_model_relation": relation}

@@ -17,9 +17,10 @@ from drift_merge.plans.plan import Plan, Step
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
 from drift_merge.storage.compressed import describe_stored, stored_fingerprints
 from drift_merge.storage.headers import ShardHeader, TensorInfo
+from drift_merge.storage.measured import InputKey, StoredKey, TensorRecord
 from drift_merge.storage.sizes import parse_size
 
-INPUT_FINGERPRINTS = (
+_INPUTS: tuple[InputKey, ...] = (
     "fingerprint_mllm",
     "fingerprint_reasoner",
     "fingerprint_reasoners",
@@ -39,7 +40,7 @@ class VerifyReport:
 def check_files(
     directory: Path,
     manifest: Mapping[str, Any],
-    fingerprint_key: str,
+    fingerprint_key: StoredKey,
     *,
     threads: int,
     progress: Callable[[int], None] = lambda _: None,
@@ -56,7 +57,7 @@ def check_files(
     Raises:
         VerificationError: naming the first tensor or file that is wrong.
     """
-    tensors: Mapping[str, Mapping[str, Any]] = manifest["tensors"]
+    tensors: Mapping[str, TensorRecord] = manifest["tensors"]
     headers = read_shards(directory, manifest["shards"])
     _compare_headers(headers, tensors)
     bad: dict[str, int] = {}
@@ -79,7 +80,7 @@ def check_files(
 
 
 def _compare_headers(
-    headers: Mapping[str, ShardHeader], tensors: Mapping[str, Mapping[str, Any]]
+    headers: Mapping[str, ShardHeader], tensors: Mapping[str, TensorRecord]
 ) -> None:
     described = describe_stored(tensors)
     for header in headers.values():
@@ -116,8 +117,8 @@ def _finite_inspector(bad: dict[str, int]) -> Callable[[TensorInfo, memoryview],
 
 def check_sample(
     plan: Plan,
-    tensors: Mapping[str, Mapping[str, Any]],
-    fingerprint_key: str,
+    tensors: Mapping[str, TensorRecord],
+    fingerprint_key: StoredKey,
     *,
     sample: int,
     seed: int,
@@ -160,10 +161,10 @@ def check_sample(
 
 
 def _compare_result(
-    step: Step, found: Mapping[str, Any], entry: Mapping[str, Any], fingerprint_key: str
+    step: Step, found: TensorRecord, entry: TensorRecord, fingerprint_key: StoredKey
 ) -> None:
     # Inputs first: a wrong source explains a wrong result.
-    for key in INPUT_FINGERPRINTS:
+    for key in _INPUTS:
         if entry.get(key) is not None and found.get(key) != entry[key]:
             role = key.removeprefix("fingerprint_")
             raise VerificationError(

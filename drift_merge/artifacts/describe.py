@@ -11,7 +11,7 @@ from drift_merge.names.tensors import Alignment, Finding
 from drift_merge.plans.plan import Plan
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint
-from drift_merge.storage.journal import Results
+from drift_merge.storage.measured import Results, SourceKey
 
 
 def describe_source(checkpoint: Checkpoint, tensors: dict[str, str]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def describe_coverage(alignment: Alignment) -> dict[str, Any]:
     }
 
 
-def read_fingerprints(results: Results, key: str) -> dict[str, str]:
+def read_fingerprints(results: Results, key: SourceKey) -> dict[str, str]:
     """The fingerprints of one input, by output tensor."""
     return {name: result[key] for name, result in results.items() if key in result}
 

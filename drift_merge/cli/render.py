@@ -8,6 +8,7 @@ from drift_merge.names.modules import classify
 from drift_merge.names.tensors import STATUSES, Alignment, Finding
 from drift_merge.plans.plan import Plan
 from drift_merge.priors.summary import advice, stored_sentence, summarize
+from drift_merge.storage.measured import TensorRecord
 from drift_merge.storage.sizes import size
 
 MARKS = {"error": "Error", "warning": "Warning", "info": "Note"}
@@ -123,7 +124,7 @@ def plan_json(plan: Plan, *, verbose: bool) -> dict[str, Any]:
     return value
 
 
-def prior_table(tensors: Mapping[str, Mapping[str, Any]]) -> str:
+def prior_table(tensors: Mapping[str, TensorRecord]) -> str:
     """Print the table of a prior by module; return what it means, a sentence a line."""
 
     rows = summarize(tensors)

@@ -1,1 +1,7 @@
-"""Floor 2: recipe, plan, stream, verify. The plan is plain data; the executor is one loop."""
+"""Executes plans in bounded memory, at the speed of a copy, with the same bytes however it is run.
+
+Must not know formulas, the files beside the shards, or the command line.
+
+Read: workspace, inputs, downloads, context, reader, whole_model, compressing, steps, workers,
+reread, flushing, stream, job.
+"""

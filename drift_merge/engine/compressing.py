@@ -12,9 +12,9 @@ from drift_merge.maths.compression import StoredSums, compress_rows, decompress_
 from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.measures import count_nonfinite
 from drift_merge.plans.plan import Step
-from drift_merge.storage.compressed import SCALE_FINGERPRINT
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.headers import TensorInfo
+from drift_merge.storage.measured import TensorRecord
 
 
 class Sink(Protocol):
@@ -69,7 +69,8 @@ class Compressing:
         """Measure a chunk that is stored in 16 bits: `out`, on the host."""
         self.sums.add(result, out.to(result.device, torch.float32))
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> TensorRecord:
         """What is recorded of the tensor: what its stored form keeps, and its scales."""
-        scales = {SCALE_FINGERPRINT: self.scales.text()} if self.step.scale else {}
-        return scales | self.sums.summary()
+        kept = self.sums.summary()
+        stored = TensorRecord(norm_stored=kept["norm_stored"], cosine_stored=kept["cosine_stored"])
+        return {"fingerprint_scale": self.scales.text(), **stored} if self.step.scale else stored

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 
 from drift_merge.errors import OutputError
 from drift_merge.plans.plan import Plan
@@ -20,7 +19,7 @@ from drift_merge.storage.shards import free_bytes, unwritten_bytes
 Jobs = Sequence[tuple[Plan, OutputDirectory]]
 
 
-class Downloads:
+class Downloads(AbstractContextManager["Downloads"]):
     """The shards of a run on their way in and out. Enter it, then `start` it."""
 
     def __init__(
@@ -104,19 +103,9 @@ class Downloads:
         if self.cache is not None:
             self.cache.adopt((self._pass, name))
 
-    def __enter__(self) -> "Downloads":
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.cache is not None:
-            self.cache.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.cache is not None:
-            self.cache.__exit__(kind, error, trace)
+            self.cache.__exit__(kind)
 
 
 def open_downloads(

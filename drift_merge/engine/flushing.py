@@ -1,13 +1,12 @@
 """Extents: finished tensors, flushed, read back and journaled a quarter gigabyte at a time."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Any
+from contextlib import AbstractContextManager
 
 from drift_merge.engine.reread import compare
 from drift_merge.plans.plan import Plan
 from drift_merge.storage.compressed import stored_fingerprints
-from drift_merge.storage.journal import Results
+from drift_merge.storage.measured import Results, TensorRecord
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.shards import ShardWriter
 
@@ -16,7 +15,7 @@ from drift_merge.storage.shards import ShardWriter
 FLUSH_BYTES = 250_000_000
 
 
-class Flusher:
+class Flusher(AbstractContextManager["Flusher"]):
     """Collects finished tensors; flushes, checks and journals them behind the workers' backs."""
 
     def __init__(self, writer: ShardWriter, output: OutputDirectory, plan: Plan) -> None:
@@ -28,7 +27,7 @@ class Flusher:
         self._flusher = ThreadPoolExecutor(1, "flush")
         self._flushes: list[Future[None]] = []
 
-    def add(self, name: str, result: dict[str, Any]) -> None:
+    def add(self, name: str, result: TensorRecord) -> None:
         """Take one finished tensor; raise what an earlier flush has met."""
         self._extent[name] = result
         self._filled += sum(
@@ -51,17 +50,9 @@ class Flusher:
         compare(self._output.payload, infos, fingerprints, threads=1)
         self._output.record(extent)
 
-    def __enter__(self) -> "Flusher":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._submit()
         self._flusher.shutdown(wait=True)
-        if error is None:
+        if kind is None:
             for flush in self._flushes:
                 flush.result()

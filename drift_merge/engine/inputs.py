@@ -6,8 +6,8 @@ scratch memory, chunk by chunk.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import reduce
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from drift_merge.storage.mapped import MappedCheckpoint
 from drift_merge.storage.sources import RemoteShard
 
 
-class Inputs:
+class Inputs(AbstractContextManager["Inputs"]):
     """The mapped sources of a plan. Safe to share between threads."""
 
     def __init__(self, sources: Sequence[Checkpoint], cache: ShardCache | None = None) -> None:
@@ -42,15 +42,7 @@ class Inputs:
                 if remote == shard:
                     mapped.drop(name)
 
-    def __enter__(self) -> "Inputs":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for mapped in self._maps:
             mapped.close()
 

@@ -1,18 +1,15 @@
-"""What the workers of a run share, and how one of them walks over the inputs of a step."""
+"""Reads the inputs of a step chunk by chunk, in the dtype of the arithmetic; see `Reader`."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from drift_merge.engine.downloads import Downloads
-from drift_merge.engine.inputs import Inputs, chunks
-from drift_merge.engine.workspace import Workspace, chunk_elements
+from drift_merge.engine.context import WorkerContext
+from drift_merge.engine.inputs import chunks
+from drift_merge.engine.workspace import chunk_elements
 from drift_merge.maths.chunks import Chunk
 from drift_merge.names.tensors import matrix_shape
 from drift_merge.plans.plan import Plan, Step, View
@@ -21,63 +18,11 @@ from drift_merge.storage.mapped import RELEASE_BYTES
 
 T = TypeVar("T")
 
-
 # A sample is runs of this many elements, one run in so many.
 _SAMPLE_RUN, _SAMPLE_EVERY = 2**12, 64
 # The pages of smaller tensors stay mapped from one walk to the next: to map them again was 3 % of
 # the time of TIES. They are the page cache's, not memory of ours.
 _KEPT_ELEMENTS = 2**24
-
-Progress = Callable[[int], None]  # called with the bytes written since the last call
-
-
-class StopFlag(Protocol):
-    """What tells workers to stop: a `threading.Event`, or the like of it between processes."""
-
-    def set(self) -> None:
-        """From now on `is_set`."""
-
-    def is_set(self) -> bool:
-        """Whether somebody has set it."""
-
-
-class Stopped(Exception):
-    """Another worker failed or the user interrupted; this one gives up its tensor."""
-
-
-@dataclass(slots=True)
-class WorkerContext:
-    """What the workers of one run share."""
-
-    inputs: Inputs
-    device: torch.device
-    progress: Progress
-    downloads: Downloads = field(default_factory=Downloads)
-    stop: StopFlag = field(default_factory=threading.Event)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    local: threading.local = field(default_factory=threading.local)
-
-    def workspace(self) -> Workspace:
-        """This thread's buffers; made on its first tensor."""
-        if not hasattr(self.local, "workspace"):
-            torch.set_num_threads(1)  # intra-op threads on small chunks cost 4 to 6 times the CPU
-            self.local.workspace = Workspace(self.device)
-        workspace: Workspace = self.local.workspace
-        return workspace
-
-    def hold(self, name: str, uses: int = 1) -> AbstractContextManager[None]:
-        """Work on one tensor, once its shards are here; see `Downloads.hold`."""
-        return self.downloads.hold(name, uses, self.check)
-
-    def check(self) -> None:
-        """Give up if another worker has failed.
-
-        Raises:
-            Stopped: it has.
-        """
-        if self.stop.is_set():
-            raise Stopped
-
 
 Raw = list[tuple[Tensor, memoryview]]  # of every input, in the stored dtype; and its bytes
 

@@ -6,13 +6,13 @@ inputs alone; threads, order and interruption are the stream's business.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from drift_merge.engine.compressing import Compressing, Sink
-from drift_merge.engine.reader import Raw, Reader, WorkerContext
+from drift_merge.engine.context import WorkerContext
+from drift_merge.engine.reader import Raw, Reader
 from drift_merge.engine.whole_model import Surveyed
 from drift_merge.engine.workspace import Workspace
 from drift_merge.errors import CheckpointError
@@ -28,6 +28,7 @@ from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.mapped import RELEASE_BYTES
+from drift_merge.storage.measured import TensorRecord
 
 _COPY_WINDOW = 2**20  # bytes
 
@@ -57,7 +58,7 @@ class OutputTarget:
 
 
 Bundle = Sequence[OutputTarget]  # the same tensor with the same inputs, for one or several outputs
-Made = tuple[int, str, dict[str, Any]]  # number of the output, tensor, what was measured
+Made = tuple[int, str, TensorRecord]  # number of the output, tensor, what was measured
 
 
 def run_bundle(run: WorkerContext, bundle: Bundle) -> list[Made]:
@@ -79,7 +80,7 @@ def run_bundle(run: WorkerContext, bundle: Bundle) -> list[Made]:
     return [(t.number, t.step.name, r) for t, r in zip(bundle, results, strict=True)]
 
 
-def _copy(run: WorkerContext, bundle: Bundle) -> list[dict[str, Any]]:
+def _copy(run: WorkerContext, bundle: Bundle) -> list[TensorRecord]:
     """Copy a tensor byte for byte; its fingerprint and a count of NaN and Inf come on the way."""
     plan, step, info = bundle[0].plan, bundle[0].step, bundle[0].info
     fingerprint = Fingerprint()
@@ -101,9 +102,10 @@ def _copy(run: WorkerContext, bundle: Bundle) -> list[dict[str, Any]]:
                 counts[label] = counts.get(label, 0) + bad
         pace.reached(end)
     text = fingerprint.text()
-    result: dict[str, Any] = {"fingerprint": text, "fingerprint_mllm": text}
-    result |= {"nonfinite": counts} if counts else {}
-    return [dict(result) for _ in bundle]
+    result = TensorRecord(fingerprint=text, fingerprint_mllm=text)
+    if counts:
+        result["nonfinite"] = counts
+    return [result.copy() for _ in bundle]
 
 
 @dataclass(slots=True)
@@ -119,7 +121,7 @@ class _StepWork:
     nonfinite: dict[str, int] = field(default_factory=dict)
 
 
-def _combine(run: WorkerContext, bundle: Bundle) -> list[dict[str, Any]]:
+def _combine(run: WorkerContext, bundle: Bundle) -> list[TensorRecord]:
     """Read, compute, round, write: chunk by chunk, so that memory does not grow with the tensor."""
     step, workspace = bundle[0].step, run.workspace()
     reader = Reader(run, step)
@@ -138,7 +140,7 @@ def _combine(run: WorkerContext, bundle: Bundle) -> list[dict[str, Any]]:
     if step.method == PRIOR:
         info = bundle[0].plan.info(step.inputs[0].parts[0], step.inputs[0].source)
         for result in results:
-            result |= {"dtype_mllm": info.dtype, "sample_mllm": sampler.values}
+            result["dtype_mllm"], result["sample_mllm"] = info.dtype, sampler.values
     return results
 
 
@@ -257,24 +259,38 @@ class _RateLimit:
         self.mark = end
 
 
-def _summary(work: _StepWork, inputs: list[str]) -> dict[str, Any]:
+def _summary(work: _StepWork, inputs: list[str]) -> TensorRecord:
     step, inputs = work.target.step, list(inputs)
-    result: dict[str, Any] = {"fingerprint": work.written.text(), "fingerprint_mllm": inputs[0]}
+    result = TensorRecord(fingerprint=work.written.text(), fingerprint_mllm=inputs[0])
     if step.has_base:
         result["fingerprint_base"] = inputs.pop()
     if step.method == PRIOR:
-        result |= {"fingerprint_reasoner": inputs[1], **work.sums.summary()}
+        result["fingerprint_reasoner"] = inputs[1]
+        result.update(_statistics(work.sums))
     elif len(inputs) > 1:
         result["fingerprint_reasoners"] = inputs[1:]
     if work.compressing is not None:
-        result |= work.compressing.summary()
+        result.update(work.compressing.summary())
     if step.weights:
         result["change_kept"] = work.kept
     surveyed = work.target.surveyed
     if step.weights and surveyed is not None and (found := surveyed.weights_of(step)):
-        mllm, *weights = found
-        result |= {"weights": weights, "mllm_weight": mllm}
-    return result | ({"nonfinite": work.nonfinite} if work.nonfinite else {})
+        mllm, *result["weights"] = found
+        result["mllm_weight"] = mllm
+    if work.nonfinite:
+        result["nonfinite"] = work.nonfinite
+    return result
+
+
+def _statistics(sums: PairSums) -> TensorRecord:
+    found = sums.summary()
+    return {
+        "norm_delta": found["norm_delta"],
+        "norm_mllm": found["norm_mllm"],
+        "norm_reasoner": found["norm_reasoner"],
+        "cosine": found["cosine"],
+        "max_abs_delta": found["max_abs_delta"],
+    }
 
 
 def refuse_nonfinite(plan: Plan, step: Step, counts: Mapping[str, int]) -> None:

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
+from drift_merge.engine.context import Progress, WorkerContext
 from drift_merge.engine.downloads import Downloads
 from drift_merge.engine.flushing import Flusher
 from drift_merge.engine.inputs import Inputs
-from drift_merge.engine.reader import Progress, WorkerContext
 from drift_merge.engine.steps import Bundle, Made, OutputTarget, run_bundle, settings_of
 from drift_merge.engine.whole_model import Surveyed, survey
 from drift_merge.engine.workers import start
 from drift_merge.plans.plan import Plan, Step
 from drift_merge.storage.compressed import stored_fingerprints
 from drift_merge.storage.headers import TensorInfo
-from drift_merge.storage.journal import Results
+from drift_merge.storage.measured import Results
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.shards import ShardWriter
 
@@ -61,7 +61,7 @@ def stream(
         SourceError: a shard could not be fetched. What was finished stays journaled.
         OutputError: the disk is full or fails. What was finished stays journaled.
     """
-    results = [{name: dict(done) for name, done in output.finished.items()} for _, output in jobs]
+    results = [dict(output.finished) for _, output in jobs]
     downloads = downloads or Downloads()
     with ExitStack() as stack:
         inputs = stack.enter_context(Inputs(jobs[0][0].sources, downloads.cache))

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from drift_merge.engine.reader import Reader, WorkerContext, walk_steps
+from drift_merge.engine.context import WorkerContext
+from drift_merge.engine.reader import Reader, walk_steps
 from drift_merge.errors import RecipeError
 from drift_merge.maths.chunks import MethodSettings, Read
 from drift_merge.maths.methods.table import Survey

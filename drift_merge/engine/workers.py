@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Protocol
 
-from drift_merge.engine.reader import Stopped, WorkerContext
+from drift_merge.engine.context import Stopped, WorkerContext
 from drift_merge.engine.steps import Bundle, Made, run_bundle
 from drift_merge.errors import CheckpointError, DriftMergeError
 from drift_merge.storage.processes import Child, can_fork, fork, portable

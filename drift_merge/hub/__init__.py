@@ -1,1 +1,6 @@
-"""Floor 3: push artifacts to the Hugging Face Hub, and pull them, whole and checked."""
+"""Publishes artifacts on the Hugging Face Hub and pulls them: whole, and every hash compared.
+
+Must not know how an artifact was made, only what its manifest names.
+
+Read: licenses, files, refusals, repository, push, progress, pull, cache, publish.
+"""

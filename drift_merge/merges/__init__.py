@@ -1,1 +1,6 @@
-"""Floor 3: the merged checkpoint as an artifact. Make, describe, verify."""
+"""The merge as an artifact: a complete MLLM checkpoint with sidecars, manifest and card.
+
+Must not know formulas (a method is a name here) or anything of priors but their manifest.
+
+Read: manifest, card, sidecars, make, apply, verify.
+"""

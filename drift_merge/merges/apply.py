@@ -11,7 +11,7 @@ from drift_merge.merges.manifest import open_merge
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.prepare import Prepared
 from drift_merge.recipes.recipe import Recipe
-from drift_merge.storage.journal import Results
+from drift_merge.storage.measured import Results
 from drift_merge.storage.output import OutputDirectory
 
 Manifest = Mapping[str, Any]  # of a prior

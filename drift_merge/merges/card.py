@@ -16,7 +16,6 @@ def merge_card(manifest: dict[str, Any], published: Published | None = None) -> 
     sources = manifest["sources"]
     mllm, reasoners = sources["mllm"], sources["reasoners"]
     front = {
-        **(published.license if published else {}),
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
         "base_model_relation": "merge",
@@ -47,7 +46,7 @@ recipe. Made with {manifest["tool"]["name"]} {manifest["tool"]["version"]}. Merg
 into a multimodal one: [arXiv:2505.05464](https://arxiv.org/abs/2505.05464); why it can hurt, and
 what to do then: [arXiv:2510.15050](https://arxiv.org/abs/2510.15050).
 """
-    return (front_matter(front, [mllm, *reasoners]) + body).encode()
+    return (front_matter(published, front, [mllm, *reasoners]) + body).encode()
 
 
 def _rows(sources: dict[str, Any]) -> str:

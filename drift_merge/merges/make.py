@@ -10,8 +10,8 @@ from drift_merge.merges.manifest import MANIFEST, Merge, build_manifest, open_me
 from drift_merge.merges.sidecars import CARD, copy_sidecars
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.prepare import Prepared
-from drift_merge.storage.journal import Results
 from drift_merge.storage.manifests import to_json
+from drift_merge.storage.measured import Results
 from drift_merge.storage.output import OutputDirectory
 
 

@@ -11,29 +11,21 @@ from drift_merge.artifacts.describe import (
     describe_source,
     read_fingerprints,
 )
+from drift_merge.artifacts.verify import Artifact
 from drift_merge.errors import SourceError
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.prepare import Prepared
 from drift_merge.recipes.recipe import Recipe, method_of, method_variant
-from drift_merge.storage.journal import Results
 from drift_merge.storage.manifests import describe_tool, read_manifest, seal
+from drift_merge.storage.measured import Results, TensorRecord
 
 MANIFEST = "drift_merge.json"
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Merge:
-    """A merged checkpoint on disk, opened by its manifest; no tensor data is read."""
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def tensors(self) -> dict[str, dict[str, Any]]:
-        """What is recorded of every tensor, by stored name."""
-        tensors: dict[str, dict[str, Any]] = self.manifest["tensors"]
-        return tensors
+class Merge(Artifact):
+    """A merged checkpoint on disk."""
 
 
 def build_manifest(
@@ -115,20 +107,20 @@ def _change_kept(plan: Plan, results: Results) -> float | None:
     return sum(numel * kept for numel, kept in found) / total if total else None
 
 
-def _tensors(plan: Plan, results: Results, *, has_mllm_weight: bool) -> dict[str, dict[str, Any]]:
+def _tensors(plan: Plan, results: Results, *, has_mllm_weight: bool) -> dict[str, TensorRecord]:
     tensors = {}
     for step in plan.steps:
-        entry: dict[str, Any] = {"method": step.method, "dtype": step.dtype}
-        entry["shape"] = list(step.shape)
+        record = TensorRecord(method=step.method, dtype=step.dtype, shape=list(step.shape))
         if step.canonical:
-            entry |= {"canonical": step.canonical, "module": step.module}
+            record["canonical"], record["module"] = step.canonical, step.module
         if step.weights:
             parts = (view.parts for view in step.inputs[1 : 1 + len(step.weights)])
-            entry["weights"] = list(step.weights)
+            record["weights"] = list(step.weights)
             if has_mllm_weight:
-                entry["mllm_weight"] = step.mllm_weight
-            entry["reasoners"] = [sorted({part.name for part in some}) for some in parts]
-        tensors[step.name] = entry | results[step.name]
+                record["mllm_weight"] = step.mllm_weight
+            record["reasoners"] = [sorted({part.name for part in some}) for some in parts]
+        record.update(results[step.name])
+        tensors[step.name] = record
     return tensors
 
 

@@ -1,1 +1,7 @@
-"""Floor 0: strings and shapes. Which stored tensor of one model is which of the other; no data."""
+"""Strings and shapes: which stored tensor of one model is which of the other; all are counted.
+
+Must not know tensor data or files of weights: everything follows from names, shapes and configs.
+
+Read: tensors, modules, name_map, layouts, lineage, naming, towers, fusions, pairing, vocabulary,
+embeddings, account, refusals, align.
+"""

@@ -119,8 +119,15 @@ class Alignment:
     # up to 3 selected records that are not matched: name, reasoner's shape, mllm's shape, as text
 
 
-def matrix_shape(shape: Shape) -> tuple[int, int]:
-    """Return (rows, cols) of the two-dimensional view that `Part` speaks of."""
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return (rows, cols) of a tensor seen as a matrix; the one convention of all rooms.
+
+    A row is a vector along the last dimension. A tensor of one dimension has a row per element:
+    a bias is cut and fused along the rows of its weight.
+
+    >>> matrix_shape((4, 3, 2)), matrix_shape((5,)), matrix_shape(())
+    ((12, 2), (5, 1), (1, 1))
+    """
     if len(shape) < 2:
         return prod(shape), 1
     return prod(shape[:-1]), shape[-1]

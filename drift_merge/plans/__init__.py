@@ -1,1 +1,6 @@
-"""NEW."""
+"""What will happen, as plain data from headers alone: each output tensor, its inputs, its place.
+
+Must not know tensor data or torch: a plan is printed by --dry-run and executed by the engine.
+
+Read: plan, views, prior, merge, prepare, arrange, transfers.
+"""

@@ -1,1 +1,6 @@
-"""Floor 3: the reasoning prior as an artifact. Compute, describe, open, verify."""
+"""The prior as an artifact: computes, describes, opens, compresses and verifies deltas.
+
+Must not know merges, the Hub's side of publishing, or training.
+
+Read: manifest, summary, card, deltas, compute, compress, verify.
+"""

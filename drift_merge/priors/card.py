@@ -30,7 +30,6 @@ def prior_card(manifest: dict[str, Any], published: Published | None = None) -> 
     sources = manifest["sources"]
     reasoner, mllm = sources["reasoner"], sources["mllm"]
     front = {
-        **(published.license if published else {}),
         "library_name": "drift-prior",
         "base_model_relation": "adapter",  # the nearest that the Hub has: applied on top of
         "tags": TAGS,
@@ -71,7 +70,7 @@ It is of use with {_name(mllm)} alone, whose weights it was computed against.
 `prior.json` lists every tensor with its norms, cosine and fingerprints. Made with
 {manifest["tool"]["name"]} {manifest["tool"]["version"]}.
 {CITATION}"""
-    return (front_matter(front, [mllm, reasoner]) + body).encode()
+    return (front_matter(published, front, [mllm, reasoner]) + body).encode()
 
 
 def _name(source: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from drift_merge.priors.compute import ComputedPrior
 from drift_merge.priors.manifest import (
     MANIFEST,
     Prior,
-    describe_storage,
+    of_delta,
     open_prior,
     open_shards,
 )
@@ -28,8 +28,8 @@ from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import DEFAULT_SHARD_SIZE, PRIOR
 from drift_merge.storage import fingerprints
 from drift_merge.storage.compressed import COMPRESSED
-from drift_merge.storage.journal import Results
 from drift_merge.storage.manifests import check_beside, check_seal, describe_tool, seal, to_json
+from drift_merge.storage.measured import Results
 from drift_merge.storage.output import OutputDirectory
 
 _EXACT = "float32"  # the dtype of the arithmetic: passing through it changes nothing
@@ -148,11 +148,14 @@ def _manifest(prior: Prior, plan: Plan, results: Results) -> dict[str, Any]:
     before = prior.manifest
     tensors = {}
     for step in plan.steps:
-        result = dict(results[step.name])
-        del result["fingerprint_mllm"]
-        result["fingerprint_delta"] = result.pop("fingerprint")
-        old = prior.tensors[step.name]
-        tensors[step.name] = old | {"dtype": step.dtype} | describe_storage(step) | result
+        record = prior.tensors[step.name].copy()
+        record["dtype"] = step.dtype
+        if step.scale:
+            record["scale"] = step.scale
+        measured = of_delta(results[step.name])
+        del measured["fingerprint_mllm"]  # of the first input, which is the delta itself
+        record.update(measured)
+        tensors[step.name] = record
     data = {name: entry["fingerprint_delta"] for name, entry in prior.tensors.items()}
     changed = {
         "tool": describe_tool(),

@@ -9,8 +9,8 @@ from drift_merge.plans.plan import Plan
 from drift_merge.plans.prepare import Prepared
 from drift_merge.priors.card import prior_card
 from drift_merge.priors.manifest import MANIFEST, Prior, build_manifest, open_prior
-from drift_merge.storage.journal import Results
 from drift_merge.storage.manifests import to_json
+from drift_merge.storage.measured import Results
 from drift_merge.storage.output import OutputDirectory
 
 

@@ -4,14 +4,13 @@
         rows = deltas.read("layers.0.mlp.up_proj.weight", 0, 128)
 
 Shapes: a delta is seen as a matrix, (rows, cols) = (prod(shape[:-1]), shape[-1]); one of one
-dimension is a single row. What is stored plainly comes as it lies, without a copy, read only, and
-in the stored dtype; what is compressed comes as new float32 memory. With `out`, both are written
-there, in its dtype and on its device.
+dimension has a row per element, (n, 1). What is stored plainly comes as it lies, without a copy,
+read only, and in the stored dtype; what is compressed comes as new float32 memory. With `out`,
+both are written there, in its dtype and on its device.
 """
 
 from collections.abc import Iterable
-from math import prod
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -19,12 +18,13 @@ from torch import Tensor
 from drift_merge.errors import RecipeError
 from drift_merge.maths.compression import decompress_rows
 from drift_merge.maths.dtypes import TORCH_DTYPES
+from drift_merge.names.tensors import matrix_shape
 from drift_merge.priors.manifest import Prior, open_shards
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.mapped import MappedCheckpoint
 
 
-class Deltas:
+class Deltas(AbstractContextManager["Deltas"]):
     """The mapped shards of a prior. Reading is safe from several threads."""
 
     def __init__(self, shards: Checkpoint, names: Iterable[str]) -> None:
@@ -32,10 +32,6 @@ class Deltas:
         self._flat: dict[str, Tensor] = {}
         self._scales = shards.scales
         self.shapes = {name: shards.tensors[name].shape for name in names}  # without scales
-        self._matrices = {
-            name: (prod(shape[:-1]), shape[-1] if shape else 1)
-            for name, shape in self.shapes.items()
-        }
 
     def is_compressed(self, name: str) -> bool:
         """Whether a delta is stored as codes and scales."""
@@ -47,12 +43,12 @@ class Deltas:
         Raises:
             RecipeError: the prior has none of this name.
         """
-        if name not in self._matrices:
+        if name not in self.shapes:
             raise RecipeError(
                 f"{self._mapped.checkpoint.source.given} has no delta {name!r}.",
                 remedy="See their names: drift-prior inspect PRIOR --json",
             )
-        return self._matrices[name]
+        return matrix_shape(self.shapes[name])
 
     def read(
         self, name: str, begin: int = 0, end: int | None = None, out: Tensor | None = None
@@ -132,15 +128,7 @@ class Deltas:
         self._flat.clear()
         self._mapped.close()
 
-    def __enter__(self) -> "Deltas":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -17,13 +17,14 @@ from drift_merge.artifacts.describe import (
     describe_source,
     read_fingerprints,
 )
+from drift_merge.artifacts.verify import Artifact
 from drift_merge.errors import CheckpointError, SourceError
 from drift_merge.plans.plan import Plan, Step
 from drift_merge.plans.prepare import Prepared
 from drift_merge.storage.checkpoint import Checkpoint, open_prior_checkpoint
 from drift_merge.storage.compressed import describe_stored
-from drift_merge.storage.journal import Results
 from drift_merge.storage.manifests import describe_tool, read_manifest, seal
+from drift_merge.storage.measured import Results, TensorRecord
 
 MANIFEST = "prior.json"
 FORMAT_VERSION = 1
@@ -36,23 +37,13 @@ SIGN = (
 
 
 @dataclass(frozen=True, slots=True)
-class Prior:
-    """A prior on disk, opened by its manifest; no tensor data is read."""
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def tensors(self) -> dict[str, dict[str, Any]]:
-        """What is recorded of every delta, by canonical name."""
-        tensors: dict[str, dict[str, Any]] = self.manifest["tensors"]
-        return tensors
+class Prior(Artifact):
+    """A prior on disk; its tensors are deltas, by canonical name."""
 
     def norm(self, name: str) -> float | None:
         """The L2 norm of a delta as it is stored; None where it held NaN or Inf."""
         entry = self.tensors[name]
-        norm: float | None = entry.get("norm_stored", entry["norm_delta"])
-        return norm
+        return entry.get("norm_stored", entry["norm_delta"])
 
 
 def build_manifest(prepared: Prepared, plan: Plan, results: Results) -> dict[str, Any]:
@@ -79,7 +70,7 @@ def build_manifest(prepared: Prepared, plan: Plan, results: Results) -> dict[str
         "size_bytes": plan.write_bytes,
         "shards": [shard.file for shard in plan.layout.shards],
         "index": describe_index(plan),
-        "tensors": _tensors(plan, results),
+        "tensors": {step.name: _record(step, results[step.name]) for step in plan.steps},
     }
     return seal(manifest)
 
@@ -91,32 +82,32 @@ def _missing_in_base(prepared: Prepared, plan: Plan) -> dict[str, int]:
     return {"missing_in_base": len(prepared.reasoners[0][1].pairs) - len(plan.steps)}
 
 
-def _tensors(plan: Plan, results: Results) -> dict[str, dict[str, Any]]:
-    return {step.name: _entry(step, results) for step in plan.steps}
-
-
-def _entry(step: Step, results: Results) -> dict[str, Any]:
+def _record(step: Step, measured: TensorRecord) -> TensorRecord:
     """What is recorded of one delta."""
-    result = dict(results[step.name])
-    result["fingerprint_delta"] = result.pop("fingerprint")
-    sample = {key: result.pop(key) for key in ("dtype_mllm", "sample_mllm")}
     reasoner = step.inputs[1]
-    entry: dict[str, Any] = {
+    record: TensorRecord = {
         "reasoner": sorted({part.name for part in reasoner.parts}),
         "mllm": step.inputs[0].parts[0].name,
         "module": step.module,
         "shape": list(step.shape),
         "dtype": step.dtype,
-    } | describe_storage(step)
+    }
+    if step.scale:
+        record["scale"] = step.scale
     if reasoner.rows is not None:
-        entry["rows_matched"] = reasoner.rows.num_matched
-        entry["rows_unmatched"] = reasoner.rows.num_unmatched
-    return entry | result | sample
+        record["rows_matched"] = reasoner.rows.num_matched
+        record["rows_unmatched"] = reasoner.rows.num_unmatched
+    record.update(of_delta(measured))
+    record["dtype_mllm"] = record.pop("dtype_mllm")  # these two come last
+    record["sample_mllm"] = record.pop("sample_mllm")
+    return record
 
 
-def describe_storage(step: Step) -> dict[str, str]:
-    """What a manifest says of a compressed tensor beside its dtype: the name of its scales."""
-    return {"scale": step.scale} if step.scale else {}
+def of_delta(measured: TensorRecord) -> TensorRecord:
+    """What was measured of a tensor that is a delta: its fingerprint has a name of its own."""
+    record: TensorRecord = {**measured, "fingerprint_delta": measured["fingerprint"]}
+    del record["fingerprint"]
+    return record
 
 
 def open_prior(path: Path) -> Prior:

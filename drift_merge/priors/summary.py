@@ -7,7 +7,8 @@ merging results that the advice quotes are those of DRIFT (arXiv 2510.15050).
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod, sqrt
-from typing import Any
+
+from drift_merge.storage.measured import TensorRecord
 
 ORDER = ("attn", "mlp", "norm", "embed", "head", "other")
 
@@ -24,7 +25,7 @@ class ModuleRow:
     cosine: float  # of reasoner and mllm, over all its tensors as one vector, in [-1, 1]
 
 
-def summarize(tensors: Mapping[str, Mapping[str, Any]]) -> list[ModuleRow]:
+def summarize(tensors: Mapping[str, TensorRecord]) -> list[ModuleRow]:
     """Rows by module in a fixed order, then one row `all`. Tensors with NaN or Inf count as 0."""
     found = {str(entry["module"]) for entry in tensors.values()}
     rows = [
@@ -35,7 +36,7 @@ def summarize(tensors: Mapping[str, Mapping[str, Any]]) -> list[ModuleRow]:
     return [*rows, _row("all", tensors.values())]
 
 
-def _row(module: str, entries: Iterable[Mapping[str, Any]]) -> ModuleRow:
+def _row(module: str, entries: Iterable[TensorRecord]) -> ModuleRow:
     listed = list(entries)
     delta = mllm = reasoner = product = 0.0
     for entry in listed:
@@ -64,24 +65,23 @@ class StoredQuality:
     worst_name: str
 
 
-def stored_cosines(tensors: Mapping[str, Mapping[str, Any]]) -> StoredQuality | None:
+def stored_cosines(tensors: Mapping[str, TensorRecord]) -> StoredQuality | None:
     """The cosines that a compressed prior has recorded; None for any other."""
-    entries = {n: e for n, e in tensors.items() if e.get("cosine_stored") is not None}
-    if not entries:
+    cosines = {n: c for n, e in tensors.items() if (c := e.get("cosine_stored")) is not None}
+    if not cosines:
         return None
     product = delta = stored = 0.0
-    for entry in entries.values():
-        ours, theirs = entry["norm_delta"] or 0.0, entry["norm_stored"] or 0.0
-        product += entry["cosine_stored"] * ours * theirs
+    for name, cosine in cosines.items():
+        ours, theirs = tensors[name]["norm_delta"] or 0.0, tensors[name]["norm_stored"] or 0.0
+        product += cosine * ours * theirs
         delta += ours**2
         stored += theirs**2
     scale = sqrt(delta) * sqrt(stored)
-    name = min(entries, key=lambda n: float(entries[n]["cosine_stored"]))
-    worst = float(entries[name]["cosine_stored"])
-    return StoredQuality(product / scale if scale else 0.0, worst, name)
+    worst = min(cosines, key=cosines.__getitem__)
+    return StoredQuality(product / scale if scale else 0.0, cosines[worst], worst)
 
 
-def stored_sentence(tensors: Mapping[str, Mapping[str, Any]]) -> str:
+def stored_sentence(tensors: Mapping[str, TensorRecord]) -> str:
     """One sentence: what the stored form of a compressed prior keeps; empty for any other."""
     kept = stored_cosines(tensors)
     if kept is None:

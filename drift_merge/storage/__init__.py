@@ -1,1 +1,8 @@
-"""Floor 1: bytes. Sources, checkpoints, shards, the journal. Knows no model and no method."""
+"""Bytes: finds checkpoints, reads headers and data, writes shards that are whole or absent.
+
+Must not know what a tensor means: no model, no method, no plan; names and dtypes are text here.
+
+Read: headers, weight_map, sizes, processes, shards, sources, measured, compressed,
+hub, checkpoint,
+adapters, quantized, fingerprints, manifests, loans, mapped, journal, output.
+"""

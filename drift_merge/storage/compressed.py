@@ -10,16 +10,15 @@ Names and shapes only; the arithmetic is `maths.compression`.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from drift_merge.errors import CheckpointError
 from drift_merge.storage.headers import TensorInfo, tensor_bytes
+from drift_merge.storage.measured import StoredKey, TensorRecord
 
 COMPRESSED = {"float8_e4m3fn": "F8_E4M3", "int8": "I8"}  # option -> safetensors code
 CODES = frozenset(COMPRESSED.values())
 SCALE_SUFFIX = ":scale"
 SCALE_DTYPE = "F32"
-SCALE_FINGERPRINT = "fingerprint_scale"  # in what a run or a manifest says of a tensor
 _PLAIN = "BF16"  # of tensors that compression would not make smaller
 _NARROW = ("BF16", "F16")
 
@@ -49,7 +48,7 @@ def stored_as(shape: tuple[int, ...], code: str, source: str) -> str:
 
 
 def stored_fingerprints(
-    entries: Mapping[str, Mapping[str, Any]], key: str = "fingerprint"
+    entries: Mapping[str, TensorRecord], key: StoredKey = "fingerprint"
 ) -> dict[str, str]:
     """The fingerprint of every stored tensor: of the named ones, and of the scales they have.
 
@@ -59,21 +58,21 @@ def stored_fingerprints(
     """
     found = {}
     for name, entry in entries.items():
-        found[name] = str(entry[key])
-        if SCALE_FINGERPRINT in entry:
-            found[scale_name(name)] = str(entry[SCALE_FINGERPRINT])
+        found[name] = entry[key]
+        if "fingerprint_scale" in entry:
+            found[scale_name(name)] = entry["fingerprint_scale"]
     return found
 
 
 def describe_stored(
-    entries: Mapping[str, Mapping[str, Any]],
+    entries: Mapping[str, TensorRecord],
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype code and shape of every stored tensor that a manifest lists, scales included."""
     found = {}
     for name, entry in entries.items():
         shape = tuple(entry["shape"])
         found[name] = (entry["dtype"], shape)
-        if SCALE_FINGERPRINT in entry:
+        if "fingerprint_scale" in entry:
             found[scale_name(name)] = (SCALE_DTYPE, shape[:-1])
     return found
 
@@ -90,7 +89,7 @@ def find_scales(tensors: Mapping[str, TensorInfo], where: str) -> dict[str, str]
             continue
         scales = tensors.get(scale_name(name))
         expected = (SCALE_DTYPE, info.shape[:-1])
-        if scales is None or (scales.dtype, scales.shape) != expected or not info.shape:
+        if scales is None or (scales.dtype, scales.shape) != expected or len(info.shape) < 2:
             got = "there are none" if scales is None else f"got {scales.dtype} {scales.shape}"
             raise CheckpointError(
                 f"{where}: {name} is {info.dtype} and needs scales {scale_name(name)} of "

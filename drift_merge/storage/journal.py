@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from drift_merge.storage.measured import Results
 from drift_merge.storage.shards import cannot_read, cannot_write
-
-Results = dict[str, dict[str, Any]]  # output tensor -> what the stream measured of it
 
 
 def read_journal(path: Path) -> tuple[str | None, Results, int]:
@@ -73,7 +72,7 @@ class Journal:
             self.close()
             raise
 
-    def append(self, done: Mapping[str, Mapping[str, Any]]) -> None:
+    def append(self, done: Results) -> None:
         """Record finished tensors. Their data must have been flushed."""
         if done:
             self._append({"done": done})

@@ -7,10 +7,9 @@ are handed back, so that the resident size stays small however large the model i
 import mmap
 import os
 import threading
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from shlex import quote
-from types import TracebackType
 
 from drift_merge.errors import CheckpointError
 from drift_merge.storage.checkpoint import Checkpoint
@@ -21,7 +20,7 @@ from drift_merge.storage.loans.cache import ShardCache
 RELEASE_BYTES = 32 * 2**20
 
 
-class MappedCheckpoint:
+class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
     """The shards of a checkpoint, mapped on first use. Safe to share between threads.
 
     Shards that are on the Hub are looked for in `cache`, where they are while they are held.
@@ -117,13 +116,5 @@ class MappedCheckpoint:
         with self._lock:
             self._maps.clear()
 
-    def __enter__(self) -> "MappedCheckpoint":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

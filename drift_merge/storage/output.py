@@ -19,10 +19,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
-from types import TracebackType
 
 from drift_merge.errors import CheckpointError, OutputError, VerificationError
-from drift_merge.storage.journal import Journal, Results, read_journal
+from drift_merge.storage.journal import Journal, read_journal
+from drift_merge.storage.measured import Results
 from drift_merge.storage.shards import cannot_read, cannot_write
 
 OURS = {"lock", "journal.jsonl", "payload", "shards", "replaced"}
@@ -132,12 +132,7 @@ class OutputDirectory:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, *_: object) -> None:
         # A run that ended before anything was worth keeping leaves nothing behind, nor does one
         # that the same command could only repeat: a bad input, or data that came back changed.
         is_fresh = not self.finished and not self.shards.exists()  # which holds whole shards only

@@ -1,1 +1,7 @@
-"""Feed a prior into any trainer: match it to the live model, bias local gradients, report."""
+"""Biases the gradients of a model under training with a prior, once per optimizer step by default.
+
+Must not know any trainer: it sees a model, an optimizer and a prior, wherever they come from.
+
+Read: units, schedules, settings, lora, gradients, deltas, match, inject, gradient_bias, report,
+handle, attach.
+"""

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from drift_merge.errors import one_of
 from drift_merge.maths.injection import Rule, rule_named
 from drift_merge.priors.manifest import Prior
 from drift_merge.training.deltas.files import FileDeltas, combine_weights, open_all
-from drift_merge.training.deltas.placement import require_device
+from drift_merge.training.deltas.placement import DEVICES
 from drift_merge.training.gradient_bias import GradientBias
 from drift_merge.training.gradients.choose import layout_for
 from drift_merge.training.gradients.layout import PlainLayout
@@ -17,7 +18,7 @@ from drift_merge.training.gradients.microbatch import require_hookable
 from drift_merge.training.handle import Handle
 from drift_merge.training.match.matching import match
 from drift_merge.training.schedules import Alpha, Schedule, alphas_of, factor_of, name_of
-from drift_merge.training.settings import InjectionSettings, require_when
+from drift_merge.training.settings import WHEN, InjectionSettings
 
 AnyPrior = Prior | str | Path
 
@@ -78,8 +79,8 @@ def attach(
 
     Source: DRIFT, arXiv 2510.15050.
     """
-    require_when(when)
-    require_device(device)
+    one_of("when", when, WHEN, "'step' is once per optimizer step, 'microbatch' in every backward.")
+    one_of("device", device, DEVICES, "It says where delta waits; 'auto' goes by what is free.")
     name, function = rule_named(rule)
     priors = open_all([prior] if isinstance(prior, AnyPrior) else list(prior))
     files = FileDeltas(priors, combine_weights(len(priors), weights))

@@ -221,7 +221,8 @@ class GradientBias:
         whole_sq = delta_sq
         is_partial = partial_slots(names, units, self._entries)
         if any(is_partial) and len(self._settings.seals) == 1:
-            recorded = [self._entries[name]["norm_delta"] ** 2 for name in names]
+            # None of NaN and Inf, which `build` has refused.
+            recorded = [(self._entries[name]["norm_delta"] or 0.0) ** 2 for name in names]
             whole = torch.tensor(recorded, dtype=torch.float64, device=delta_sq.device)
             mask = torch.tensor(is_partial, device=delta_sq.device)
             whole_sq = torch.where(mask, whole, delta_sq)

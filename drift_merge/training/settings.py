@@ -32,19 +32,6 @@ class InjectionSettings:
     command: str  # how a prior for other weights is computed
 
 
-def require_when(when: str) -> None:
-    """Refuse a word that is no choice.
-
-    Raises:
-        RecipeError: see `WHEN`.
-    """
-    if when not in WHEN:
-        raise RecipeError(
-            f"when is {when!r}; expected one of {', '.join(WHEN)}.",
-            remedy="'step' biases once per optimizer step, 'microbatch' in every backward pass.",
-        )
-
-
 def describe_state(
     settings: InjectionSettings,
     names: tuple[str, ...],

@@ -1,7 +1,6 @@
 """The plain data of training: which elements of a live parameter belong to which delta.
 
-Shapes: a tensor is seen as a matrix, (rows, cols) = (prod(shape[:-1]), shape[-1]); one of one
-dimension is a single row, (1, n).
+Shapes: a tensor is seen as a matrix, see `names.tensors.matrix_shape`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,8 @@ from dataclasses import dataclass
 from math import prod
 
 from torch.nn import Parameter
+
+from drift_merge.names.tensors import matrix_shape
 
 Shape = tuple[int, ...]
 
@@ -73,15 +74,6 @@ class Block:
         return self.rows * self.cols
 
 
-def matrix(shape: Sequence[int]) -> tuple[int, int]:
-    """(rows, cols) of the matrix view.
-
-    >>> matrix((4, 3, 2)), matrix((5,)), matrix(())
-    ((12, 2), (1, 5), (1, 1))
-    """
-    return prod(shape[:-1]), shape[-1] if shape else 1
-
-
 def region_shape(unit: Unit, region: Region) -> Shape:
     """The shape of the local tensor of a region."""
     if region.flat is not None:
@@ -110,12 +102,12 @@ def _rectangles(unit: Unit, region: Region) -> Iterator[Block]:
     if 0 in region_shape(unit, region):
         return
     if region.flat is not None:
-        yield from _flat_rectangles(*region.flat, matrix(unit.shape)[1])
+        yield from _flat_rectangles(*region.flat, matrix_shape(unit.shape)[1])
         return
     assert region.slices is not None
     bounds = [s.indices(n)[:2] for s, n in zip(region.slices, unit.shape, strict=True)]
-    col, end = bounds.pop() if bounds else (0, 1)
-    for row, rows in _row_ranges(unit.shape[:-1], bounds):
+    col, end = bounds.pop() if len(bounds) > 1 else (0, 1)
+    for row, rows in _row_ranges(unit.shape[: len(bounds)], bounds):
         yield Block(row, rows, col, end - col)
 
 

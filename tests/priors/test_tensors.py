@@ -51,7 +51,7 @@ def test_names_and_shapes_are_those_of_the_manifest_without_scales(priors, opene
     shapes = [(name, tuple(entry["shape"])) for name, entry in tensors.items()]
     assert list(opened[dtype].shapes.items()) == shapes
     assert opened[dtype].matrix(UP) == (24, 16)
-    assert opened[dtype].matrix(BIAS) == (1, 16)
+    assert opened[dtype].matrix(BIAS) == (16, 1)
     assert opened[dtype].is_compressed(UP) == (dtype in DTYPES[2:])
     assert not opened[dtype].is_compressed(BIAS)
 

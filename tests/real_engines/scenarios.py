@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 
 import drift_merge
 from drift_merge.errors import DriftMergeError
+from drift_merge.names.tensors import matrix_shape
 from drift_merge.training.deltas.files import FileDeltas
-from drift_merge.training.units import matrix
 from tests.real_engines import toy
 from tests.real_engines.engines import ENGINES, Trainer, whole
 
@@ -50,7 +50,9 @@ def recorded_reads() -> Iterator[dict[str, Tensor]]:
     original = FileDeltas.chunk
 
     def chunk(self: FileDeltas, unit: Any, begin: int, block: Any, out: Tensor) -> None:
-        found = reads.setdefault(unit.name, torch.zeros(matrix(unit.shape), dtype=torch.int32))
+        found = reads.setdefault(
+            unit.name, torch.zeros(matrix_shape(unit.shape), dtype=torch.int32)
+        )
         found[block.row : block.row + block.rows, block.col : block.col + block.cols] += 1
         original(self, unit, begin, block, out)
 

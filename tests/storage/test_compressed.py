@@ -75,8 +75,9 @@ def test_missing_or_other_scales_are_refused(scales: tuple[str, tuple[int, ...]]
         find_scales(tensors, "prior")
 
 
-def test_codes_of_a_scalar_are_refused() -> None:
-    tensors = {"a": info("a", "I8", ()), "a:scale": info("a:scale", "F32", ())}
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_codes_of_a_scalar_or_a_vector_are_refused(shape: tuple[int, ...]) -> None:
+    tensors = {"a": info("a", "I8", shape), "a:scale": info("a:scale", "F32", ())}
     with pytest.raises(CheckpointError, match="needs scales"):
         find_scales(tensors, "prior")
 

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drift_merge.errors import OutputError
-from drift_merge.storage.journal import Journal, Results, read_journal
+from drift_merge.storage.journal import Journal, read_journal
+from drift_merge.storage.measured import Results
 
 PLAN = "xxh3:0123"
 results = st.dictionaries(

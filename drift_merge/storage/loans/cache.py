@@ -9,7 +9,7 @@ elsewhere; in its order it must fit the limit.
 import shutil
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -26,8 +26,11 @@ _PATIENCE_SECONDS = 0.1  # between two looks at whether the run has been stopped
 _FAREWELL_SECONDS = 10.0  # for downloads to notice that nobody waits for them
 
 
-class ShardCache:
-    """The leases of one run, in a directory of their own. Enter it, then `start` it."""
+class ShardCache(AbstractContextManager["ShardCache"]):
+    """The leases of one run, in a directory of their own. Enter it, then `start` it.
+
+    To enter does nothing that an interrupt could leave half-done: it would not be undone.
+    """
 
     def __init__(
         self,
@@ -237,10 +240,6 @@ class ShardCache:
         for fetcher in self._fetchers:
             # Daemons: a download in a thread that does not notice must not keep the process.
             Thread(target=self._fetch_leases, args=[fetcher], daemon=True).start()
-
-    def __enter__(self) -> "ShardCache":
-        # Nothing that an interrupt could leave half-done: it would not be undone.
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._changed:

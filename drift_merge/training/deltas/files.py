@@ -2,9 +2,9 @@
 
 The prior's files are mapped, so all local ranks share one copy in the page cache, and a rank
 touches only the pages of its regions. Several priors are combined with their weights on the
-way. How a delta is stored (or compressed) is known to `priors.tensors` alone.
+way. How a delta is stored (or compressed) is known to `priors.deltas` alone.
 
-Shapes: a stored delta is seen as a matrix, see `units.matrix`.
+Shapes: a stored delta is seen as a matrix, see `names.tensors.matrix_shape`.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from drift_merge.errors import AlignmentError, RecipeError
+from drift_merge.names.tensors import matrix_shape
 from drift_merge.priors.deltas import Deltas, open_deltas
 from drift_merge.priors.manifest import MANIFEST, Prior, open_prior
 from drift_merge.storage.manifests import check_seal
 from drift_merge.storage.sources import parse_source
-from drift_merge.training.units import Block, Unit, matrix
+from drift_merge.training.units import Block, Unit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +140,7 @@ class FileDeltas:
 
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows [first, end) of a unit's matrix, float32, shape (end - first, cols)."""
-        cols = matrix(unit.shape)[1]
+        cols = matrix_shape(unit.shape)[1]
         out = torch.empty((end - first) * cols)
         self.chunk(unit, first * cols, Block(first, end - first, 0, cols), out)
         return out.view(-1, cols)

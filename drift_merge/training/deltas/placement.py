@@ -15,27 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drift_merge.errors import RecipeError
+from drift_merge.names.tensors import matrix_shape
 from drift_merge.training.deltas.files import DeltaSource
-from drift_merge.training.units import Block, Region, Unit, blocks, matrix, region_shape
+from drift_merge.training.units import Block, Region, Unit, blocks, region_shape
 
 DEVICES = ("auto", "cpu", "cuda")
 _PASS = 2**22  # elements that are widened on the host at once
 _HEADROOM = 0.9  # of the memory that is free; activations and fragments need the rest
 Regions = Mapping[Unit, Region]
-
-
-def require_device(device: str) -> None:
-    """Refuse a word that is no choice.
-
-    Raises:
-        RecipeError: see `DEVICES`.
-    """
-    if device not in DEVICES:
-        raise RecipeError(
-            f"device is {device!r}; expected one of {', '.join(DEVICES)}.",
-            remedy="device says where delta waits: 'auto' chooses by the memory that is free.",
-        )
 
 
 def place(
@@ -99,7 +86,7 @@ class Resident:
 
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows of what is held."""
-        return self._held[unit].view(matrix(unit.shape))[first:end]
+        return self._held[unit].view(matrix_shape(unit.shape))[first:end]
 
 
 def _resident(
@@ -153,7 +140,7 @@ class StreamedDeltas:
 
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows of the unit that is on the device."""
-        return self._arrive(unit)[: unit.numel].view(matrix(unit.shape))[first:end]
+        return self._arrive(unit)[: unit.numel].view(matrix_shape(unit.shape))[first:end]
 
     def _arrive(self, unit: Unit) -> Tensor:
         """Wait for a unit on the main stream, and send for the one after it."""

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from drift_merge.engine.context import WorkerContext
 from drift_merge.engine.inputs import Inputs
-from drift_merge.engine.reader import Reader, WorkerContext
+from drift_merge.engine.reader import Reader
 from drift_merge.errors import AlignmentError, RecipeError
 from drift_merge.names.align import align
 from drift_merge.names.name_map import NameMap, SideMap, read_name_map
-from drift_merge.names.tensors import Alignment, Model
+from drift_merge.names.tensors import Alignment, Model, matrix_shape
 from drift_merge.names.vocabulary import Vocabularies, Vocabulary
 from drift_merge.plans.plan import Step
 from drift_merge.plans.views import view_of
@@ -28,7 +29,7 @@ from drift_merge.storage.sources import parse_source
 from drift_merge.training.deltas.files import OpenPrior
 from drift_merge.training.deltas.placement import Regions, Resident, numel_of
 from drift_merge.training.gradients.layout import GradientLayout
-from drift_merge.training.units import Block, Unit, blocks, matrix
+from drift_merge.training.units import Block, Unit, blocks
 
 _TOKENIZER = "tokenizer.json"
 _CHUNK = 2**18  # elements
@@ -146,7 +147,7 @@ class _Recompute:
         pair = next(pair for pair in self.alignment.pairs if pair.canonical == unit.name)
         view = view_of(0, pair, self.alignment.vocabulary, self.reasoner)
         step = Step(unit.name, "cast", "F32", pair.shape, (view,))
-        reader, cols = Reader(self.run, step), matrix(pair.shape)[1]
+        reader, cols = Reader(self.run, step), matrix_shape(pair.shape)[1]
         values = self.layout.values(unit)
         assert values is not None
         theta, at = values.reshape(-1), 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from drift_merge.names.tensors import matrix_shape
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.inject.pieces import (
@@ -24,7 +25,7 @@ from drift_merge.training.inject.pieces import (
 )
 from drift_merge.training.lora.directions import directions
 from drift_merge.training.lora.layers import Adapted, factor_units
-from drift_merge.training.units import Region, Unit, matrix
+from drift_merge.training.units import Region, Unit
 
 
 class AdaptedPiece:
@@ -116,7 +117,7 @@ class AdaptedPiece:
         assert self.source is not None
         total = torch.zeros((), dtype=torch.float64)
         for unit in self.units:
-            rows, cols = matrix(unit.shape)
+            rows, cols = matrix_shape(unit.shape)
             step = max(1, CPU_CHUNK // cols)
             for first in range(0, rows, step):
                 run = self.source.rows(unit, first, min(first + step, rows)).reshape(-1).float()
@@ -128,7 +129,7 @@ class AdaptedPiece:
         assert self.source is not None
         total: list[Tensor] = []
         for unit in self.units:
-            rows, cols = matrix(unit.shape)
+            rows, cols = matrix_shape(unit.shape)
             read = partial(self.source.rows, unit)
             found = directions(self._adapted, read, unit.begin // cols, rows)
             total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)

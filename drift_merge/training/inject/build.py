@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 
 from drift_merge.errors import CheckpointError
+from drift_merge.storage.measured import TensorRecord
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.inject.adapted import AdaptedPiece
 from drift_merge.training.inject.injector import TensorSlots
@@ -27,11 +27,9 @@ class BuiltPieces:
 
 def build(
     matching: Matching,
-    entries: Mapping[str, Mapping[str, Any]],
+    entries: Mapping[str, TensorRecord],
     layout: GradientLayout,
     alphas: Mapping[str, float],
-    *,
-    by_parameter: bool = False,
 ) -> BuiltPieces:
     """Make a slot for each tensor of the prior, and a piece for what this rank holds of it.
 
@@ -40,17 +38,16 @@ def build(
         entries: the manifest's tensors by canonical name.
         layout: where gradients lie.
         alphas: strength by module.
-        by_parameter: parameters that share a tensor of the prior get slots of their own.
 
     Raises:
         CheckpointError: the prior holds NaN or Inf.
     """
-    keys: dict[tuple[str, str], int] = {}
+    numbers: dict[str, int] = {}
     pieces: list[Piece] = []
     regions: dict[Unit, Region] = {}
     adapted: dict[tuple[int, str], list[Unit]] = {}
     for unit in matching.units:
-        slot = keys.setdefault((unit.name, unit.parameter_name if by_parameter else ""), len(keys))
+        slot = numbers.setdefault(unit.name, len(numbers))
         if unit.is_adapted:
             adapted.setdefault((slot, unit.parameter_name), []).append(unit)
             regions[unit] = Region(flat=(0, unit.numel))
@@ -61,13 +58,12 @@ def build(
             regions[unit] = region
     for (slot, name), units in adapted.items():
         pieces.append(AdaptedPiece(units, slot, matching.adapted[name], layout))
-    names = tuple(name for name, _ in keys)
-    _refuse_nonfinite(names, entries)
+    names = tuple(numbers)
     return BuiltPieces(_slots(names, matching.units, alphas, entries), tuple(pieces), regions)
 
 
 def partial_slots(
-    names: Sequence[str], units: Sequence[Unit], entries: Mapping[str, Mapping[str, Any]]
+    names: Sequence[str], units: Sequence[Unit], entries: Mapping[str, TensorRecord]
 ) -> list[bool]:
     """Which slots hold only a part of their tensor, since the rest of it is frozen."""
     held: dict[str, int] = {}
@@ -80,11 +76,11 @@ def _slots(
     names: tuple[str, ...],
     units: Sequence[Unit],
     alphas: Mapping[str, float],
-    entries: Mapping[str, Mapping[str, Any]],
+    entries: Mapping[str, TensorRecord],
 ) -> TensorSlots:
     module_of = {unit.name: unit.module for unit in units}
     values = tuple(alphas[module_of[name]] for name in names)
-    norms = [float(entries[name]["norm_mllm"]) for name in names]
+    norms = _mllm_norms(names, entries)
     return TensorSlots(
         names=names,
         modules=tuple(module_of[name] for name in names),
@@ -96,11 +92,14 @@ def _slots(
     )
 
 
-def _refuse_nonfinite(names: Sequence[str], entries: Mapping[str, Mapping[str, Any]]) -> None:
-    bad = [name for name in names if "nonfinite" in entries[name]]
+def _mllm_norms(names: Sequence[str], entries: Mapping[str, TensorRecord]) -> list[float]:
+    """|theta_mllm| of every tensor; refuse those that hold NaN or Inf."""
+    norms = {name: entries[name]["norm_mllm"] for name in names}
+    bad = [name for name, norm in norms.items() if norm is None or "nonfinite" in entries[name]]
     if bad:
         raise CheckpointError(
             f"{len(bad):,} deltas of the prior hold NaN or Inf, e.g. {bad[0]}: they would spoil"
             " every gradient.",
             remedy="Compute the prior from sound checkpoints, or leave these modules out.",
         )
+    return [norms[name] or 0.0 for name in names]

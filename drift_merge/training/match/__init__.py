@@ -1,1 +1,6 @@
-"""NEW."""
+"""Matches a prior's tensors to the parameters of a live model, and accounts for both without a gap.
+
+Must not know gradients or rules: only names, shapes and, in `weights`, values of parameters.
+
+Read: coverage, live, matching, weights.
+"""

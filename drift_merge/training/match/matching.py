@@ -16,12 +16,12 @@ from drift_merge.errors import AlignmentError
 from drift_merge.names.modules import ModuleSelection, classify, layer_of, parse_selection
 from drift_merge.names.naming import name_tower
 from drift_merge.names.pairing import PairedRecord, TowerSide, pair_up, tower_side
-from drift_merge.names.tensors import Model, Part, Shape
+from drift_merge.names.tensors import Model, Part, Shape, matrix_shape
 from drift_merge.names.towers import canonical_names
 from drift_merge.training.lora.layers import Adapted
 from drift_merge.training.match.coverage import Coverage, some
 from drift_merge.training.match.live import LiveModel, is_quantised, look_at
-from drift_merge.training.units import Origin, Unit, matrix
+from drift_merge.training.units import Origin, Unit
 
 COMPUTE = "drift-prior compute REASONER MLLM -o PRIOR"
 
@@ -216,7 +216,7 @@ def _rows_of(part: Part, shape: Shape, name: str) -> tuple[int, Shape]:
 
 
 def _origin(part: Part, stored: Shape) -> Origin:
-    cols = matrix(stored)[1]
+    cols = matrix_shape(stored)[1]
     row, col = divmod(part.offset, cols)
     is_row = len(stored) < 2
     return Origin(row, col, is_transposed=not is_row and part.row_stride != cols)

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod, sqrt
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,15 +18,16 @@ from drift_merge.engine.workspace import HostBuffer
 from drift_merge.errors import VerificationError
 from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.measures import positions
+from drift_merge.names.tensors import matrix_shape
 from drift_merge.storage.fingerprints import Fingerprint
+from drift_merge.storage.measured import TensorRecord
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.match.live import is_quantised
-from drift_merge.training.units import Unit, matrix
+from drift_merge.training.units import Unit
 
 _CHUNK = 2**18  # elements
 _RECORDED = 2e-5  # relative error of a recorded norm, and of ours: sums in float32 over chunks
 _FEW = 3
-Entry = Mapping[str, Any]  # what the manifest records of a tensor
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class _Found:
     """What was seen of one tensor of the prior."""
 
     name: str
-    entry: Entry
+    entry: TensorRecord
     square: float = 0.0  # sum of theta*theta on this rank, then on all
     wrong: float = 0.0  # recorded values that differ
     is_whole: bool = True  # the units cover the prior's tensor
@@ -45,7 +45,7 @@ class _Found:
 
 def check_weights(
     units: Sequence[Unit],
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, TensorRecord],
     layout: GradientLayout,
     *,
     is_strict: bool,
@@ -86,7 +86,7 @@ def check_weights(
 def _look(
     name: str,
     units: Sequence[Unit],
-    entry: Entry,
+    entry: TensorRecord,
     layout: GradientLayout,
     group: ProcessGroup | None,
 ) -> _Found:
@@ -136,7 +136,7 @@ def _chunks(values: Tensor) -> Iterator[Tensor]:
 
 
 def _wrong_values(
-    unit: Unit, values: Tensor, entry: Entry, layout: GradientLayout, eps: float
+    unit: Unit, values: Tensor, entry: TensorRecord, layout: GradientLayout, eps: float
 ) -> int:
     """How many of the recorded values that this rank holds are others here."""
     sample = entry.get("sample_mllm", ())
@@ -155,11 +155,11 @@ def _local_index(
     unit: Unit, position: int, stored: tuple[int, ...], layout: GradientLayout
 ) -> tuple[int, ...] | None:
     """Where an element of the prior's tensor lies in this rank's values of a unit."""
-    row, col = divmod(position, matrix(stored)[1])
+    row, col = divmod(position, matrix_shape(stored)[1])
     row, col = row - unit.origin.row, col - unit.origin.col
     if unit.origin.is_transposed:
         row, col = col, row
-    rows, cols = matrix(unit.shape)
+    rows, cols = matrix_shape(unit.shape)
     region = layout.region(unit)
     if region is None or not (0 <= row < rows and 0 <= col < cols):
         return None
@@ -197,9 +197,9 @@ def _reduce(found: Sequence[_Found], group: ProcessGroup, device: torch.device) 
 def _difference(found: _Found) -> str | None:
     """What differs, in words; None if nothing does."""
     if found.fingerprint is not None:
-        recorded = found.entry["fingerprint_mllm"]
-        is_equal = found.fingerprint == recorded
-        return None if is_equal else f"{found.name}: {found.fingerprint}, recorded {recorded}"
+        expected = found.entry["fingerprint_mllm"]
+        is_equal = found.fingerprint == expected
+        return None if is_equal else f"{found.name}: {found.fingerprint}, recorded {expected}"
     if found.wrong:
         return f"{found.name}: {found.wrong:.0f} of its recorded values are others"
     norm, recorded = sqrt(max(found.square, 0.0)), found.entry.get("norm_mllm")

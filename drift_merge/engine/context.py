@@ -1,0 +1,63 @@
+"""What the workers of a run share: inputs, device, downloads, the flag that stops them all."""
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from drift_merge.engine.downloads import Downloads
+from drift_merge.engine.inputs import Inputs
+from drift_merge.engine.workspace import Workspace
+
+Progress = Callable[[int], None]  # called with the bytes written since the last call
+
+
+class StopFlag(Protocol):
+    """What tells workers to stop: a `threading.Event`, or the like of it between processes."""
+
+    def set(self) -> None:
+        """From now on `is_set`."""
+
+    def is_set(self) -> bool:
+        """Whether somebody has set it."""
+
+
+class Stopped(Exception):
+    """Another worker failed or the user interrupted; this one gives up its tensor."""
+
+
+@dataclass(slots=True)
+class WorkerContext:
+    """What the workers of one run share."""
+
+    inputs: Inputs
+    device: torch.device
+    progress: Progress
+    downloads: Downloads = field(default_factory=Downloads)
+    stop: StopFlag = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    local: threading.local = field(default_factory=threading.local)
+
+    def workspace(self) -> Workspace:
+        """This thread's buffers; made on its first tensor."""
+        if not hasattr(self.local, "workspace"):
+            torch.set_num_threads(1)  # intra-op threads on small chunks cost 4 to 6 times the CPU
+            self.local.workspace = Workspace(self.device)
+        workspace: Workspace = self.local.workspace
+        return workspace
+
+    def hold(self, name: str, uses: int = 1) -> AbstractContextManager[None]:
+        """Work on one tensor, once its shards are here; see `Downloads.hold`."""
+        return self.downloads.hold(name, uses, self.check)
+
+    def check(self) -> None:
+        """Give up if another worker has failed.
+
+        Raises:
+            Stopped: it has.
+        """
+        if self.stop.is_set():
+            raise Stopped
