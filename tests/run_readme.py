@@ -2,11 +2,12 @@
 
     python tests/run_readme.py README.md drift_merge/guides/*.md
 
-Blocks fenced as ```sh and ```python are run, in order; each document in an empty directory of its
-own, beside the results of `drift-prior demo -o demo` (the README makes its own). What a block prints must
-be the ```output block that follows it, if one does; a line `...` there stands for any lines. ```console,
-```text, ```yaml and the like are shown only: they need the network, a GPU or a trainer. A block that
-fails, or a README without blocks, is an error. `tests/cli/test_guides.py` runs the same in process.
+Blocks fenced as ```sh and ```python are run, in order; each document in a directory of its own,
+where `demo` holds what `drift-prior demo -o demo` leaves (the README makes it itself). What a block
+prints must be the ```output block that follows it, if one does; a line `...` there stands for any
+lines. ```console, ```text, ```yaml and the like are shown only: they need the network, a GPU or a
+trainer. A block that fails, or a README without blocks, is an error. `tests/cli/test_guides.py`
+runs the same in process.
 """
 
 import re

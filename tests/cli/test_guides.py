@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import shutil
@@ -25,7 +26,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = {topic: guides.text_of(topic) for topic in guides.topics()}
 DOCUMENTS = {"README": README, **GUIDES}
 GROUPS = {"drift-prior": prior.group, "drift-merge": merge.group}
-COMMANDS = [(p, name) for p, group in GROUPS.items() for name in group.commands]
+CONTEXTS = {
+    program: click.Context(group, info_name=program, **group.context_settings)
+    for program, group in GROUPS.items()
+}
+COMMANDS = {
+    (program, name): group.get_command(CONTEXTS[program], name)
+    for program, group in GROUPS.items()
+    for name in group.list_commands(CONTEXTS[program])
+}
 MAX_WORDS = 1_400
 
 
@@ -123,12 +132,12 @@ def test_the_readme_leads_to_every_guide():
 
 
 def pages():
-    """Every help page, as the commands hold it."""
+    """Every help page."""
     for program, group in GROUPS.items():
-        yield program, group.get_help(click.Context(group, info_name=program))
-        for name, command in group.commands.items():
-            title = f"{program} {name}"
-            yield title, command.get_help(click.Context(command, info_name=title))
+        yield program, group.get_help(CONTEXTS[program])
+    for (program, name), command in COMMANDS.items():
+        context = click.Context(command, info_name=name, parent=CONTEXTS[program])
+        yield f"{program} {name}", command.get_help(context)
 
 
 def test_every_topic_that_is_named_anywhere_exists():
@@ -156,47 +165,70 @@ def test_every_command_is_named_in_a_guide():
     assert not missing
 
 
-def test_every_option_is_named_in_a_guide():
-    everything = "\n".join(GUIDES.values())
-    named = set(re.findall(r"--[a-z][a-z0-9-]*", everything))
-    missing = {
-        f"{program} {name} {parameter.opts[-1]}"
-        for program, name in COMMANDS
-        for parameter in GROUPS[program].commands[name].params
+def options_of(command):
+    """Long flag -> all flags of an option."""
+    return {
+        max(parameter.opts, key=len): {*parameter.opts, *parameter.secondary_opts}
+        for parameter in command.params
         if isinstance(parameter, click.Option)
-        and not named & {*parameter.opts, *parameter.secondary_opts}
     }
-    assert not missing
 
 
-def test_every_method_has_a_section_with_its_needs_variants_options_and_defaults():
-    text = GUIDES["methods"]
-    missing = []
-    for method in METHODS.values():
-        least, most = method.reasoners
-        number = str(least) if least == most else f"{least} or more"
-        row = f"| `{method.name}` | {method.base} | {number} | {', '.join(method.variants)} |"
-        section = re.search(rf"^### {method.name}\n(.*?)(?=^##|\Z)", text, re.DOTALL | re.M)
-        if row not in text or section is None:
-            missing.append(f"{method.name}: its section, or the row {row}")
-            continue
-        options = {
-            max(parameter.opts, key=len)
-            for parameter in merge.group.commands[method.name].params
-            if isinstance(parameter, click.Option)
-        }
-        own = {o for o in options if o[2:].replace("-", "_") in _own_names(method)}
-        shared = {"--weight", "--mllm-weight", "--scale"}  # said once, of all on task vectors
-        for option in own - (shared if method.base == "required" else set()):
-            if option not in section[1] and f"--no-{option[2:]}" not in section[1]:
-                missing.append(f"{method.name}: {option}")
-    assert not missing
-
-
-def _own_names(method):
-    return {name for defaults in method.defaults.values() for name in defaults} | {
-        name for names in method.required.values() for name in names
+def test_every_option_is_named_in_a_guide():
+    named = set(re.findall(r"--[a-z][a-z0-9-]*", "\n".join(GUIDES.values())))
+    assert not {
+        f"{program} {name} {flag}"
+        for (program, name), command in COMMANDS.items()
+        for flag, flags in options_of(command).items()
+        if not named & flags
     }
+
+
+SECTIONS = dict(re.findall(r"^### (\S+)\n(.*?)(?=^##|\Z)", GUIDES["methods"], re.DOTALL | re.M))
+# Said once, of all methods that need a base.
+SHARED = {"--weight", "--mllm-weight", "--scale"}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_has_a_row_and_a_section_that_names_its_options_and_its_source(method):
+    least, most = method.reasoners
+    number = str(least) if least == most else f"{least} or more"
+    row = f"| `{method.name}` | {method.base} | {number} | {', '.join(method.variants)} |"
+    assert row in GUIDES["methods"]
+    section = SECTIONS[method.name]
+    every = set.intersection(*(set(options_of(COMMANDS["drift-merge", n])) for n in METHODS))
+    general = every | {"--base", "--variant"} | (SHARED if method.base == "required" else set())
+    assert not {
+        flag
+        for flag, flags in options_of(COMMANDS["drift-merge", method.name]).items()
+        if flag not in general and not any(own in section for own in flags)
+    }
+    for variant in method.variants[1:]:
+        assert variant in section or variant == "mergekit", variant
+    for arxiv in re.findall(r"\d{4}\.\d{5}", method.paper):
+        assert arxiv in section
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_defaults_that_the_guide_states_are_those_of_the_method(method):
+    """`--density` (0.2) stands for the default variant."""
+    text = re.split("[Vv]ariant `", " ".join(SECTIONS[method.name].split()))[0]
+    stated = re.findall(r"`--([a-z-]+)[^`]*` \(([^)]+)\)", text)
+    defaults = method.defaults[method.variants[0]]
+    first = {}
+    for flag, value in stated:
+        first.setdefault(flag.replace("-", "_"), value)
+    for name, value in first.items():
+        if name not in defaults:
+            continue  # an option of another variant, or one that is no number
+        shown = {"true": True, "false": False}.get(value)
+        assert (shown if shown is not None else float(value)) == defaults[name], name
+    required = {"weight", "mllm_weight", "scale"} if method.base == "required" else set()
+    assert {*defaults} - {*first, *required, "is_delta"} == set()
+
+
+def test_the_guide_has_no_method_that_does_not_exist():
+    assert set(SECTIONS) == set(METHODS)
 
 
 def test_the_glossary_names_only_modules_and_classes_that_exist():
@@ -219,7 +251,10 @@ def test_the_glossary_names_only_modules_and_classes_that_exist():
         code
         for code in cells
         if (re.fullmatch(r"[A-Z]\w*[a-z]\w*", code) and code not in classes)
-        or (re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", code) and code not in modules | {"drift_merge.attach"})
+        or (
+            re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", code)
+            and code not in modules | {"drift_merge.attach"}
+        )
         or (
             (dotted := re.fullmatch(r"([a-z_.]+)\.([A-Z]\w*)", code))
             and (dotted[1] not in modules or dotted[2] not in classes)
@@ -229,12 +264,35 @@ def test_the_glossary_names_only_modules_and_classes_that_exist():
     assert not missing
 
 
-def test_without_a_topic_every_guide_is_listed_with_its_first_sentence(capsys):
-    guide_action(None, "drift-merge")
-    out = capsys.readouterr().out
-    for topic in GUIDES:
-        assert re.search(rf"^{topic}\s+{re.escape(guides.first_sentence(topic)[:9])}", out, re.M)
-    assert "drift-merge guide TOPIC" in out
+def test_without_a_topic_every_guide_is_listed_with_its_first_sentence(call):
+    for program in GROUPS:
+        result = call(program, "guide")
+        assert result.code == 0
+        for topic in GUIDES:
+            sentence = guides.first_sentence(topic).replace("`", "")
+            assert re.search(rf"^{topic} +{re.escape(sentence)}$", result.out, re.M), topic
+        assert f"{program} guide TOPIC" in result.out
+
+
+@pytest.mark.parametrize("program", GROUPS)
+def test_a_shell_completes_as_the_guide_says(program):
+    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
+    assert f"{variable}=bash_source {program}" in GUIDES["completion"]
+    words = {"COMP_WORDS": f"{program} insp", "COMP_CWORD": "1"}
+    for instruction, expected in (
+        *((f"{shell}_source", f"{variable}=") for shell in ("zsh", "fish")),
+        ("bash_complete", "plain,inspect\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", f"from drift_merge.cli.{program[6:]} import main; main()"],
+            env=os.environ | words | {variable: instruction},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert expected in done.stdout
+        assert done.stderr == ""
 
 
 def test_a_guide_is_plain_in_a_pipe_and_drawn_on_a_terminal(capsys, monkeypatch):
@@ -266,7 +324,9 @@ def test_an_unknown_topic_is_answered_with_the_nearest(call, program):
     assert call(program, "guide", "../pyproject").code == 2
 
 
-def test_the_doctor_reports_versions_extras_devices_cache_token_and_disk(call, monkeypatch, tmp_path):
+def test_the_doctor_reports_versions_extras_devices_cache_token_and_disk(
+    call, monkeypatch, tmp_path
+):
     from huggingface_hub import constants
 
     blob = tmp_path / "hub" / "models--org--name" / "blobs" / "b"
@@ -304,7 +364,9 @@ def test_the_doctor_names_what_is_missing_and_how_to_install_it(monkeypatch, cal
     assert examine()["extras"]["train"]["packages"]["pillow"] is None
 
 
-def test_the_doctor_survives_a_torch_that_does_not_import_and_a_missing_cache(monkeypatch, tmp_path):
+def test_the_doctor_survives_a_torch_that_does_not_import_and_a_missing_cache(
+    monkeypatch, tmp_path
+):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "not" / "there"))

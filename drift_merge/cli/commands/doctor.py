@@ -1,4 +1,4 @@
-"""`drift-prior doctor`: what this installation is made of and what it may use; nothing is changed."""
+"""`drift-prior doctor`: what this installation is made of, and what it may use."""
 
 import os
 import platform
