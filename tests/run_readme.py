@@ -1,33 +1,94 @@
-"""Run the README's own code blocks, in order, in an empty directory.
+"""Run the code blocks of README and guides with the installed commands.
 
-    python tests/run_readme.py README.md
+    python tests/run_readme.py README.md drift_merge/guides/*.md
 
-Blocks fenced as ```sh and ```python are run; ```console and ```text are shown only (they need
-the network or a GPU, or show output). A block that fails, or a README without blocks, is an error.
+Blocks fenced as ```sh and ```python are run, in order; each document in a directory of its own,
+where `demo` holds what `drift-prior demo -o demo` leaves (the README makes it itself). What a block
+prints must be the ```output block that follows it, if one does; a line `...` there stands for any
+lines. ```console, ```text, ```yaml and the like are shown only: they need the network, a GPU or a
+trainer. A block that fails, or a README without blocks, is an error. `tests/cli/test_guides.py`
+runs the same in process.
 """
 
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
-_BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^```(sh|python|output)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """A block that is run."""
+
+    language: str  # sh or python
+    code: str
+    output: str | None  # what it must print, `...` for any lines; None: anything
+
+
+def blocks_of(text: str) -> list[Block]:
+    """The blocks of a document that are run, in order."""
+    found: list[Block] = []
+    for language, code in _BLOCK.findall(text):
+        if language != "output":
+            found.append(Block(language, code, None))
+        elif not found or found[-1].output is not None:
+            raise SystemExit(f"an output block follows no block that is run:\n{code}")
+        else:
+            found[-1] = found[-1]._replace(output=code)
+    return found
+
+
+def check_output(block: Block, printed: str) -> None:
+    """Compare what a block has printed with what its document shows.
+
+    Raises:
+        SystemExit: they differ.
+    """
+    if block.output is None:
+        return
+    lines = [
+        r"(?:.*\n)*?" if line.strip() == "..." else re.escape(line) for line in _lines(block.output)
+    ]
+    if re.fullmatch("".join(lines), printed) is None:
+        raise SystemExit(f"the document shows\n{block.output}\nbut the block printed\n{printed}")
+
+
+def _lines(text: str) -> list[str]:
+    return [f"{line}\n" for line in text.splitlines()]
+
+
+def _run(block: Block, folder: Path) -> None:
+    command = ["bash", "-euo", "pipefail", "-c", block.code]
+    if block.language == "python":
+        command = [sys.executable, "-W", "error", "-c", block.code]
+    done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, end="", flush=True)
+    check_output(block, done.stdout)
 
 
 def main() -> None:
-    text = Path(sys.argv[1]).read_text(encoding="utf-8")
-    blocks = _BLOCK.findall(text)
-    if not blocks:
-        raise SystemExit(f"{sys.argv[1]} has no block to run")
-    with tempfile.TemporaryDirectory() as folder:
-        for number, (language, code) in enumerate(blocks, start=1):
-            print(f"--- block {number} of {len(blocks)} ({language})\n{code}", flush=True)
-            command = ["bash", "-euo", "pipefail", "-c", code]
-            if language == "python":
-                command = [sys.executable, "-W", "error", "-c", code]
-            subprocess.run(command, cwd=folder, check=True)
-    print(f"{len(blocks)} blocks of the README ran")
+    total = 0
+    with tempfile.TemporaryDirectory() as root:
+        demo = Path(root, "demo")
+        subprocess.run(["drift-prior", "demo", "-o", str(demo), "-q"], check=True)
+        for path in map(Path, sys.argv[1:]):
+            folder = Path(root, path.stem)
+            folder.mkdir()
+            blocks = blocks_of(path.read_text(encoding="utf-8"))
+            if path.name == "README.md":
+                assert blocks, "README.md has no block to run"
+            else:
+                shutil.copytree(demo, folder / "demo")
+            for number, block in enumerate(blocks, start=1):
+                title = f"{path.name}, block {number} of {len(blocks)} ({block.language})"
+                print(f"--- {title}\n{block.code}", flush=True)
+                _run(block, folder)
+            total += len(blocks)
+    print(f"{total} blocks ran")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,11 @@ def vision_shapes() -> Shapes:
 
 
 def make_pair(directory: Path) -> tuple[Path, Path]:
-    """Write `directory`/reasoner and `directory`/mllm; the same bytes every time."""
+    """Write `directory`/reasoner, /mllm, and /base, their ancestor; the same bytes every time.
+
+    Returns:
+        The reasoner and the mllm.
+    """
     import torch
 
     def values(shapes: Shapes, seed: int, scale: float) -> dict[str, torch.Tensor]:
@@ -127,6 +131,7 @@ def make_pair(directory: Path) -> tuple[Path, Path]:
     tuned = values(text_shapes(), seed=2, scale=0.004)
     mllm = {name: tensor + tuned[name] for name, tensor in ancestor.items()}
     mllm |= values(vision_shapes(), seed=3, scale=0.02)
+    write("base", ancestor, TEXT_CONFIG)
     return (
         write("reasoner", {n: t + reasoner[n] for n, t in ancestor.items()}, TEXT_CONFIG),
         write("mllm", mllm, MLLM_CONFIG),
@@ -170,7 +175,10 @@ def demo_action(output: Path | None, *, quiet: bool) -> None:
     check |= {"mllm": mllm, "as_json": False, "quiet": True}
     verify.verify_prior_action(prior, reasoner=reasoner, base=None, **check)
     verify.verify_merge_action(merged, reasoners=(reasoner,), **check)
-    say(f"\nEverything is in {directory}. {_next_steps()}")
+    say(
+        f"\nEverything is in {directory}; base is the ancestor of both, for methods with --base."
+        f" {_next_steps()}"
+    )
 
 
 def _directory(output: Path | None) -> Path:
