@@ -16,7 +16,7 @@ from drift_merge.merges.manifest import open_merge
 from drift_merge.merges.verify import verify_merge
 from drift_merge.storage.fingerprints import key_of
 from tests import checkpoints as c
-from tests.engine.test_views import VISION, logical, stored, write
+from tests.engine.layouts import VISION, logical, stored, write
 from tests.merges.suite import (
     CASES,
     KEEP_LAYERS,

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.engine.test_memory import run, write_sparse
+from tests.engine.memory import run, write_sparse
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
