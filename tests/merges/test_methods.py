@@ -246,8 +246,9 @@ for sys.argv in json.loads(sys.stdin.read()):
 
 
 def test_the_commands_write_the_same_files_whatever_the_hash_seed(sources, tmp_path):
+    """One variant of each method: what a hash seed could shuffle, variants share."""
     calls = []
-    for case in CASES:
+    for case in {case.name: case for case in CASES}.values():
         weights = tuple(map(str, case.weights))
         run_merge(case, sources, tmp_path / "here" / name_of(case), weights=weights)
         words = [case.name, *sources.arguments(case), "-o", tmp_path / "there" / name_of(case)]
