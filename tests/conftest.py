@@ -1,13 +1,31 @@
-"""How many processes run the tests, where `-n` is not given."""
+"""What every test shares: hypothesis's profile, Ctrl-C, how many processes run the tests."""
 
 import os
+import signal
 
+import hypothesis
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: threads of several processes that wait for each other on few cores
     # took four times as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell ignores SIGINT for what it starts in the background, and children inherit that; tests
+# that interrupt a run, here or in a process of its own, need what a terminal gives.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run. No deadline: the first example pays for imports and warm-up.
+hypothesis.settings.register_profile("shared", deadline=None, database=None, derandomize=True)
+hypothesis.settings.load_profile("shared")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hypothesis_keeps_its_tables_out_of_the_checkout(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

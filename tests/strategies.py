@@ -9,9 +9,8 @@ from torch import Tensor
 
 from tests.reference import DTYPES
 
-# No deadline: the first example pays for imports and warm-up.
-quick = settings(max_examples=60, deadline=None, database=None)
-few = settings(max_examples=12, deadline=None, database=None)
+quick = settings(max_examples=60)  # beside the profile of conftest.py
+few = settings(max_examples=12)
 
 SHAPES = ((), (1,), (0, 5), (5, 0), (3,), (2, 3), (7, 1), (1, 13), (2, 3, 5), (31,))
 # Signed zeros, the smallest subnormals of float16, bfloat16 and float32, halfway cases of

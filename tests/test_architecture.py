@@ -4,8 +4,6 @@ One test per law; each fails with the list of offenders.
 """
 
 import ast
-import json
-import os
 import re
 import subprocess
 import sys
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import checkpoints as c
+from tests.light import run_without_torch
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "drift_merge"
@@ -207,32 +206,6 @@ def test_light_files_import_torch_in_functions_only():
     assert not offenders
 
 
-BLOCKED = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "numpy", "transformers"):
-            raise AssertionError(f"{name} was imported")
-sys.meta_path.insert(0, Blocker())
-from importlib import import_module
-import io, json
-from contextlib import redirect_stderr, redirect_stdout
-from drift_merge.cli.entry import run
-failures = []
-for expected, program, *arguments in json.loads(sys.stdin.read()):
-    out, err = io.StringIO(), io.StringIO()
-    sys.argv = [program, *arguments]
-    group = import_module(f"drift_merge.cli.{program.removeprefix('drift-')}").group
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            run(group, program)
-    except SystemExit as error:
-        if (error.code or 0) != expected:
-            failures.append([program, arguments, error.code, out.getvalue() + err.getvalue()])
-assert not failures, failures
-"""
-
-
 def test_align_inspect_dry_runs_help_and_version_never_import_torch(tmp_path, monkeypatch):
     from tests.runs import run_linear, run_prior
 
@@ -262,17 +235,7 @@ def test_align_inspect_dry_runs_help_and_version_never_import_torch(tmp_path, mo
         *([0, p, n, "--help"] for p, n in (("drift-prior", "demo"), ("drift-merge", "verify"))),
     ]
     monkeypatch.setenv("PYTHONWARNINGS", "error")
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED],
-        input=json.dumps(calls),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_without_torch(calls, tmp_path)
 
 
 def test_help_and_version_start_without_the_modules_that_do_the_work(tmp_path):
@@ -298,3 +261,12 @@ def test_the_public_face_offers_what_it_lists():
         assert getattr(drift_merge, name).__doc__
     with pytest.raises(AttributeError, match="no_such_name"):
         drift_merge.no_such_name  # noqa: B018
+
+
+def test_what_tests_share_stands_in_modules_that_hold_no_tests():
+    offenders = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
+            if module.startswith("tests.") and ".test_" in module:
+                offenders.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert not offenders

@@ -11,39 +11,16 @@ import pytest
 
 from drift_merge.engine import workspace
 from tests import checkpoints as c
+from tests.engine.layouts import CONFIG, VISION, logical, stored, write
 from tests.names import families as f
-from tests.names.test_fusions import naive_experts, naive_fused, naive_internlm
 from tests.runs import in_memory_delta, in_memory_linear, run_linear, run_prior
 
-LAYOUTS = {
-    "split": dict,
-    "fused": naive_fused,
-    "experts": lambda split: naive_experts(split, transposed=False),
-    "experts_transposed": lambda split: naive_experts(split, transposed=True),
-    "internlm": naive_internlm,
-}
-CONFIG = {"num_key_value_heads": f.KV, "num_hidden_layers": 3, "hidden_size": f.H}
-VISION = {"visual.patch_embed.weight": (3, 4)}
 SELECTED = re.compile(r"(^|\.)layers\.\d+\.(?!.*norm)|(^|\.)layers\.\d+\.attention\.")
-
-
-def logical(seed, tails):
-    """A llama-like decoder of split tensors as float32 arrays that bfloat16 holds exactly."""
-    shapes = f.decoder(tails=tails)
-    return {n: t.values for n, t in c.random_tensors(shapes, seed).items()}
-
-
-def stored(arrays, layout):
-    return {n: c.store(v) for n, v in LAYOUTS[layout](arrays).items()}
 
 
 def combine(one, other, function):
     """Apply a function of stored tensors to two logical models."""
     return {n: function(c.store(one[n]), c.store(other[n])).values for n in one}
-
-
-def write(directory, name, tensors, config=CONFIG):
-    return c.write_checkpoint(directory / name, tensors, config)
 
 
 DENSE = [("split", "fused"), ("fused", "split"), ("split", "internlm"), ("internlm", "split")]

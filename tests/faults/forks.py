@@ -2,7 +2,7 @@
 
 Importing torch takes seconds, and hundreds of runs are killed here. So one server process
 imports everything once and forks a child for each run; the child can be told to fail, to be
-interrupted or to kill itself at its n-th call that changes the disk.
+interrupted or to kill itself at its n-th call that changes the disk or sends to a server.
 
 The server has one thread and has done no arithmetic, so that forking it is safe.
 """
@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ CHANGES = (
     *RENAMES,
     *("posix_fallocate", "ftruncate", "mkdir", "unlink", "rmdir", "open"),
 )
+SENDS = ("send",)  # of sockets: the head of a request, each piece of its body
 TIMEOUT_SECONDS = 60
 NO_MOUNT = 97  # exit code of a run that may not mount its small disk
 
@@ -68,9 +70,9 @@ class Forks:
 
         Args:
             arguments: the program and its arguments.
-            request: `count`: names out of CHANGES to be counted; `at`: the number of the call
-                that fails, from 1; `do`: "kill", "interrupt", an errno, or "short" (all calls
-                write one byte); `always`: every later counted call fails too; `extent_bytes`;
+            request: `count`: names out of CHANGES and SENDS to be counted; `at`: the number of
+                the call that fails, from 1; `do`: "kill", "interrupt", an errno, or "short" (all
+                calls write one byte); `always`: every later counted call fails too; `extent_bytes`;
                 `process_bytes`; `cwd`; `no_root`: without the power to write where the mode
                 forbids it; `disk` and `disk_bytes`: mount a file system of that size there, seen
                 by this run alone; `blind`: neither statvfs nor posix_fallocate tell that it is
@@ -109,6 +111,8 @@ def _serve() -> None:
     import drift_merge.cli.merge
     import drift_merge.cli.prior
     import drift_merge.engine.stream
+    import drift_merge.hub.pull
+    import drift_merge.hub.push
     import drift_merge.merges.make
     import drift_merge.merges.verify
     import drift_merge.priors.compress
@@ -233,6 +237,9 @@ def _install(request: dict[str, Any]) -> list[str]:
     for name in request.get("count", ()):
         if name == "open":
             builtins.open = open_file  # type: ignore[assignment]
+        elif name == "send":
+            for method in ("send", "sendall"):
+                setattr(socket.socket, method, wrap(name, getattr(socket.socket, method)))
         else:
             setattr(os, name, wrap(name, getattr(os, name)))
     return calls

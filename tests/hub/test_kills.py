@@ -1,173 +1,143 @@
-"""A push killed with -9 at random moments, and taken up again by the same command."""
+"""A push killed with -9 at any moment, and taken up again by the same command."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import read_files
-from tests.hub.places import REPO, TOKEN, files_at, shards_of
+from tests.faults.forks import CHANGES, SENDS, Forks
+from tests.hub.places import REPO, TOKEN, Artifacts, files_at, shards_of
 from tests.hub_server.client import environment
+from tests.hub_server.repo import tree
 from tests.hub_server.server import HubServer
 from tests.hub_server.store import Account
 
-ROOT = Path(__file__).parents[2]
 SEED = 20_251_122
+KILLED = -9
 
 
-def command(prior: Path, repo_id: str, *options: str) -> list[str]:
-    start = "from drift_merge.cli.prior import main; main()"
-    return [sys.executable, "-c", start, "push", str(prior), repo_id, "-q", *options]
+@dataclass(frozen=True)
+class World:
+    """A Hub, processes that push to it, and what an undisturbed push leaves there."""
 
+    hub: HubServer
+    forks: Forks
+    prior: Path
+    moments: range  # calls of an undisturbed push that send something, from its first change on
 
-def variables(hub: HubServer, home: Path) -> dict[str, str]:
-    return {**os.environ, **environment(hub, home), "HF_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
+    def push(self, repo_id: str) -> list[str]:
+        return ["drift-prior", "push", str(self.prior), repo_id, "-q"]
 
+    def hashes(self, repo_id: str = "org/whole") -> dict[str, tuple[object, ...]]:
+        """What the Hub's API says of every file."""
+        repo = self.hub.repos[repo_id]
+        listed = tree(repo.commits[repo.refs["main"]])
+        return {str(e["path"]): (e["size"], e["oid"], str(e.get("lfs"))) for e in listed}
 
-def hashes(hub: HubServer, repo_id: str) -> dict[str, tuple[object, ...]]:
-    """What the Hub's API says of every file."""
-    from tests.hub_server.repo import tree
+    def stage_of(self, repo_id: str, code: int) -> str:
+        """How far a killed push had come; an unfinished one has no card."""
+        if code == 0:
+            return "finished"
+        if repo_id not in self.hub.repos:
+            return "nothing"
+        names, whole = files_at(self.hub, repo_id).keys(), self.hashes().keys()
+        shards = {name for name in whole if name.endswith(".safetensors")}
+        assert "README.md" not in names or names == whole
+        assert "prior.json" not in names or shards <= names
+        if "README.md" in names:
+            return "all but the answer"
+        return f"{len(names) - 1} files"
 
-    repo = hub.repos[repo_id]
-    listed = tree(repo.commits[repo.refs["main"]])
-    return {str(e["path"]): (e["size"], e["oid"], str(e.get("lfs"))) for e in listed}
-
-
-@pytest.fixture
-def slow_hub(tmp_path: Path):
-    """A Hub whose uploads take some time, so that a kill falls into them too."""
-    with HubServer(tmp_path / "store") as hub:
-        hub.accounts[TOKEN] = Account("alice", orgs=("org",))
-        hub.inject("PUT /upload/", bytes_per_second=3_000_000)
-        hub.inject("POST /api/models/.*/commit/", delay_seconds=0.05)
-        yield hub
-
-
-def killed_and_resumed(hub: HubServer, prior: Path, home: Path, moments: int) -> list[str]:
-    """Kill pushes at random moments after they begin to write; finish each.
-
-    A moment is a number of requests, and a few milliseconds into the answer of the last. Returns
-    how far each had come.
-    """
-    environ = variables(hub, home)
-    subprocess.run(command(prior, "org/whole"), env=environ, check=True, capture_output=True)
-    whole = hashes(hub, "org/whole")
-    requests = hub.requests()
-    first = next(i for i, x in enumerate(requests, start=1) if x.path == "/api/repos/create")
-    chance = random.Random(SEED)
-    stages = []
-    for number in range(moments):
-        repo_id = f"org/killed{number}"
-        hub.store.lfs.clear()  # each repository begins without what the others have sent
-        moment = hub.num_begun + chance.randint(first, len(requests))
-        process = subprocess.Popen(
-            command(prior, repo_id), env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    def assert_whole(self, repo_id: str) -> None:
+        """The files of an undisturbed push; the card says the name of its own repository."""
+        ours, theirs = (
+            files_at(self.hub, name)["README.md"].decode() for name in (repo_id, "org/whole")
         )
-        while process.poll() is None and hub.num_begun < moment:
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        stages.append(stage_of(hub, repo_id, whole, process.returncode))
-        done = subprocess.run(command(prior, repo_id), env=environ, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert hashes(hub, repo_id) == with_name(hub, repo_id, whole), stages
+        assert ours.replace(repo_id, "org/whole") == theirs
+        card = {"README.md": self.hashes(repo_id)["README.md"]}
+        assert self.hashes(repo_id) == self.hashes() | card
+
+
+@pytest.fixture(scope="module")
+def world(built: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("killed")
+    with HubServer(folder / "store") as hub:
+        hub.accounts[TOKEN] = Account("alice", orgs=("org",))
+        forks = Forks(environment(hub, folder / "home") | {"HF_TOKEN": TOKEN})
+        try:
+            arguments = World(hub, forks, built.prior, range(0)).push("org/whole")
+            run = forks.run(*arguments, count=SENDS)
+            assert run.code == 0, run
+            requests = [exchange.path for exchange in hub.requests()]
+            first = requests.index("/api/repos/create") + 1
+            yield World(hub, forks, built.prior, range(first, len(run.calls) + 1))
+        finally:
+            forks.close()
+
+
+def killed_and_resumed(world: World, moments: Sequence[int]) -> list[str]:
+    """Kill pushes when they are about to send something; finish each. How far each had come."""
+    stages = []
+    for at in moments:
+        repo_id = f"org/killed{at}-of-{len(moments)}"
+        world.hub.store.lfs.clear()  # each repository begins without what the others have sent
+        killed = world.forks.run(*world.push(repo_id), count=SENDS, at=at, do="kill")
+        assert killed.code in (KILLED, 0), killed  # 0: it has sent fewer pieces this time
+        stages.append(world.stage_of(repo_id, killed.code))
+        done = world.forks.run(*world.push(repo_id))
+        assert done.code == 0, done
+        world.assert_whole(repo_id)
     return stages
 
 
-def stage_of(hub: HubServer, repo_id: str, whole: dict[str, object], code: int) -> str:
-    """How far a killed push had come; an unfinished one has no card."""
-    if code == 0:
-        return "finished"
-    if repo_id not in hub.repos:
-        return "nothing"
-    names = files_at(hub, repo_id).keys()
-    assert "README.md" not in names or names == whole.keys()
-    assert "prior.json" not in names or {n for n in whole if n.endswith(".safetensors")} <= names
-    if "README.md" in names:
-        return "all but the answer"
-    return f"{len(names) - 1} files"
-
-
-def with_name(hub: HubServer, repo_id: str, whole: dict[str, object]) -> dict[str, object]:
-    """The hashes of an undisturbed push; its card says the name of its own repository."""
-    card = hashes(hub, repo_id)["README.md"]
-    ours, theirs = (files_at(hub, name)["README.md"].decode() for name in (repo_id, "org/whole"))
-    assert ours.replace(repo_id, "org/whole") == theirs
-    return whole | {"README.md": card}
-
-
-def test_a_push_killed_at_random_moments_is_completed_by_the_same_command(
-    slow_hub: HubServer, built, tmp_path: Path
-) -> None:
-    stages = killed_and_resumed(slow_hub, built.prior, tmp_path / "home", moments=2)
-    assert len(stages) == 2
+def test_a_push_killed_now_and_then_is_completed_by_the_same_command(world: World) -> None:
+    stages = killed_and_resumed(world, world.moments[3 :: len(world.moments) // 4])
+    assert len(set(stages)) >= 2, stages
 
 
 @pytest.mark.slow
-def test_a_push_killed_at_twenty_random_moments_is_completed_by_the_same_command(
-    slow_hub: HubServer, built, tmp_path: Path
-) -> None:
-    stages = killed_and_resumed(slow_hub, built.prior, tmp_path / "home", moments=20)
-    print(stages)
+def test_a_push_killed_at_each_moment_is_completed_by_the_same_command(world: World) -> None:
+    stages = killed_and_resumed(world, world.moments)
     assert sum(stage.endswith("files") for stage in stages) >= 10, stages
     assert len(set(stages)) >= 4, stages
 
 
 @pytest.mark.slow
 def test_a_pull_killed_at_random_moments_is_completed_by_the_same_command(
-    slow_hub: HubServer, built, tmp_path: Path
+    world: World, tmp_path: Path
 ) -> None:
-    environ = variables(slow_hub, tmp_path / "home")
-    subprocess.run(command(built.prior, REPO), env=environ, check=True, capture_output=True)
-    slow_hub.inject("GET /lfs/", delay_seconds=0.05)
-    start = [sys.executable, "-c", "from drift_merge.cli.prior import main; main()", "pull", REPO]
-    begun = slow_hub.num_begun
-    subprocess.run([*start, "-o", str(tmp_path / "whole")], env=environ, check=True)
-    num_requests = slow_hub.num_begun - begun
-    expected = {n: data for n, data in files_at(slow_hub).items() if n != ".gitattributes"}
-    chance = random.Random(SEED)
-    found = []
-    for number in range(8):
-        out = tmp_path / f"out{number}"
-        moment = slow_hub.num_begun + chance.randint(1, num_requests)
-        process = subprocess.Popen([*start, "-o", str(out), "-q"], env=environ)
-        while process.poll() is None and slow_hub.num_begun < moment:
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    assert world.forks.run(*world.push(REPO)).code == 0
+    pull = ["drift-prior", "pull", REPO, "-q", "-o"]
+    count = (*CHANGES, *SENDS)
+    whole = world.forks.run(*pull, str(tmp_path / "whole"), count=count)
+    assert whole.code == 0, whole
+    expected = {n: data for n, data in files_at(world.hub).items() if n != ".gitattributes"}
+    assert read_files(tmp_path / "whole") == expected
+    found = set()
+    for at in random.Random(SEED).sample(range(1, len(whole.calls) + 1), 8):
+        out = tmp_path / f"out{at}"
+        killed = world.forks.run(*pull, str(out), count=count, at=at, do="kill")
+        assert killed.code in (KILLED, 0), killed
         assert not out.exists() or read_files(out) == expected
-        found.append(len(list(tmp_path.glob(f"out{number}.partial/payload/*.safetensors"))))
+        found.add(len(list(tmp_path.glob(f"out{at}.partial/payload/*.safetensors"))))
         if not out.exists():
-            subprocess.run([*start, "-o", str(out), "-q"], env=environ, check=True)
+            assert world.forks.run(*pull, str(out)).code == 0
         assert read_files(out) == expected
         assert not out.with_name(f"{out.name}.partial").exists()
-    assert len(set(found)) > 2, found
+    assert len(found) > 2, found
 
 
-def test_ctrl_c_says_that_the_same_command_completes_it(
-    slow_hub: HubServer, built, tmp_path: Path
-) -> None:
-    slow_hub.inject("PUT /upload/", delay_seconds=0.2)
-    environ = variables(slow_hub, tmp_path / "home")
-    process = subprocess.Popen(
-        command(built.prior, REPO), env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    while process.poll() is None and not slow_hub.requests("PUT /upload/"):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
-    assert process.returncode == 130, err
-    assert out == b""
-    assert b"org/prior is incomplete, without its card" in err
-    assert b"Traceback" not in err
-    assert len(shards_of(built.prior)) > 8
-    done = subprocess.run(command(built.prior, REPO), env=environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "README.md" in files_at(slow_hub)
+def test_ctrl_c_says_that_the_same_command_completes_it(world: World) -> None:
+    push = world.push("org/interrupted")
+    middle = world.moments[len(world.moments) // 2]
+    run = world.forks.run(*push, count=SENDS, at=middle, do="interrupt")
+    assert run.code == 130, run
+    assert run.stdout == ""
+    assert "org/interrupted is incomplete, without its card" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert len(shards_of(world.prior)) > 8
+    assert world.forks.run(*push).code == 0
+    assert "README.md" in files_at(world.hub, "org/interrupted")

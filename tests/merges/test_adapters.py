@@ -1,7 +1,5 @@
 """LoRA adapters as reasoners: theta = base + s B A, streamed, equals the merged weights."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -11,25 +9,7 @@ from drift_merge.merges.make import make_merge
 from drift_merge.plans.prepare import prepare
 from drift_merge.recipes.recipe import Recipe
 from tests import checkpoints as c
-
-NAME = "model.layers.0.self_attn.o_proj.weight"
-RANK = 2
-
-
-def write_adapter(path, base, *, factors=None, **config):
-    """A PEFT directory that adapts one tensor of a base; returns scale * B @ A in float64."""
-    path.mkdir()
-    rows, cols = c.read_tensors(base)[NAME].values.shape
-    generator = np.random.default_rng(7)
-    a = c.store(generator.normal(size=(RANK, cols)).astype(np.float32), "F32")
-    b = c.store(generator.normal(size=(rows, RANK)).astype(np.float32), "F32")
-    prefix = "base_model.model." + NAME.removesuffix(".weight")
-    tensors = factors or {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
-    c.write_shard(path / "adapter_model.safetensors", tensors)
-    settings = {"peft_type": "LORA", "lora_alpha": 6, "r": RANK} | config
-    settings["base_model_name_or_path"] = str(base)
-    (path / "adapter_config.json").write_text(json.dumps(settings))
-    return b.values.astype(np.float64) @ a.values.astype(np.float64)
+from tests.merges.adapters import NAME, RANK, write_adapter
 
 
 @pytest.fixture

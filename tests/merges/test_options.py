@@ -1,17 +1,13 @@
 """Options out of their range are refused before anything is written, never a traceback."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 
 from drift_merge.errors import RecipeError
 from drift_merge.maths.methods import METHODS
+from tests.light import run_without_torch
 from tests.merges.suite import CASES, Case, name_of, run_merge, write_sources
-from tests.test_architecture import BLOCKED, ROOT
 
 FIRST: dict[str, Case] = {}  # a case for every number that some method takes
 for _case in CASES:
@@ -109,14 +105,4 @@ def test_help_and_dry_run_of_every_method_never_import_torch(sources, tmp_path):
         if METHODS[case.name].base == "required":
             wrong = [word for word in words if word not in ("--base", str(sources.base))]
             calls += [[2, "drift-merge", *wrong]]
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED],
-        input=json.dumps(calls),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_without_torch(calls, tmp_path)

@@ -211,16 +211,20 @@ def test_every_norm_of_the_tower_is_a_norm():
     assert result.num_matched == 3 * 6 + 1
 
 
-def test_a_hundred_thousand_tensors_a_side_take_seconds_not_minutes():
+@pytest.mark.parametrize(
+    ("layers", "limit_seconds"), [(20, 3), pytest.param(103, 12, marks=pytest.mark.slow)]
+)
+def test_a_hundred_thousand_tensors_a_side_take_seconds_not_minutes(layers, limit_seconds):
+    """103 layers; a fifth of them shows as well that the time does not grow with the square."""
     tails = f.experts(320)
-    text = Model("text", f.decoder(layers=103, tails=tails))
-    model = f.mllm(layers=103, tails=tails)
-    assert len(text.shapes) > 99_000
+    text = Model("text", f.decoder(layers=layers, tails=tails))
+    model = f.mllm(layers=layers, tails=tails)
+    assert len(text.shapes) > 960 * layers
     start = time.process_time()
     result = align(text, model)
     seconds = time.process_time() - start
     assert result.num_matched == result.num_selected
-    assert seconds < 8, seconds  # 3 on an idle machine
+    assert seconds < limit_seconds, seconds  # of 103 layers 3 on an idle machine
 
 
 def test_canonical_names_without_an_embedding_align_with_a_live_model_by_an_empty_prefix():

@@ -2,13 +2,14 @@
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drift_merge.names.align import align
 from drift_merge.names.tensors import Model
 from drift_merge.names.towers import canonical_names
 from tests.names import families as f
+from tests.strategies import quick
 
 PREFIXES = st.sampled_from(["", "model.", "language_model.model.", "llm.model.", "a.b."])
 TAILS = st.sampled_from(
@@ -39,7 +40,6 @@ EXTRAS = st.dictionaries(
     ),
     st.sampled_from([(), (3,), (2, 3)]),
 )
-FAST = settings(max_examples=60, deadline=None)
 
 
 @st.composite
@@ -63,7 +63,7 @@ def account(alignment):
     return sorted((sorted(r.reasoner), sorted(r.mllm), r.status, r.name) for r in alignment.records)
 
 
-@FAST
+@quick
 @given(models("one"), models("two"))
 def test_records_are_a_partition_of_both_models(one, two):
     result = align(one, two, modules="attn,mlp,norm")
@@ -73,7 +73,7 @@ def test_records_are_a_partition_of_both_models(one, two):
     assert all(record.reasoner or record.mllm for record in result.records)
 
 
-@FAST
+@quick
 @given(models("one"), models("two"))
 def test_swapping_the_models_mirrors_the_records(one, two):
     mirror = {"only_reasoner": "only_mllm", "only_mllm": "only_reasoner"}
@@ -83,7 +83,7 @@ def test_swapping_the_models_mirrors_the_records(one, two):
     assert there == sorted(swapped)
 
 
-@FAST
+@quick
 @given(models("one"), models("two"), st.randoms(use_true_random=False))
 def test_the_order_of_the_files_does_not_matter(one, two, rng):
     def shuffled(model, rng: random.Random):
@@ -94,7 +94,7 @@ def test_the_order_of_the_files_does_not_matter(one, two, rng):
     assert align(one, two) == align(shuffled(one, rng), shuffled(two, rng))
 
 
-@FAST
+@quick
 @given(models("one"))
 def test_canonical_names_are_injective_and_idempotent(one):
     tower = canonical_names(one)
@@ -105,7 +105,7 @@ def test_canonical_names_are_injective_and_idempotent(one):
     assert again.num_layers == tower.num_layers
 
 
-@FAST
+@quick
 @given(models("one"), models("two"))
 def test_parts_cover_every_pair_exactly_once_and_stay_inside_what_is_stored(one, two):
     data = f.fill(one.shapes)
@@ -114,7 +114,7 @@ def test_parts_cover_every_pair_exactly_once_and_stay_inside_what_is_stored(one,
         f.assemble(pair, data)
 
 
-@FAST
+@quick
 @given(models("one"), models("two"))
 def test_counts_and_pairs_agree_with_the_records(one, two):
     result = align(one, two)

@@ -2,10 +2,11 @@
 
 from itertools import permutations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drift_merge.plans.arrange import arrange, cost_of, finish_cheapest, stays, tiled
+from tests.strategies import quick
 
 
 def group(*things):
@@ -57,7 +58,7 @@ def test_nothing_is_fetched_twice_where_everything_fits(problem):
     assert cost.fetched == sum(sizes[thing] for thing in used)
 
 
-@settings(max_examples=60)
+@quick
 @given(problems(most=5))
 def test_no_order_is_much_cheaper_than_the_one_that_is_taken(problem):
     groups, sizes, limit = problem

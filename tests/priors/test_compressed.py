@@ -25,7 +25,7 @@ from tests import checkpoints as c
 from tests import reference_compression as reference
 from tests.artifacts.damage import edit_json, flip
 from tests.golden_files import compare_with_golden
-from tests.priors.test_contract import exact_tensors
+from tests.priors.exact import exact_tensors
 from tests.runs import run_compress, run_prior
 
 CODES = {"int8": "I8", "float8_e4m3fn": "F8_E4M3"}

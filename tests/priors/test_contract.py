@@ -14,18 +14,10 @@ from drift_merge.storage.checkpoint import open_checkpoint
 from tests import checkpoints as c
 from tests import reference
 from tests.golden_files import compare_with_golden
+from tests.priors.exact import exact_tensors
 from tests.runs import run_prior
 
 FILES = {"README.md", "prior.json", "prior.safetensors.index.json"}
-
-
-def exact_tensors(shapes, factor):
-    """Multiples of 1/64 below 1/8: all sums of squares are exact on any processor."""
-    tensors = {}
-    for position, (name, shape) in enumerate(shapes.items()):
-        numbers = (np.arange(prod(shape)) * factor + position) % 17 - 8
-        tensors[name] = c.store(numbers.reshape(shape) / 64)
-    return tensors
 
 
 @pytest.fixture

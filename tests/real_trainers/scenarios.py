@@ -25,7 +25,7 @@ def trainer_zero(directory: Path, *, source: str, stage: int, steps: int = 1) ->
     import transformers
 
     from drift_merge.trainers.hf import DriftCallback
-    from tests.real_trainers.test_hf import InOrder, arguments
+    from tests.real_trainers.hf import InOrder, arguments
 
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     setup, order = setup_at(source), []

@@ -11,10 +11,9 @@ transformers = pytest.importorskip("transformers")
 
 from drift_merge.errors import RecipeError, VerificationError  # noqa: E402
 from drift_merge.trainers.hf import STATE, DriftCallback  # noqa: E402
+from tests.real_trainers.hf import RATE, InOrder, arguments  # noqa: E402
 
 pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("default")]
-
-RATE = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -25,34 +24,6 @@ def setups(tmp_path_factory):
 @pytest.fixture(scope="module")
 def llava(setups):
     return setups["llava"]
-
-
-def arguments(out, kind=None, **changes):
-    values = {
-        "output_dir": str(out),
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "max_steps": 1,
-        "learning_rate": RATE,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "remove_unused_columns": False,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 0,
-    }
-    return (kind or transformers.TrainingArguments)(**values | changes)
-
-
-class InOrder(transformers.Trainer):
-    """Takes the samples as they come, so that a test knows the batches."""
-
-    def _get_train_sampler(self, *_, **__):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
 def trainer_for(setup, out, callbacks, *, model=None, samples=None, cls=InOrder, **changes):

@@ -20,7 +20,7 @@ from tests.hub_server.models import (
 )
 from tests.hub_server.repo import sha256
 from tests.hub_server.server import HubServer
-from tests.merges.test_adapters import write_adapter
+from tests.merges.adapters import write_adapter
 from tests.streaming.runs import COMMANDS, least_limit, stream, succeed
 
 

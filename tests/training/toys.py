@@ -99,6 +99,19 @@ def holder(tensors: Mapping[str, Tensor | nn.Parameter]) -> Holder:
     return root
 
 
+def fuse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same model with fused qkv and gate_up, as Phi-3 has them."""
+    fused = dict(tensors)
+    for layer in range(2):
+        at = f"model.language_model.layers.{layer}."
+        for leaf in ("weight", "bias"):
+            parts = [fused.pop(f"{at}self_attn.{x}_proj.{leaf}") for x in "qkv"]
+            fused[f"{at}self_attn.qkv_proj.{leaf}"] = torch.cat(parts)
+        parts = [fused.pop(f"{at}mlp.{x}_proj.weight") for x in ("gate", "up")]
+        fused[f"{at}mlp.gate_up_proj.weight"] = torch.cat(parts)
+    return fused
+
+
 class Attention(nn.Module):
     """Not attention, but every weight of it takes part."""
 

@@ -9,7 +9,7 @@ from drift_merge.maths.methods import METHODS
 from tests.maths.methods.driver import merge
 from tests.strategies import tensors
 
-few = settings(max_examples=5, deadline=None, database=None)
+few = settings(max_examples=5)
 GIVEN = {"t": 0.3, "density": 0.4}  # for variants without a default
 EVERY = [(name, variant) for name in METHODS for variant in METHODS[name].variants]
 WITH_BASE = [pair for pair in EVERY if METHODS[pair[0]].base == "required"]

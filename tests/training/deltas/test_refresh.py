@@ -6,7 +6,7 @@ import torch
 import drift_merge
 from drift_merge.errors import AlignmentError, RecipeError
 from tests.training.naive import biased
-from tests.training.toys import loss_of, make_toy, memory_tensors, selected
+from tests.training.toys import fuse, holder, loss_of, make_toy, memory_tensors, selected
 
 
 def train(model, steps=2):
@@ -55,8 +55,6 @@ def test_the_new_delta_leads_to_the_reasoner(toy):
 
 
 def test_fused_weights_and_embeddings_are_refreshed(tmp_path):
-    from tests.training.match.test_matching import fuse, holder
-
     toy = make_toy(tmp_path, modules="attn,mlp,embed")
     tensors = memory_tensors(toy.pair.mllm)
     model = holder(fuse(tensors))

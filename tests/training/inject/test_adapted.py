@@ -6,7 +6,7 @@ from torch import nn
 
 import drift_merge
 from drift_merge.errors import RecipeError
-from tests.training.lora.test_projection import ToyLora
+from tests.training.lora.layers import ToyLora
 from tests.training.naive import biased
 from tests.training.toys import make_toy, memory_tensors
 

@@ -17,6 +17,7 @@ from tests.training.toys import (
     Holder,
     Mllm,
     distinct,
+    fuse,
     holder,
     loss_of,
     make_toy,
@@ -107,19 +108,6 @@ def test_ddp_is_seen_through(toy):
         assert torch.allclose(after, before - toy.deltas()["layers.0.mlp.up_proj.weight"])
     finally:
         torch.distributed.destroy_process_group()
-
-
-def fuse(tensors):
-    """The same model with fused qkv and gate_up, as Phi-3 has them."""
-    fused = dict(tensors)
-    for layer in range(2):
-        at = f"model.language_model.layers.{layer}."
-        for leaf in ("weight", "bias"):
-            parts = [fused.pop(f"{at}self_attn.{x}_proj.{leaf}") for x in "qkv"]
-            fused[f"{at}self_attn.qkv_proj.{leaf}"] = torch.cat(parts)
-        parts = [fused.pop(f"{at}mlp.{x}_proj.weight") for x in ("gate", "up")]
-        fused[f"{at}mlp.gate_up_proj.weight"] = torch.cat(parts)
-    return fused
 
 
 def interleave(tensors):

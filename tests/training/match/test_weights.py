@@ -5,7 +5,7 @@ import torch
 
 import drift_merge
 from drift_merge.errors import VerificationError
-from tests.training.toys import loss_of, make_toy, selected
+from tests.training.toys import fuse, holder, loss_of, make_toy, memory_tensors, selected
 
 LIVE = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -88,8 +88,6 @@ def test_a_resumed_run_is_not_refused_for_its_trained_weights(toy):
 
 
 def test_fused_weights_are_checked_tensor_by_tensor(toy):
-    from tests.training.match.test_matching import fuse, holder
-    from tests.training.toys import memory_tensors
 
     tensors = fuse(memory_tensors(toy.pair.mllm))
     drift_merge.attach(holder(tensors), toy.prior)
