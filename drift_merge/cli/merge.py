@@ -39,6 +39,7 @@ group = entry.group(
             "run": lazy("run", "run_command", "Make what a recipe, or an output's manifest, says."),
             "sweep": lazy("sweep", "sweep", "Make many merges in one pass over the inputs."),
             "methods": lazy("methods", "methods", "List the methods: formulas, needs, papers."),
+            "guide": lazy("guide", "guide_merge", "Show a page of the manual, or list its topics."),
             "inspect": lazy("inspect", "of_merge", "Show how a merge was made."),
             "verify": lazy("verify", "of_merge", "Read a merge again, and compute a sample anew."),
             "push": lazy("push", "push_merge", "Send a merge to the Hugging Face Hub, privately."),

@@ -32,6 +32,10 @@ group = entry.group(
             "push": lazy("push", "push_prior", "Send a prior to the Hugging Face Hub, privately."),
             "pull": lazy("pull", "pull_prior", "Fetch a prior from the Hub, verified."),
         },
+        "Help": {
+            "guide": lazy("guide", "guide_prior", "Show a page of the manual, or list its topics."),
+            "doctor": lazy("doctor", "doctor", "Say what this machine and environment offer."),
+        },
     },
 )
 

@@ -14,7 +14,7 @@ import click
 
 from drift_merge.cli import options
 from drift_merge.cli.entry import print_json
-from drift_merge.cli.running import default_threads
+from drift_merge.storage.processes import num_cores
 from drift_merge.storage.sizes import size
 
 _PACKAGE = "drift_merge"
@@ -43,7 +43,7 @@ def examine() -> dict[str, Any]:
         },
         "extras": _extras(_requirements()),
         "devices": _devices(),
-        "threads": default_threads(),
+        "threads": num_cores(),
         "hub": hub,
         "free_bytes": {name: _free_bytes(path) for name, path in places.items()},
     }
