@@ -7,6 +7,8 @@ import hypothesis
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
+pytest_plugins = ("tests.programs",)  # the fixture `call`
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: threads of several processes that wait for each other on few cores
     # took four times as long.

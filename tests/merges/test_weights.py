@@ -7,7 +7,6 @@ import pytest
 from drift_merge.errors import RecipeError
 from drift_merge.maths.methods import METHODS
 from tests import checkpoints as c
-from tests.cli.conftest import call  # noqa: F401
 from tests.merges.suite import (
     CASES,
     MERGED,

@@ -1,4 +1,4 @@
-"""Call the two programs in this process, as their entry points do."""
+"""The fixture `call`: the two programs in this process, as their entry points start them."""
 
 import contextlib
 import importlib
