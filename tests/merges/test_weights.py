@@ -72,7 +72,7 @@ def test_every_tensor_gets_the_weight_of_its_module_layer_or_name(sources, tmp_p
     assert made.merge.manifest["parameters"]["weights"] == [MIXED]
 
 
-def test_a_dry_run_shows_the_weight_of_every_tensor(call, sources, tmp_path):  # noqa: F811
+def test_a_dry_run_shows_the_weight_of_every_tensor(call, sources, tmp_path):
     arguments = [*one(sources).arguments(LINEAR), "-o", tmp_path / "out", "--weight", MIXED]
     called = call("drift-merge", "linear", *arguments, "--dry-run", "-v", "--json")
     assert called.code == 0, called
@@ -87,7 +87,7 @@ def test_a_dry_run_shows_the_weight_of_every_tensor(call, sources, tmp_path):  #
 
 
 def test_a_dry_run_shows_the_weights_of_two_reasoners_and_of_the_mllm(
-    call,  # noqa: F811
+    call,
     sources,
     tmp_path,
 ):
