@@ -1,4 +1,7 @@
-"""Pair the tensors of a text LLM with those of an MLLM's language tower.
+"""Pair the tensors of a reasoner with those of an MLLM's language tower.
+
+The reasoner is a text LLM, or another fine-tuning of the same MLLM, whose own vision tower is then
+outside the tower, and counted.
 
 Every stored tensor of both models ends in exactly one record. Fused and split storage,
 transposed experts and other vocabularies are bridged by views of the reasoner's data
@@ -36,6 +39,7 @@ def align(
     layers: str | None = None,
     name_map: NameMap | None = None,
     vocabularies: tuple[Vocabulary, Vocabulary] | None = None,
+    is_tower: bool = False,
 ) -> Alignment:
     """Pair the reasoner's tensors with those of the mllm's language tower.
 
@@ -43,14 +47,16 @@ def align(
     named after the fused tensor, and one pair for each tensor that the mllm stores.
 
     Args:
-        reasoner: names, shapes and config of the text LLM. Where a shape is unknown (None)
-            names decide, and the pair has no parts.
+        reasoner: names, shapes and config of the reasoner, a text LLM or an MLLM. Where a shape
+            is unknown (None) names decide, and the pair has no parts.
         mllm: the same of the multimodal model.
         modules: comma list, see `modules.parse_selection`.
         layers: e.g. "0:28" in the mllm's canonical numbers; None for all.
         name_map: what a `--map` file says.
         vocabularies: token -> id of the reasoner and of the mllm. Needed if embed or head
             is selected, unless both models are the same one.
+        is_tower: `mllm` is nothing but a language tower (the tensors of a prior), so that it
+            need not have a vision tower.
 
     Returns:
         The alignment, complete or not: see `require_complete`.
@@ -62,7 +68,7 @@ def align(
     """
     maps = name_map or NameMap()
     ours, theirs = _choose_towers(reasoner, mllm, maps)
-    roles = _check_roles(ours, theirs)
+    roles = [] if is_tower else _check_roles(ours, theirs)
     selection = parse_selection(modules, layers, theirs.tower.num_layers)
     lines, hints = pair_up(ours, theirs)
     lines, row_maps = pair_rows(lines, selection, ours, theirs, vocabularies)

@@ -94,6 +94,7 @@ def _align(checkpoint: Checkpoint, opened: OpenPrior, names: set[str]) -> Alignm
         modules=manifest["parameters"]["modules"],
         name_map=NameMap(reasoner=maps.reasoner, mllm=SideMap(tower="")),
         vocabularies=_vocabularies(checkpoint, manifest["sources"]["mllm"], names),
+        is_tower=True,
     )
     missing = sorted(names - {pair.canonical for pair in alignment.pairs})
     if missing:
