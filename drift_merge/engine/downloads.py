@@ -1,6 +1,6 @@
-"""What hands work to the workers of a run in the order in which its shards come by.
+"""Downloads the shards of a run while it works, and says which tensor can be made next.
 
-Without shards on the Hub it is as good as absent: the order stays, nothing is waited for.
+Without shards on the Hub it does nothing: the order of work stays, nothing is waited for.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ Jobs = Sequence[tuple[Plan, OutputDirectory]]
 
 
 class Downloads(AbstractContextManager["Downloads"]):
-    """The shards of a run on their way in and out. Enter it, then `start` it."""
+    """The downloads of a run. Enter it, then `start` it; tensors are made between `begin`s."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Downloads(AbstractContextManager["Downloads"]):
 def open_downloads(
     jobs: Jobs, *, limit_bytes: int, report: Callable[[int], None] = lambda _: None
 ) -> Downloads:
-    """The feed of plans with equal sources that are executed in one pass.
+    """The downloads for plans with equal sources that are executed in one pass.
 
     Args:
         jobs: plans, each with its output, entered.
@@ -137,7 +137,7 @@ def open_downloads(
 
 @contextmanager
 def sample_downloads(plan: Plan, names: Iterable[str], *, limit_bytes: int) -> Iterator[Downloads]:
-    """The feed of some output tensors that are computed again, in a temporary directory.
+    """The downloads for some output tensors that are computed again, in a temporary directory.
 
     Raises:
         RecipeError: the limit does not hold the shards that one tensor needs.

@@ -1,4 +1,4 @@
-"""From a plan to a published output: check, stream, finish, re-read, rename."""
+"""Makes a published output of a plan: checks, streams, finishes, re-reads, renames."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""One tensor of one or several outputs: copied byte for byte, or computed chunk by chunk.
+"""Makes one tensor of one or several outputs: copied byte for byte, or computed by chunks.
 
 Several outputs of a sweep share one walk over the inputs. Results depend on the step and the
 inputs alone; threads, order and interruption are the stream's business.

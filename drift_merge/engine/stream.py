@@ -1,4 +1,4 @@
-"""The executor: every step of one or several plans, on a small pool of threads, journaled.
+"""Executes every step of one or several plans on a few workers, journaling what is finished.
 
 Knows steps, not formulas. Every result depends on the plan and the inputs alone: not on
 threads, their order or an interruption.

@@ -1,4 +1,4 @@
-"""The repository that is written to: who asks, what is in it, and whether it may be written."""
+"""Reads the state of the repository that is written to, and refuses what must not be written."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The plan of transfers: which shards come from the Hub, when, and in which order work uses them.
+"""Plans which shards are downloaded from the Hub, when, and how long each stays on the disk.
 
 Plain data from headers alone, like the plan: `--dry-run --stream` prints it. The outputs do not
 depend on it; only the order of work does.
@@ -23,7 +23,7 @@ Tensors = dict[str, TensorInfo]  # of one shard, by stored name
 
 @dataclass(frozen=True, slots=True)
 class Transfers:
-    """Leases of shards in the order in which they begin, and who uses them."""
+    """What is downloaded, in order, and which tensors are made of it."""
 
     passes: tuple[int | None, ...]  # number of the plan that looks at its inputs; None: the work
     ranks: Mapping[Ticket, int]  # in which order to work
@@ -60,7 +60,7 @@ class Transfers:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One piece of work of one pass."""
+    """The making (or measuring) of one tensor, in one pass over the inputs."""
 
     ticket: Ticket
     num_outputs: int  # of a sweep; they are made in one go, or one after the other

@@ -1,4 +1,4 @@
-"""The working half of a handle: pieces, injectors and deltas, made when gradients can be seen."""
+"""Biases gradients for a handle; set up at the first step, when gradients can be seen."""
 
 from collections.abc import Sequence
 from dataclasses import replace

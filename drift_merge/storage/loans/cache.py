@@ -1,4 +1,4 @@
-"""Shards on loan: fetched ahead of their use, deleted after it, never more than a limit.
+"""Downloads shards ahead of their use and deletes them after it, never more than a limit.
 
 Leases are granted in a fixed order, each as soon as its bytes fit beside those that are still
 needed; a few downloads go on beside the work. Work that needs shards holds a ticket: it waits
@@ -27,7 +27,7 @@ _FAREWELL_SECONDS = 10.0  # for downloads to notice that nobody waits for them
 
 
 class ShardCache(AbstractContextManager["ShardCache"]):
-    """The leases of one run, in a directory of their own. Enter it, then `start` it.
+    """The shards of one run that are on this disk for a while. Enter it, then `start` it.
 
     To enter does nothing that an interrupt could leave half-done: it would not be undone.
     """

@@ -1,4 +1,4 @@
-"""Downloads in processes of their own: they can be ended at once, and leave no lock behind.
+"""Downloads shards in processes of their own, which can be ended at once and leave no lock.
 
 A thread that downloads holds locks of its HTTP client, which huggingface_hub takes in every child
 when this process forks its workers; the child would wait for ever. Where processes cannot be

@@ -1,4 +1,4 @@
-"""refresh(): delta anew, from the weights as they are now to the reasoner.
+"""Computes delta anew, from the weights as they are now to the reasoner: `handle.refresh()`.
 
 The new delta of this rank's regions lies in a temporary file that is mapped and has no name any
 more: no anonymous memory, and nothing is left behind however the process ends.

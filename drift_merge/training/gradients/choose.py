@@ -1,4 +1,4 @@
-"""NEW FILE."""
+"""Chooses the provider of gradients for a model and its optimizer; tells when it is outdated."""
 
 from collections.abc import Iterable
 from typing import Any

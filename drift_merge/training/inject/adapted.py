@@ -1,4 +1,4 @@
-"""The piece of a weight that PEFT trains through factors: delta is projected at every step.
+"""Measures and biases the gradients of a weight's LoRA factors; delta is projected every step.
 
 All factors of the weight (A, B, DoRA's magnitude) share the coefficient of the prior's tensor,
 taken from the norms and products of their gradients and directions together.

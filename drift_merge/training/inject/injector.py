@@ -1,4 +1,4 @@
-"""The injection: local sums, one all-reduce per group, coefficients by the rule, g -= c * delta.
+"""Biases gradients: local sums, one all-reduce per group, coefficients by the rule, g -= c * delta.
 
 Nothing waits for the device: coefficients stay tensors. Without a group the second pass follows
 the first tensor by tensor, while gradient and delta are in the cache.

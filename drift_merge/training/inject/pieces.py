@@ -1,4 +1,4 @@
-"""Pieces: one unit's share on this rank, measured chunk by chunk and then biased.
+"""Measures and biases the gradient of one unit on this rank, chunk by chunk.
 
 Shapes: a chunk is flat, n elements; float32 arithmetic (float64 for float64 gradients).
 """
@@ -76,7 +76,7 @@ class Scratch:
 
 
 class Piece(Protocol):
-    """Something whose gradient gets `g -= c * delta`, with the c of its slot."""
+    """A gradient on this rank that gets `g -= c * delta`, with the c of its slot."""
 
     source: DeltaSource | None
 
@@ -122,7 +122,7 @@ class Piece(Protocol):
 
 
 class DensePiece:
-    """A region of a parameter and the same region of delta."""
+    """The gradient of a region of a parameter, and the same region of delta."""
 
     is_fixed = True
 

@@ -1,4 +1,4 @@
-"""A live model as names and shapes: wrapped, tied, sharded, adapted or quantised.
+"""Lists the parameters of a live model by name and shape: tied, sharded, adapted or quantized.
 
 Reads no values. Shapes are those of the whole parameter, whatever of it this rank holds.
 """
