@@ -162,7 +162,7 @@ def walk_steps(
 
     def measured(name: str) -> tuple[Step, T]:
         with (
-            run.hold(name),
+            run.borrow(name),
             torch.inference_mode(),
             run.workspace().on_stream(),
         ):

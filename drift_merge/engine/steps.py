@@ -131,7 +131,7 @@ def _combine(run: WorkerContext, bundle: Bundle) -> list[TensorRecord]:
     sampler = Sampler(bundle[0].info.numel if step.method == PRIOR else 0)
     for begin, end in reader.ranges:
         raw = reader.raw(begin, end, hashes)
-        sampler.look(begin, raw[0][0])
+        sampler.add(begin, raw[0][0])
         for work in works:
             _chunk(work, reader, workspace, raw, begin, end)
         pace.reached(end * TORCH_DTYPES[step.dtype].itemsize)

@@ -148,7 +148,7 @@ def recompute(
         run = WorkerContext(inputs, torch.device(device), lambda _: None, downloads)
         surveyed = _survey(run, plan, 1)
         for name in downloads.begin(by_name):
-            with run.hold(name):
+            with run.borrow(name):
                 made = run_bundle(run, [OutputTarget(0, plan, by_name[name], _Discard(), surveyed)])
             results[name] = made[0][2]
     return results

@@ -110,15 +110,15 @@ def _check_roles(ours: TowerSide, theirs: TowerSide) -> list[Finding]:
     return [Finding("no_vision", "warning", message, remedy)]
 
 
-def _sees(half: TowerSide) -> bool:
-    outside = half.tower.outside
-    if outside and has_vision_config(half.model.config):
+def _sees(side: TowerSide) -> bool:
+    outside = side.tower.outside
+    if outside and has_vision_config(side.model.config):
         return True
     return any(_VISION_NAMES.search(name) for name in outside)
 
 
-def _inserted(half: TowerSide, side: str) -> list[Finding]:
-    numbers = half.tower.inserted
+def _inserted(one: TowerSide, side: str) -> list[Finding]:
+    numbers = one.tower.inserted
     if not numbers:
         return []
     shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")

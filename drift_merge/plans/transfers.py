@@ -34,18 +34,18 @@ class Transfers:
     @property
     def num_shards(self) -> int:
         """Shards of which something is fetched."""
-        return len({lease.need.shard for lease in self.leases})
+        return len({lease.request.shard for lease in self.leases})
 
     @property
     def num_parts(self) -> int:
         """Shards of which only ranges are fetched."""
-        whole = {lease.need.shard for lease in self.leases if not lease.need.ranges}
+        whole = {lease.request.shard for lease in self.leases if not lease.request.ranges}
         return self.num_shards - len(whole)
 
     @property
     def download_bytes(self) -> int:
         """Bytes that travel, those that travel again included."""
-        return sum(lease.need.size_bytes for lease in self.leases)
+        return sum(lease.request.size_bytes for lease in self.leases)
 
     @property
     def again_bytes(self) -> int:
@@ -237,7 +237,7 @@ def _grant(
         for stage in used:
             at[stage][stay.thing] = len(leases)
         uses = sum(work.num_outputs for work in works)
-        leases.append(Lease(need, uses, overlap(extent, before)))
+        leases.append(Lease(need, uses, overlap_bytes(extent, before)))
         before += extent
     ranks = {work.ticket: n for n, (_, found) in enumerate(stages) for work in found}
     tickets = {
@@ -248,7 +248,7 @@ def _grant(
     return Transfers(passes, ranks, tickets, tuple(leases), limit_bytes)
 
 
-def overlap(ranges: Iterable[Range], others: Iterable[Range]) -> int:
+def overlap_bytes(ranges: Iterable[Range], others: Iterable[Range]) -> int:
     """Bytes of some ranges, which do not overlap each other, that are in any of the others."""
     joined: list[Range] = []
     for begin, end in sorted(others):

@@ -148,14 +148,14 @@ class GradientBias:
         Raises:
             RecipeError: there are several priors, or adapters.
         """
-        from drift_merge.training.deltas.refresh import recompute
+        from drift_merge.training.deltas.refresh import refreshed_deltas
 
         if len(self._files.priors) > 1 or self._files.weights != (1.0,):
             raise RecipeError(
                 "refresh() is defined for one prior of weight 1.",
                 remedy="Compute priors against the current weights, and attach those.",
             )
-        held = recompute(
+        held = refreshed_deltas(
             self._files.priors[0], self._regions, self._layout, reasoner, self._held_dtype
         )
         self._is_placed, self._source = False, held

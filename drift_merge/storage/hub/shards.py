@@ -32,7 +32,7 @@ ATTEMPTS = 3  # at a shard that arrives with wrong bytes
 _BUFFER = 2**22  # bytes
 
 
-def locate(
+def find_remote(
     source: Source, shards: Mapping[str, ShardHeader], *, with_digests: bool
 ) -> tuple[Path, dict[str, RemoteShard]]:
     """Which shards of a checkpoint are not in the user's Hub cache.

@@ -43,9 +43,9 @@ def shard_request(shard: RemoteShard, infos: Iterable[TensorInfo]) -> ShardReque
 class Lease:
     """One stay of a shard on this disk: from its download to the end of its last use."""
 
-    need: ShardRequest
+    request: ShardRequest
     num_uses: int  # by work; after the last one the shard is deleted
-    again_bytes: int = 0  # among those of the need: bytes that earlier leases have fetched
+    again_bytes: int = 0  # among those of the request: bytes that earlier leases have fetched
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ _TOKENIZER = "tokenizer.json"
 _CHUNK = 2**18  # elements
 
 
-def recompute(
+def refreshed_deltas(
     opened: OpenPrior,
     regions: Regions,
     layout: GradientLayout,

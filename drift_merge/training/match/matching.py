@@ -20,7 +20,7 @@ from drift_merge.names.tensors import Model, Part, Shape, matrix_shape
 from drift_merge.names.towers import canonical_names
 from drift_merge.training.lora.layers import Adapted
 from drift_merge.training.match.coverage import Coverage, some
-from drift_merge.training.match.live import LiveModel, is_quantised, look_at
+from drift_merge.training.match.live import LiveModel, is_quantized, list_parameters
 from drift_merge.training.units import Origin, Unit
 
 COMPUTE = "drift-prior compute REASONER MLLM -o PRIOR"
@@ -54,7 +54,7 @@ class _Account:
     units: list[Unit] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
     tied: list[str] = field(default_factory=list)
-    quantised: list[str] = field(default_factory=list)
+    quantized: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)  # other shape, or not in the model
     lacking: list[str] = field(default_factory=list)  # in the model, not in the prior
     seen: set[tuple[int, int]] = field(default_factory=set)  # parameter, first element
@@ -83,10 +83,10 @@ def match(
         command: how to compute the prior again, for messages.
 
     Raises:
-        AlignmentError: no tower, tensors without a partner, nothing to train, quantised weights.
+        AlignmentError: no tower, tensors without a partner, nothing to train, quantized weights.
         RecipeError: modules or layers cannot be read.
     """
-    live = look_at(model)
+    live = list_parameters(model)
     ours, theirs = _halves(live, tensors, label)
     words = _joined(modules) or ""
     selection = parse_selection(words, _joined(layers), theirs.tower.num_layers)
@@ -171,9 +171,9 @@ def _take_parameter(
 ) -> None:
     stored = theirs.stored[name]
     parameter, is_adapted = live.parameters[stored], stored in live.adapted
-    if not is_adapted and is_quantised(parameter):
-        # Beside adapters a quantised weight is one that nobody meant to train.
-        (account.frozen if live.adapted else account.quantised).append(stored)
+    if not is_adapted and is_quantized(parameter):
+        # Beside adapters a quantized weight is one that nobody meant to train.
+        (account.frozen if live.adapted else account.quantized).append(stored)
         return
     if not is_adapted and parameter is not None and not parameter.requires_grad:
         account.frozen.append(stored)
@@ -223,11 +223,11 @@ def _origin(part: Part, stored: Shape) -> Origin:
 
 
 def _require_plain(account: _Account) -> None:
-    if account.quantised:
+    if account.quantized:
         raise AlignmentError(
-            f"{len(account.quantised):,} selected parameters are quantised, e.g."
-            f" {account.quantised[0]}: a delta cannot be added to packed values.",
-            remedy="Train LoRA adapters (PEFT) on the quantised model, or load it unquantised.",
+            f"{len(account.quantized):,} selected parameters are quantized, e.g."
+            f" {account.quantized[0]}: a delta cannot be added to packed values.",
+            remedy="Train LoRA adapters (PEFT) on the quantized model, or load it unquantized.",
         )
 
 
