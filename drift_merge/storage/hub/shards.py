@@ -105,7 +105,7 @@ def fetch_whole(shard: RemoteShard, directory: Path, count: Count) -> Path:
     Raises:
         SourceError: no answer after several attempts, or wrong bytes at each of them.
         OutputError: the directory cannot be written.
-        GivenUp: raised by `count`.
+        DownloadCancelled: raised by `count`.
     """
     path = directory / shard.place
     fault = _fault(shard, path)
