@@ -70,12 +70,12 @@ def align(
     ours, theirs = _choose_towers(reasoner, mllm, maps)
     roles = [] if is_tower else _check_roles(ours, theirs)
     selection = parse_selection(modules, layers, theirs.tower.num_layers)
-    lines, hints = pair_up(ours, theirs)
-    lines, row_maps = pair_rows(lines, selection, ours, theirs, vocabularies)
+    drafts, hints = pair_up(ours, theirs)
+    drafts, row_maps = pair_rows(drafts, selection, ours, theirs, vocabularies)
     findings = [*roles, *lineage(reasoner.config, mllm.config), *hints]
     if vocabularies is not None:
         findings += compare_vocabularies(*vocabularies)
-    return take_account(lines, selection, ours, theirs, findings=findings, row_maps=row_maps)
+    return take_account(drafts, selection, ours, theirs, findings=findings, row_maps=row_maps)
 
 
 def _choose_towers(reasoner: Model, mllm: Model, maps: NameMap) -> tuple[TowerSide, TowerSide]:

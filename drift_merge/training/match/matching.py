@@ -15,7 +15,7 @@ from torch import nn
 from drift_merge.errors import AlignmentError
 from drift_merge.names.modules import ModuleSelection, classify, layer_of, parse_selection
 from drift_merge.names.naming import name_tower
-from drift_merge.names.pairing import PairedRecord, TowerSide, pair_up, tower_side
+from drift_merge.names.pairing import DraftRecord, TowerSide, pair_up, tower_side
 from drift_merge.names.tensors import Model, Part, Shape, matrix_shape
 from drift_merge.names.towers import canonical_names
 from drift_merge.training.lora.layers import Adapted
@@ -87,14 +87,14 @@ def match(
         RecipeError: modules or layers cannot be read.
     """
     live = list_parameters(model)
-    ours, theirs = _halves(live, tensors, label)
+    ours, theirs = _sides(live, tensors, label)
     words = _joined(modules) or ""
     selection = parse_selection(words, _joined(layers), theirs.tower.num_layers)
-    lines, _ = pair_up(ours, theirs)
+    drafts, _ = pair_up(ours, theirs)
     account = _Account()
-    for line in sorted(lines, key=lambda line: _order(line.name)):
-        if any(selection.takes(name) for name in line.mllm or line.reasoner):
-            _take(line, selection, live, ours, theirs, account)
+    for draft in sorted(drafts, key=lambda draft: _order(draft.name)):
+        if any(selection.takes(name) for name in draft.mllm or draft.reasoner):
+            _take(draft, selection, live, ours, theirs, account)
     _require_plain(account)
     _require_partners(account, label, words, tensors, command, is_strict=is_strict)
     coverage = Coverage(
@@ -120,7 +120,7 @@ def _joined(value: str | int | Sequence[int | str] | None) -> str | None:
     return str(value) if isinstance(value, int) else ",".join(map(str, value))
 
 
-def _halves(
+def _sides(
     live: LiveModel, tensors: Mapping[str, Shape], label: str
 ) -> tuple[TowerSide, TowerSide]:
     prior = Model(label, dict(tensors))
@@ -137,26 +137,26 @@ def _order(name: str) -> tuple[int, int, str]:
 
 
 def _take(
-    line: PairedRecord,
+    draft: DraftRecord,
     selection: ModuleSelection,
     live: LiveModel,
     ours: TowerSide,
     theirs: TowerSide,
     account: _Account,
 ) -> None:
-    """Put one selected line into the account."""
-    if line.status == "only_mllm":
-        stored = theirs.stored[line.name]
+    """Put one selected draft into the account."""
+    if draft.status == "only_mllm":
+        stored = theirs.stored[draft.name]
         parameter = live.parameters[stored]
         if parameter is not None and (id(parameter), 0) in account.seen:
-            account.tied.append(line.name)
+            account.tied.append(draft.name)
         else:
-            account.lacking.append(line.name)
-    elif line.status != "matched":
-        account.mismatched.append(line.name)
+            account.lacking.append(draft.name)
+    elif draft.status != "matched":
+        account.mismatched.append(draft.name)
     else:
-        account.num_matched += len(line.reasoner)
-        for name, parts in zip(line.mllm, line.views, strict=True):
+        account.num_matched += len(draft.reasoner)
+        for name, parts in zip(draft.mllm, draft.views, strict=True):
             if selection.takes(name):
                 _take_parameter(name, parts, live, ours, theirs, account)
 
