@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from drift_merge.api.options import How, Running, Where, running_options, split, takes, text_of
 from drift_merge.api.priors import make_prior
-from drift_merge.hub.publish import PRIOR as PRIOR_ARTIFACT
-from drift_merge.hub.publish import locate
+from drift_merge.hub.publish import PRIOR_KIND, locate
 from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.table import Value
 from drift_merge.merges.apply import apply_prior, apply_recipe
@@ -124,7 +123,7 @@ def apply(
         SourceError, CheckpointError, AlignmentError, RecipeError, OutputError.
     """
     values, running = split(dict(how))
-    place, path = locate(str(prior), PRIOR_ARTIFACT, quiet=not running.get("progress", True))
+    place, path = locate(str(prior), PRIOR_KIND, quiet=not running.get("progress", True))
     manifest = open_prior(path).manifest
     recipe = apply_recipe(place, manifest, str(mllm), scale=scale, **values)
     prepared = prepare(recipe, stream=running.get("stream", False), quiet=True)

@@ -1,4 +1,4 @@
-"""Manifests: what an output says of where it comes from, and how that is read again.
+"""The parts of a manifest that priors and merges share: sources, findings, coverage, index.
 
 A manifest depends on the recipe and the inputs alone: no time, no host, no thread count.
 """

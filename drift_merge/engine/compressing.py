@@ -1,4 +1,4 @@
-"""How a chunk of a compressed prior is stored: rounded, compressed, measured, written."""
+"""Writes one tensor of a compressed prior: rounds, compresses and measures it chunk by chunk."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class Compressing:
-    """One tensor of a compressed prior under way."""
+    """One tensor of a compressed prior that is being written."""
 
     step: Step
     infos: Mapping[str, TensorInfo]  # of the output, by name

@@ -49,9 +49,9 @@ class WorkerContext:
         workspace: Workspace = self.local.workspace
         return workspace
 
-    def hold(self, name: str, uses: int = 1) -> AbstractContextManager[None]:
-        """Work on one tensor, once its shards are here; see `Downloads.hold`."""
-        return self.downloads.hold(name, uses, self.check)
+    def borrow(self, name: str, uses: int = 1) -> AbstractContextManager[None]:
+        """Work on one tensor, once its shards are here; see `Downloads.borrow`."""
+        return self.downloads.borrow(name, uses, self.check)
 
     def check(self) -> None:
         """Give up if another worker has failed.

@@ -1,6 +1,6 @@
-"""What hands work to the workers of a run in the order in which its shards come by.
+"""Downloads the shards of a run while it works, and says which tensor can be made next.
 
-Without shards on the Hub it is as good as absent: the order stays, nothing is waited for.
+Without shards on the Hub it does nothing: the order of work stays, nothing is waited for.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,11 +16,11 @@ from drift_merge.storage.loans.leases import Traffic
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.shards import free_bytes, unwritten_bytes
 
-Jobs = Sequence[tuple[Plan, OutputDirectory]]
+PlannedOutputs = Sequence[tuple[Plan, OutputDirectory]]
 
 
 class Downloads(AbstractContextManager["Downloads"]):
-    """The shards of a run on their way in and out. Enter it, then `start` it."""
+    """The downloads of a run. Enter it, then `start` it; tensors are made between `begin`s."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Downloads(AbstractContextManager["Downloads"]):
         while not self._is_of(transfers.passes[number], plan):
             # A method that need not look after all.
             for ticket in (ticket for ticket in transfers.tickets if ticket[0] == number):
-                cache.pass_by(ticket)
+                cache.give_back(ticket)
             number += 1
         self._pass = number
         return sorted(names, key=lambda name: transfers.ranks.get((number, name), 0))
@@ -68,7 +68,7 @@ class Downloads(AbstractContextManager["Downloads"]):
     def _is_of(self, owner: int | None, plan: Plan | None) -> bool:
         return plan is None if owner is None else self._plans[owner] is plan
 
-    def hold(
+    def borrow(
         self, name: str, uses: int = 1, check: Callable[[], None] = lambda: None
     ) -> AbstractContextManager[None]:
         """Work on one tensor, once its shards are here; they may go when the work ends.
@@ -83,20 +83,20 @@ class Downloads(AbstractContextManager["Downloads"]):
         """
         if self.cache is None:
             return nullcontext()
-        return self.cache.hold((self._pass, name), uses, check)
+        return self.cache.borrow((self._pass, name), uses, check)
 
     def is_here(self, name: str) -> bool:
-        """Whether work on one tensor can begin; `done` must follow it. For work elsewhere.
+        """Whether work on one tensor can begin; `give_back` must follow it. For work elsewhere.
 
         Raises:
             SourceError, OutputError: a shard could not be fetched.
         """
         return self.cache is None or self.cache.is_here((self._pass, name))
 
-    def done(self, name: str, uses: int) -> None:
-        """Work on one tensor, for some outputs, has ended elsewhere; see `hold`."""
+    def give_back(self, name: str, uses: int) -> None:
+        """Work on one tensor, for some outputs, has ended elsewhere; see `borrow`."""
         if self.cache is not None:
-            self.cache.pass_by((self._pass, name), uses)
+            self.cache.give_back((self._pass, name), uses)
 
     def adopt(self, name: str) -> None:
         """In a child process that has been told to work on a tensor: its shards are here."""
@@ -109,9 +109,9 @@ class Downloads(AbstractContextManager["Downloads"]):
 
 
 def open_downloads(
-    jobs: Jobs, *, limit_bytes: int, report: Callable[[int], None] = lambda _: None
+    jobs: PlannedOutputs, *, limit_bytes: int, report: Callable[[int], None] = lambda _: None
 ) -> Downloads:
-    """The feed of plans with equal sources that are executed in one pass.
+    """The downloads for plans with equal sources that are executed in one pass.
 
     Args:
         jobs: plans, each with its output, entered.
@@ -137,7 +137,7 @@ def open_downloads(
 
 @contextmanager
 def sample_downloads(plan: Plan, names: Iterable[str], *, limit_bytes: int) -> Iterator[Downloads]:
-    """The feed of some output tensors that are computed again, in a temporary directory.
+    """The downloads for some output tensors that are computed again, in a temporary directory.
 
     Raises:
         RecipeError: the limit does not hold the shards that one tensor needs.
@@ -155,7 +155,7 @@ def sample_downloads(plan: Plan, names: Iterable[str], *, limit_bytes: int) -> I
             yield downloads
 
 
-def _require_space(jobs: Jobs, transfers: Transfers) -> None:
+def _require_space(jobs: PlannedOutputs, transfers: Transfers) -> None:
     """Refuse a disk that is too small before anything is fetched or written."""
     place = jobs[0][1]
     here = [path.stat().st_blocks * 512 for path in place.shards.rglob("*") if path.is_file()]

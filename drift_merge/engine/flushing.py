@@ -1,4 +1,4 @@
-"""Extents: finished tensors, flushed, read back and journaled a quarter gigabyte at a time."""
+"""Makes finished tensors durable: flushes, reads back and journals 250 MB of them at a time."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ FLUSH_BYTES = 250_000_000
 
 
 class Flusher(AbstractContextManager["Flusher"]):
-    """Collects finished tensors; flushes, checks and journals them behind the workers' backs."""
+    """Takes finished tensors; flushes, checks and journals them in a thread of its own."""
 
     def __init__(self, writer: ShardWriter, output: OutputDirectory, plan: Plan) -> None:
         self._writer = writer
@@ -24,7 +24,7 @@ class Flusher(AbstractContextManager["Flusher"]):
         self._infos = plan.layout.tensors
         self._extent: Results = {}
         self._filled = 0
-        self._flusher = ThreadPoolExecutor(1, "flush")
+        self._thread = ThreadPoolExecutor(1, "flush")
         self._flushes: list[Future[None]] = []
 
     def add(self, name: str, result: TensorRecord) -> None:
@@ -40,7 +40,7 @@ class Flusher(AbstractContextManager["Flusher"]):
             flush.result()
 
     def _submit(self) -> None:
-        self._flushes.append(self._flusher.submit(self._flush, self._extent))
+        self._flushes.append(self._thread.submit(self._flush, self._extent))
         self._extent, self._filled = {}, 0
 
     def _flush(self, extent: Results) -> None:
@@ -52,7 +52,7 @@ class Flusher(AbstractContextManager["Flusher"]):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._submit()
-        self._flusher.shutdown(wait=True)
+        self._thread.shutdown(wait=True)
         if kind is None:
             for flush in self._flushes:
                 flush.result()

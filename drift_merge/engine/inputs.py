@@ -1,4 +1,4 @@
-"""Chunks of the inputs: the stored bytes of a view, in the order of the output tensor.
+"""Reads the stored values of the inputs, in the order of the output tensor.
 
 An identity view is a window on the map, without a copy. A view in parts (fused or split
 projections, experts, transposed experts) or in rows (other vocabularies) is put together in

@@ -1,4 +1,4 @@
-"""From a plan to a published output: check, stream, finish, re-read, rename."""
+"""Makes a published output of a plan: checks, streams, finishes, re-reads, renames."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from drift_merge.engine.downloads import Jobs, open_downloads
+from drift_merge.engine.downloads import PlannedOutputs, open_downloads
 from drift_merge.engine.reread import compare, read_shards
 from drift_merge.errors import VerificationError
 from drift_merge.plans.plan import Plan
@@ -116,7 +116,7 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
     return outcomes
 
 
-def _stream(pairs: Jobs, options: RunOptions) -> tuple[list[Results], Traffic | None]:
+def _stream(pairs: PlannedOutputs, options: RunOptions) -> tuple[list[Results], Traffic | None]:
     with open_downloads(
         pairs, limit_bytes=options.cache_limit, report=options.arrived
     ) as downloads:

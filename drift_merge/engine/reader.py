@@ -46,7 +46,7 @@ class _Factors:
 
 
 class Reader:
-    """The inputs of one step, chunk by chunk, in the compute dtype."""
+    """Reads the inputs of one step chunk by chunk, in the compute dtype."""
 
     def __init__(self, run: WorkerContext, step: Step) -> None:
         self._run, self._step, self._workspace = run, step, run.workspace()
@@ -142,17 +142,17 @@ def walk_steps(
     run: WorkerContext,
     plan: Plan,
     steps: Sequence[Step],
-    look: Callable[[Step], T],
+    measure: Callable[[Step], T],
     *,
     threads: int,
 ) -> Iterator[tuple[Step, T]]:
-    """Look at the inputs of every step, on a pool of threads.
+    """Measure the inputs of every step, on a pool of threads.
 
     Args:
         run: of the stream.
         plan: whose steps they are.
         steps: all that the method computes.
-        look: what to find of one step; called in inference mode.
+        measure: what to find of one step; called in inference mode.
         threads: workers.
 
     Returns:
@@ -160,17 +160,17 @@ def walk_steps(
     """
     by_name = {step.name: step for step in steps}
 
-    def held(name: str) -> tuple[Step, T]:
+    def measured(name: str) -> tuple[Step, T]:
         with (
-            run.hold(name),
+            run.borrow(name),
             torch.inference_mode(),
             run.workspace().on_stream(),
         ):
-            return by_name[name], look(by_name[name])
+            return by_name[name], measure(by_name[name])
 
     with ThreadPoolExecutor(threads) as pool:
         try:
-            yield from pool.map(held, run.downloads.begin(by_name, plan))
+            yield from pool.map(measured, run.downloads.begin(by_name, plan))
         except BaseException:
             run.stop.set()  # those that wait for shards must not wait on
             raise

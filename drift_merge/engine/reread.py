@@ -1,4 +1,4 @@
-"""Re-read what was written: the bytes on the disk against the fingerprints of the stream.
+"""Compares the bytes on the disk with the fingerprints taken when they were written.
 
 Two uses: before an output is published, and by `verify`, at any later time, from its manifest.
 """

@@ -1,4 +1,4 @@
-"""One tensor of one or several outputs: copied byte for byte, or computed chunk by chunk.
+"""Makes one tensor of one or several outputs: copied byte for byte, or computed by chunks.
 
 Several outputs of a sweep share one walk over the inputs. Results depend on the step and the
 inputs alone; threads, order and interruption are the stream's business.
@@ -131,7 +131,7 @@ def _combine(run: WorkerContext, bundle: Bundle) -> list[TensorRecord]:
     sampler = Sampler(bundle[0].info.numel if step.method == PRIOR else 0)
     for begin, end in reader.ranges:
         raw = reader.raw(begin, end, hashes)
-        sampler.look(begin, raw[0][0])
+        sampler.add(begin, raw[0][0])
         for work in works:
             _chunk(work, reader, workspace, raw, begin, end)
         pace.reached(end * TORCH_DTYPES[step.dtype].itemsize)

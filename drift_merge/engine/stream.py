@@ -1,4 +1,4 @@
-"""The executor: every step of one or several plans, on a small pool of threads, journaled.
+"""Executes every step of one or several plans on a few workers, journaling what is finished.
 
 Knows steps, not formulas. Every result depends on the plan and the inputs alone: not on
 threads, their order or an interruption.
@@ -148,7 +148,7 @@ def recompute(
         run = WorkerContext(inputs, torch.device(device), lambda _: None, downloads)
         surveyed = _survey(run, plan, 1)
         for name in downloads.begin(by_name):
-            with run.hold(name):
+            with run.borrow(name):
                 made = run_bundle(run, [OutputTarget(0, plan, by_name[name], _Discard(), surveyed)])
             results[name] = made[0][2]
     return results

@@ -90,7 +90,7 @@ class _Threads:
                     bundle = next(self._bundles, None)
                 if bundle is None:
                     break
-                with self._run.hold(bundle[0].step.name, len(bundle)):
+                with self._run.borrow(bundle[0].step.name, len(bundle)):
                     made = run_bundle(self._run, bundle)
                 self._queue.put(made)
         except Stopped:
@@ -144,7 +144,7 @@ class _Processes:
                 if message is None:
                     idle.append(child)
                 elif isinstance(message, list):
-                    self._run.downloads.done(message[0][1], len(message))
+                    self._run.downloads.give_back(message[0][1], len(message))
                     yield message
             while idle and self._is_next_here():
                 child = idle.pop()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 _PERIOD_SECONDS = 0.2
 # Label and bytes of a task -> a context that yields what takes the bytes done since the last call.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 def no_progress(_label: str, _total: int) -> AbstractContextManager[Callable[[int], None]]:

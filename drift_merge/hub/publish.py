@@ -19,14 +19,13 @@ from drift_merge.hub import pull as puller
 from drift_merge.hub.cache import fetch_verified
 from drift_merge.hub.files import CARD, collect, hash_files, parents, published, strays, title_of
 from drift_merge.hub.licenses import FILE, RolledUp, read_license, roll_up
-from drift_merge.hub.progress import Progress, no_progress
-from drift_merge.hub.push import Pushed, PushPlan, check_visibility
-from drift_merge.hub.push import push as send
+from drift_merge.hub.progress import ProgressBar, no_progress
+from drift_merge.hub.push import Notify, Pushed, PushPlan, check_visibility, send_files
 from drift_merge.hub.repository import (
     PushRequest,
-    look,
-    look_if_possible,
     parse_target,
+    read_state,
+    read_state_if_possible,
     require_account,
     to_delete,
 )
@@ -46,8 +45,6 @@ from drift_merge.storage.sources import Source, parse_source
 
 _log = logging.getLogger(__name__)
 
-Notify = Callable[[str], None]  # a sentence for the user
-
 
 @dataclass(frozen=True, slots=True)
 class ArtifactKind:
@@ -59,8 +56,8 @@ class ArtifactKind:
     card: Callable[..., bytes]
 
 
-PRIOR = ArtifactKind(PRIOR_MANIFEST, open_prior, verify_prior, prior_card)
-MERGE = ArtifactKind(MERGE_MANIFEST, open_merge, verify_merge, merge_card)
+PRIOR_KIND = ArtifactKind(PRIOR_MANIFEST, open_prior, verify_prior, prior_card)
+MERGE_KIND = ArtifactKind(MERGE_MANIFEST, open_merge, verify_merge, merge_card)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ def prepare_push(
     """Open the artifact, make its card, and look at the repository.
 
     Args:
-        kind: PRIOR or MERGE.
+        kind: PRIOR_KIND or MERGE_KIND.
         directory: of the artifact.
         request: what is wanted.
         say: takes sentences for the user.
@@ -99,7 +96,7 @@ def prepare_push(
     made = _made(kind, manifest, request, licenses)
     files = collect(directory, kind.manifest, manifest, made)
     _say_edited(kind, artifact, request, say)
-    state = look_if_possible(target, say) if dry_run else look(target)
+    state = read_state_if_possible(target, say) if dry_run else read_state(target)
     delete = to_delete(
         target, state, files, kind.manifest, manifest["tensors"], overwrite=request.overwrite
     )
@@ -117,7 +114,7 @@ def _made(
     made = {}
     if FILE not in manifest.get("sidecars", {}):
         made[FILE] = licenses.file()
-    if kind is PRIOR:
+    if kind is PRIOR_KIND:
         made["meta.yaml"] = prior_meta(manifest)
     if request.card is None:
         about = Published(request.repo_id, licenses.front, licenses.section())
@@ -154,13 +151,13 @@ def push_prepared(
     say: Notify,
     *,
     threads: int = 1,
-    progress: Progress = no_progress,
+    progress: ProgressBar = no_progress,
     quiet: bool = False,
 ) -> Pushed:
     """Verify the artifact, then send it.
 
     Args:
-        kind: PRIOR or MERGE.
+        kind: PRIOR_KIND or MERGE_KIND.
         ready: of `prepare_push`.
         say: takes sentences for the user.
         threads: readers.
@@ -169,12 +166,12 @@ def push_prepared(
 
     Raises:
         VerificationError: the artifact is damaged (nothing was sent), or the Hub has other bytes.
-        OutputError, SourceError: see `hub.push.push`.
+        OutputError, SourceError: see `hub.push.send_files`.
     """
     _verify(kind, ready.artifact.path, threads=threads, progress=progress)
     with progress("Hashing", sum(file.size_bytes for file in ready.plan.files)) as advance:
         hash_files(ready.plan.files, advance)
-    return send(ready.plan, say, quiet=quiet)
+    return send_files(ready.plan, say, quiet=quiet)
 
 
 def pull_artifact(
@@ -184,7 +181,7 @@ def pull_artifact(
     *,
     overwrite: bool = False,
     threads: int = 1,
-    progress: Progress = no_progress,
+    progress: ProgressBar = no_progress,
     say: Notify = lambda _: None,
 ) -> puller.Pulled:
     """Fetch an artifact to a directory, verified against its manifest; see `hub.pull.pull`."""
@@ -196,7 +193,7 @@ def pull_artifact(
 
 
 def _verify(
-    kind: ArtifactKind, path: Path, *, threads: int = 1, progress: Progress = no_progress
+    kind: ArtifactKind, path: Path, *, threads: int = 1, progress: ProgressBar = no_progress
 ) -> None:
     artifact = kind.open(path)
     with progress("Verifying", artifact.manifest["size_bytes"]) as advance:
@@ -210,7 +207,7 @@ def locate(
 
     Args:
         text: a path, or a Hub id `org/name[@revision]`.
-        kind: PRIOR or MERGE.
+        kind: PRIOR_KIND or MERGE_KIND.
         whole: fetch and verify the tensors too; else the manifest alone.
         quiet: no progress bars of huggingface_hub.
 
@@ -271,7 +268,7 @@ def push(
         SourceError, RecipeError: no such artifact, no answer; options that are not valid.
     """
     path = Path(directory)
-    kind = MERGE if (path / MERGE_MANIFEST).is_file() else PRIOR
+    kind = MERGE_KIND if (path / MERGE_MANIFEST).is_file() else PRIOR_KIND
     own_card = Path(card) if card is not None else None
     wishes = (public, revision, pull_request, overwrite, license, own_card)
     ready = prepare_push(kind, path, PushRequest(repo_id, *wishes), _log.warning)
@@ -290,5 +287,5 @@ def pull(source: str, directory: str | Path, *, overwrite: bool = False) -> Path
         SourceError, CheckpointError, VerificationError, OutputError, RecipeError.
     """
     parsed = puller.hub_source(source)
-    kind = MERGE if MERGE_MANIFEST in list_remote(parsed) else PRIOR
+    kind = MERGE_KIND if MERGE_MANIFEST in list_remote(parsed) else PRIOR_KIND
     return pull_artifact(kind, source, Path(directory), overwrite=overwrite).path

@@ -17,7 +17,7 @@ from typing import Any
 from drift_merge.errors import OutputError, RecipeError, SourceError
 from drift_merge.hub.files import BESIDE, CARD, PushFile
 from drift_merge.hub.licenses import FILE as LICENSES
-from drift_merge.hub.progress import Progress, no_progress, watched
+from drift_merge.hub.progress import ProgressBar, no_progress, watched
 from drift_merge.storage.hub import models
 from drift_merge.storage.hub.artifacts import (
     RemoteFile,
@@ -67,7 +67,7 @@ def pull(
     verify: Callable[[Path], object],
     *,
     overwrite: bool = False,
-    progress: Progress = no_progress,
+    progress: ProgressBar = no_progress,
     say: Callable[[str], None] = lambda _: None,
 ) -> Pulled:
     """Fetch an artifact to `out`.

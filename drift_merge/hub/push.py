@@ -1,4 +1,4 @@
-"""Push an artifact: look, create, send in several commits, compare every hash.
+"""Push an artifact: read_state, create, send in several commits, compare every hash.
 
 Every commit is preceded by a look at what is there, so that the same command after a kill, a
 lost answer or a broken line sends only what is missing. The manifest comes after all it names,
@@ -13,11 +13,11 @@ from typing import Any
 from drift_merge.errors import OutputError, VerificationError
 from drift_merge.hub.files import PushFile, in_commits
 from drift_merge.hub.refusals import RepositoryRef, persistently
-from drift_merge.hub.repository import PULL_REQUEST, RemoteState, look
+from drift_merge.hub.repository import PULL_REQUEST, RemoteState, read_state
 from drift_merge.storage.hub.faults import LIBRARY
 from drift_merge.storage.hub.models import progress_bars
 
-Notify = Callable[[str], None]
+Notify = Callable[[str], None]  # a sentence for the user
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def check_visibility(plan: PushPlan, say: Notify) -> None:
         )
 
 
-def push(plan: PushPlan, say: Notify, *, quiet: bool = False) -> Pushed:
+def send_files(plan: PushPlan, say: Notify, *, quiet: bool = False) -> Pushed:
     """Send what the Hub does not have.
 
     Args:
@@ -97,12 +97,12 @@ def push(plan: PushPlan, say: Notify, *, quiet: bool = False) -> Pushed:
             if all(file.equals(state.files.get(file.name)) for file in group):
                 continue
             sent += persistently(partial(_send, plan, target, group), target, say)
-            state = look(target)
+            state = read_state(target)
             _compare(target, group, state)
             if len(sent) < len(plan.to_send):
                 part = sum(file.size_bytes for file in sent) / max(total, 1)
                 say(f"Sent {len(sent):,} of {len(plan.to_send):,} files, {part:.0%} of the bytes.")
-    state = look(target)
+    state = read_state(target)
     _compare(target, plan.files, state)
     url = _finish(plan, target)
     return Pushed(
@@ -153,7 +153,7 @@ def _delete(plan: PushPlan, target: RepositoryRef, say: Notify) -> None:
     from huggingface_hub import CommitOperationDelete, HfApi
 
     def delete() -> None:
-        state = look(target)
+        state = read_state(target)
         names = [name for name in plan.delete if name in state.files]
         if names:
             HfApi(library_name=LIBRARY).create_commit(
@@ -172,7 +172,7 @@ def _send(plan: PushPlan, target: RepositoryRef, group: Sequence[PushFile]) -> l
     """Commit the files of a group that the Hub does not have; return them."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    state = look(target)
+    state = read_state(target)
     missing = [file for file in group if not file.equals(state.files.get(file.name))]
     operations = []
     for file in missing:

@@ -1,4 +1,4 @@
-"""What can go wrong while something is sent to the Hub, told with the way out; and persistence.
+"""Explains what goes wrong while sending to the Hub, and tries again what may pass.
 
 The Hub's refusals (rights, another content, a full quota) are errors at once. Broken lines and
 failing servers are tried again, a few times; the caller looks at the repository anew each time,

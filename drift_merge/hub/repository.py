@@ -1,4 +1,4 @@
-"""The repository that is written to: who asks, what is in it, and whether it may be written."""
+"""Reads the state of the repository that is written to, and refuses what must not be written."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -93,7 +93,7 @@ def require_account(target: RepositoryRef) -> str:
     return str(who.get("name"))
 
 
-def look(target: RepositoryRef) -> RemoteState:
+def read_state(target: RepositoryRef) -> RemoteState:
     """What is there now.
 
     Raises:
@@ -120,7 +120,7 @@ def look(target: RepositoryRef) -> RemoteState:
     return RemoteState(True, has_revision, bool(found.private), found.sha, files)
 
 
-def look_if_possible(target: RepositoryRef, say: Callable[[str], None]) -> RemoteState:
+def read_state_if_possible(target: RepositoryRef, say: Callable[[str], None]) -> RemoteState:
     """What is there now, or nothing with a sentence why the Hub could not be asked."""
     from huggingface_hub import get_token
 
@@ -130,7 +130,7 @@ def look_if_possible(target: RepositoryRef, say: Callable[[str], None]) -> Remot
     if get_token() is None:
         say("No token is set here: what is private on the Hub is not seen. See: hf auth login")
     try:
-        return look(target)
+        return read_state(target)
     except DriftMergeError as error:
         say(f"The Hub could not be asked what is there: {error.message}")
         return RemoteState(exists=False)

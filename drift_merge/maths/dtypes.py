@@ -1,4 +1,4 @@
-"""NEW FILE."""
+"""The torch dtype of every dtype code of safetensors."""
 
 import torch
 

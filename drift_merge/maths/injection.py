@@ -16,8 +16,8 @@ from torch import Tensor, ones_like
 
 from drift_merge.errors import RecipeError
 
-FORMULA = "g' = g - alpha * coefficient * delta"
-SIGN = "descent along g' moves the weights along +delta, towards the reasoner"
+INJECTION_FORMULA = "g' = g - alpha * coefficient * delta"
+INJECTION_SIGN = "descent along g' moves the weights along +delta, towards the reasoner"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ class Sampler:
         self._positions = positions(numel)
         self.values: list[float | None] = []  # None for NaN and Inf
 
-    def look(self, begin: int, chunk: Tensor) -> None:
-        """See elements [begin, begin + len) of the tensor, flat; chunks come in order."""
+    def add(self, begin: int, chunk: Tensor) -> None:
+        """Take from elements [begin, begin + len) of the tensor, flat; chunks come in order."""
         end = begin + chunk.numel()
         for position in self._positions[len(self.values) :]:
             if position >= end:

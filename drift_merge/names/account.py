@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from drift_merge.names.lineage import is_tied
 from drift_merge.names.modules import ModuleSelection, classify, layer_of
-from drift_merge.names.pairing import PairedRecord, TowerSide
+from drift_merge.names.pairing import DraftRecord, TowerSide
 from drift_merge.names.tensors import Alignment, Finding, Pair, Part, Record, RowMap, Shape, Side
 from drift_merge.names.towers import hidden_size
 
@@ -15,7 +15,7 @@ _MAX_EXAMPLES = 3
 
 
 def take_account(
-    lines: Sequence[PairedRecord],
+    drafts: Sequence[DraftRecord],
     selection: ModuleSelection,
     ours: TowerSide,
     theirs: TowerSide,
@@ -32,17 +32,17 @@ def take_account(
     pairs: list[Pair] = []
     records: list[Record] = []
     examples: list[tuple[str, str, str]] = []
-    for line in sorted(lines, key=lambda line: _order(line.name)):
+    for draft in sorted(drafts, key=lambda draft: _order(draft.name)):
         taken = [
-            name not in aliases and selection.takes(name) for name in line.mllm or line.reasoner
+            name not in aliases and selection.takes(name) for name in draft.mllm or draft.reasoner
         ]
         is_taken = any(taken)
-        records.append(_record(line, line.status if is_taken else "not_selected", ours, theirs))
-        if is_taken and line.status == "matched":
-            chosen = zip(line.mllm, line.views, taken, strict=True)
+        records.append(_record(draft, draft.status if is_taken else "not_selected", ours, theirs))
+        if is_taken and draft.status == "matched":
+            chosen = zip(draft.mllm, draft.views, taken, strict=True)
             pairs += [_pair(name, parts, theirs) for name, parts, use in chosen if use]
         elif is_taken and len(examples) < _MAX_EXAMPLES:
-            examples.append(_example(line, ours, theirs))
+            examples.append(_example(draft, ours, theirs))
     num_selected = sum(record.status != "not_selected" for record in records)
     records += _unselectable(ours, theirs)
     return Alignment(
@@ -67,13 +67,13 @@ def _order(canonical: str) -> tuple[int, int, str]:
     return rank, layer_of(canonical) or 0, tail
 
 
-def _record(line: PairedRecord, status: str, ours: TowerSide, theirs: TowerSide) -> Record:
+def _record(draft: DraftRecord, status: str, ours: TowerSide, theirs: TowerSide) -> Record:
     # The fused tensor's shape for a group, whoever stores it.
-    shape = theirs.shapes.get(line.name) or ours.shapes.get(line.name)
+    shape = theirs.shapes.get(draft.name) or ours.shapes.get(draft.name)
     return Record(
-        line.name,
-        _stored(ours.stored, line.reasoner),
-        _stored(theirs.stored, line.mllm),
+        draft.name,
+        _stored(ours.stored, draft.reasoner),
+        _stored(theirs.stored, draft.mllm),
         shape,
         status,
     )
@@ -89,11 +89,11 @@ def _pair(name: str, parts: tuple[Part, ...], theirs: TowerSide) -> Pair:
     return Pair(name, theirs.stored[name], shape, parts, classify(name), layer_of(name))
 
 
-def _example(line: PairedRecord, ours: TowerSide, theirs: TowerSide) -> tuple[str, str, str]:
+def _example(draft: DraftRecord, ours: TowerSide, theirs: TowerSide) -> tuple[str, str, str]:
     return (
-        line.name,
-        _show([ours.shapes[name] for name in line.reasoner]),
-        _show([theirs.shapes[name] for name in line.mllm]),
+        draft.name,
+        _show([ours.shapes[name] for name in draft.reasoner]),
+        _show([theirs.shapes[name] for name in draft.mllm]),
     )
 
 
@@ -108,7 +108,7 @@ def _show(shapes: list[Shape | None]) -> str:
 def _unselectable(ours: TowerSide, theirs: TowerSide) -> Iterator[Record]:
     """Yield the records of buffers, then of everything outside the towers."""
     one, other = (
-        {half.tower.canonical[name]: name for name in half.tower.buffers} for half in (ours, theirs)
+        {side.tower.canonical[name]: name for name in side.tower.buffers} for side in (ours, theirs)
     )
     for canonical in sorted({*one, *other}, key=_order):
         mine, its = one.get(canonical), other.get(canonical)
@@ -126,9 +126,9 @@ def _aliases(ours: TowerSide, theirs: TowerSide) -> set[str]:
     """Return heads that are only listed: their own config says they are the embedding."""
     return {
         name
-        for half, other in ((ours, theirs), (theirs, ours))
-        for name in half.stored
-        if name.startswith("lm_head.") and name not in other.stored and is_tied(half.model.config)
+        for side, other in ((ours, theirs), (theirs, ours))
+        for name in side.stored
+        if name.startswith("lm_head.") and name not in other.stored and is_tied(side.model.config)
     }
 
 
@@ -161,6 +161,6 @@ def _row_findings(row_maps: Mapping[str, RowMap]) -> list[Finding]:
     return findings
 
 
-def _side(half: TowerSide) -> Side:
-    tower = half.tower
-    return Side(half.model.label, tower.root, tower.num_layers, hidden_size(half.model, tower))
+def _side(side: TowerSide) -> Side:
+    tower = side.tower
+    return Side(side.model.label, tower.root, tower.num_layers, hidden_size(side.model, tower))

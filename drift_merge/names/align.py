@@ -1,4 +1,7 @@
-"""Pair the tensors of a text LLM with those of an MLLM's language tower.
+"""Pair the tensors of a reasoner with those of an MLLM's language tower.
+
+The reasoner is a text LLM, or another fine-tuning of the same MLLM, whose own vision tower is then
+outside the tower, and counted.
 
 Every stored tensor of both models ends in exactly one record. Fused and split storage,
 transposed experts and other vocabularies are bridged by views of the reasoner's data
@@ -36,6 +39,7 @@ def align(
     layers: str | None = None,
     name_map: NameMap | None = None,
     vocabularies: tuple[Vocabulary, Vocabulary] | None = None,
+    is_tower: bool = False,
 ) -> Alignment:
     """Pair the reasoner's tensors with those of the mllm's language tower.
 
@@ -43,14 +47,16 @@ def align(
     named after the fused tensor, and one pair for each tensor that the mllm stores.
 
     Args:
-        reasoner: names, shapes and config of the text LLM. Where a shape is unknown (None)
-            names decide, and the pair has no parts.
+        reasoner: names, shapes and config of the reasoner, a text LLM or an MLLM. Where a shape
+            is unknown (None) names decide, and the pair has no parts.
         mllm: the same of the multimodal model.
         modules: comma list, see `modules.parse_selection`.
         layers: e.g. "0:28" in the mllm's canonical numbers; None for all.
         name_map: what a `--map` file says.
         vocabularies: token -> id of the reasoner and of the mllm. Needed if embed or head
             is selected, unless both models are the same one.
+        is_tower: `mllm` is nothing but a language tower (the tensors of a prior), so that it
+            need not have a vision tower.
 
     Returns:
         The alignment, complete or not: see `require_complete`.
@@ -62,14 +68,14 @@ def align(
     """
     maps = name_map or NameMap()
     ours, theirs = _choose_towers(reasoner, mllm, maps)
-    roles = _check_roles(ours, theirs)
+    roles = [] if is_tower else _check_roles(ours, theirs)
     selection = parse_selection(modules, layers, theirs.tower.num_layers)
-    lines, hints = pair_up(ours, theirs)
-    lines, row_maps = pair_rows(lines, selection, ours, theirs, vocabularies)
+    drafts, hints = pair_up(ours, theirs)
+    drafts, row_maps = pair_rows(drafts, selection, ours, theirs, vocabularies)
     findings = [*roles, *lineage(reasoner.config, mllm.config), *hints]
     if vocabularies is not None:
         findings += compare_vocabularies(*vocabularies)
-    return take_account(lines, selection, ours, theirs, findings=findings, row_maps=row_maps)
+    return take_account(drafts, selection, ours, theirs, findings=findings, row_maps=row_maps)
 
 
 def _choose_towers(reasoner: Model, mllm: Model, maps: NameMap) -> tuple[TowerSide, TowerSide]:
@@ -104,15 +110,15 @@ def _check_roles(ours: TowerSide, theirs: TowerSide) -> list[Finding]:
     return [Finding("no_vision", "warning", message, remedy)]
 
 
-def _sees(half: TowerSide) -> bool:
-    outside = half.tower.outside
-    if outside and has_vision_config(half.model.config):
+def _sees(side: TowerSide) -> bool:
+    outside = side.tower.outside
+    if outside and has_vision_config(side.model.config):
         return True
     return any(_VISION_NAMES.search(name) for name in outside)
 
 
-def _inserted(half: TowerSide, side: str) -> list[Finding]:
-    numbers = half.tower.inserted
+def _inserted(one: TowerSide, side: str) -> list[Finding]:
+    numbers = one.tower.inserted
     if not numbers:
         return []
     shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")

@@ -5,29 +5,29 @@ from dataclasses import replace
 
 from drift_merge.errors import AlignmentError
 from drift_merge.names.modules import ModuleSelection
-from drift_merge.names.pairing import PairedRecord, TowerSide
+from drift_merge.names.pairing import DraftRecord, TowerSide
 from drift_merge.names.tensors import RowMap, Shape, identity_parts
 from drift_merge.names.vocabulary import Vocabulary, match_rows
 
 
 def pair_rows(
-    lines: Sequence[PairedRecord],
+    drafts: Sequence[DraftRecord],
     selection: ModuleSelection,
     ours: TowerSide,
     theirs: TowerSide,
     vocabularies: tuple[Vocabulary, Vocabulary] | None,
-) -> tuple[list[PairedRecord], dict[str, RowMap]]:
-    """Return the lines with embed and head matched by token, and the rows of each.
+) -> tuple[list[DraftRecord], dict[str, RowMap]]:
+    """Return the drafts with embed and head matched by token, and the rows of each.
 
-    Lines that are not selected, or of another width, stay as they are. A model aligned with
+    Drafts that are not selected, or of another width, stay as they are. A model aligned with
     itself needs no vocabularies.
 
     Raises:
         AlignmentError: if embed or head is selected on both sides without vocabularies.
     """
-    wanted = [line.name for line in lines if _has_rows(line, selection, ours, theirs)]
+    wanted = [draft.name for draft in drafts if _has_rows(draft, selection, ours, theirs)]
     if not wanted or _is_same(ours, theirs):
-        return list(lines), {}
+        return list(drafts), {}
     if vocabularies is None:
         raise AlignmentError(
             f"{' and '.join(sorted(wanted))} cannot be matched without both vocabularies: equal row"
@@ -40,26 +40,26 @@ def pair_rows(
     by_size: dict[tuple[int, int], RowMap] = {}
     for name in wanted:
         sizes = tuple(
-            _num_rows(half.shapes[name], vocabulary)
-            for half, vocabulary in zip((ours, theirs), vocabularies, strict=True)
+            _num_rows(side.shapes[name], vocabulary)
+            for side, vocabulary in zip((ours, theirs), vocabularies, strict=True)
         )
         size = (sizes[0], sizes[1])
         if size not in by_size:
             by_size[size] = match_rows(*vocabularies, reasoner_rows=size[0], mllm_rows=size[1])
         row_maps[name] = by_size[size]
-    return [_by_token(line, row_maps, ours, theirs) for line in lines], row_maps
+    return [_by_token(draft, row_maps, ours, theirs) for draft in drafts], row_maps
 
 
 def _has_rows(
-    line: PairedRecord, selection: ModuleSelection, ours: TowerSide, theirs: TowerSide
+    draft: DraftRecord, selection: ModuleSelection, ours: TowerSide, theirs: TowerSide
 ) -> bool:
-    if not line.name.startswith(("embed_tokens.", "lm_head.")):
+    if not draft.name.startswith(("embed_tokens.", "lm_head.")):
         return False
-    if not (line.reasoner and line.mllm):
+    if not (draft.reasoner and draft.mllm):
         return False
-    one, other = ours.shapes[line.name], theirs.shapes[line.name]
+    one, other = ours.shapes[draft.name], theirs.shapes[draft.name]
     has_one_width = one is None or other is None or one[1:] == other[1:]
-    return has_one_width and selection.takes(line.name)
+    return has_one_width and selection.takes(draft.name)
 
 
 def _is_same(ours: TowerSide, theirs: TowerSide) -> bool:
@@ -72,11 +72,11 @@ def _num_rows(shape: Shape | None, vocabulary: Vocabulary) -> int:
 
 
 def _by_token(
-    line: PairedRecord, row_maps: dict[str, RowMap], ours: TowerSide, theirs: TowerSide
-) -> PairedRecord:
-    if line.name not in row_maps:
-        return line
-    shape = theirs.shapes[line.name]
-    is_known = shape is not None and ours.shapes[line.name] is not None
-    parts = identity_parts(ours.stored[line.name], shape) if shape and is_known else ()
-    return replace(line, status="matched", views=(parts,))
+    draft: DraftRecord, row_maps: dict[str, RowMap], ours: TowerSide, theirs: TowerSide
+) -> DraftRecord:
+    if draft.name not in row_maps:
+        return draft
+    shape = theirs.shapes[draft.name]
+    is_known = shape is not None and ours.shapes[draft.name] is not None
+    parts = identity_parts(ours.stored[draft.name], shape) if shape and is_known else ()
+    return replace(draft, status="matched", views=(parts,))

@@ -62,7 +62,7 @@ def is_frozen_copy(name: str) -> bool:
     return ".original_module." in name
 
 
-def is_adapter(name: str) -> bool:
+def is_adapter_weight(name: str) -> bool:
     """Whether `name` is a weight of a PEFT adapter, not of the model."""
     return _ADAPTERS.search(name) is not None
 

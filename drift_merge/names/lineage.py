@@ -130,15 +130,14 @@ def lineage(reasoner_config: Config, mllm_config: Config) -> tuple[Finding, ...]
 
     Returns:
         Findings in a fixed order, none where values agree or one is not given. Codes:
-        swapped_arguments, model_family, those of the fields (hidden_size, num_layers,
-        num_heads, num_kv_heads, head_dim, intermediate_size, norm_eps, activation,
-        vocab_size, bos_token_id, eos_token_id), rope_theta, rope_scaling, mrope,
-        tied_embeddings.
+        model_family, those of the fields (hidden_size, num_layers, num_heads,
+        num_kv_heads, head_dim, intermediate_size, norm_eps, activation, vocab_size,
+        bos_token_id, eos_token_id), rope_theta, rope_scaling, mrope, tied_embeddings.
     """
     if not reasoner_config or not mllm_config:
         return ()
     ours, theirs = text_config(reasoner_config), text_config(mllm_config)
-    findings = [*_swapped(reasoner_config, mllm_config), *_family(ours, theirs)]
+    findings = _family(ours, theirs)
     for code, (keys, what, severity, consequence, remedy) in _FIELDS.items():
         one, other = _field(ours, code, keys), _field(theirs, code, keys)
         if one is None or other is None or one == other:
@@ -161,20 +160,6 @@ def is_tied(config: Config) -> bool | None:
         if isinstance(part.get("tie_word_embeddings"), bool)
     ]
     return any(flags) if flags else None
-
-
-def _swapped(ours: Config, theirs: Config) -> list[Finding]:
-    if not has_vision_config(ours) or has_vision_config(theirs):
-        return []
-    return [
-        Finding(
-            "swapped_arguments",
-            "error",
-            "The first config has a vision tower and the second has none: the reasoner comes"
-            " first, the mllm second.",
-            "Swap the two arguments.",
-        )
-    ]
 
 
 def _family(ours: Config, theirs: Config) -> list[Finding]:
@@ -233,7 +218,7 @@ def _rope(ours: Config, theirs: Config) -> list[Finding]:
                 " --modules mlp.",
             )
         )
-    (one_scaling, _), (other_scaling, sections) = _scaling(ours), _scaling(theirs)
+    one_scaling, other_scaling = _scaling(ours), _scaling(theirs)
     if one_scaling != other_scaling:
         findings.append(
             Finding(
@@ -244,17 +229,29 @@ def _rope(ours: Config, theirs: Config) -> list[Finding]:
                 "Check that both models descend from the same long-context version.",
             )
         )
-    if sections:
-        findings.append(
+    return findings + _mrope(_axes(ours), _axes(theirs))
+
+
+def _mrope(ours: str, theirs: str) -> list[Finding]:
+    """What is said where only the mllm splits rotary angles by axis, or both do differently."""
+    if ours == theirs:
+        return []
+    if not ours:
+        return [
             Finding(
                 "mrope",
                 "info",
-                f"The mllm splits rotary angles by axis (mrope_section {sections}); for text alone"
-                f" they equal the reasoner's.",
+                f"The mllm splits rotary angles by axis ({theirs}); for text alone they equal the"
+                f" reasoner's.",
                 "Nothing to do: this is expected of a Qwen-VL model.",
             )
-        )
-    return findings
+        ]
+    message = (
+        f"Rotary angles are split by axis otherwise: {ours} in the reasoner, {theirs or 'not'} in"
+        f" the mllm; on images q and k meet other angles."
+    )
+    remedy = "Check that both models descend from the same MLLM, or pass --modules mlp."
+    return [Finding("mrope", "warning", message, remedy)]
 
 
 def _rope_settings(config: Config) -> Config:
@@ -274,17 +271,24 @@ def _theta(config: Config) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _scaling(config: Config) -> tuple[dict[str, Any], Any]:
-    """Return the scaling in one spelling without theta and mrope, and the mrope sections."""
+def _axes(config: Config) -> str:
+    """Return how rotary angles are split by axis, or nothing."""
+    settings = _rope_settings(config)
+    sections = settings.get("mrope_section")
+    mixed = ", interleaved" if settings.get("mrope_interleaved") else ""
+    return f"mrope_section {sections}{mixed}" if sections else ""
+
+
+def _scaling(config: Config) -> dict[str, Any]:
+    """Return the scaling in one spelling, without theta and what is said of axes."""
     settings = dict(_rope_settings(config))
-    sections = settings.pop("mrope_section", None)
-    for key in ("rope_theta", "mrope_interleaved"):
+    for key in ("rope_theta", "mrope_section", "mrope_interleaved"):
         settings.pop(key, None)
     kind = settings.pop("rope_type", None) or settings.get("type")
     settings.pop("type", None)
     if kind in (None, "default", "mrope"):
-        return {}, sections
-    return {"type": kind, **dict(sorted(settings.items()))}, sections
+        return {}
+    return {"type": kind, **dict(sorted(settings.items()))}
 
 
 def _tied(ours: Config, theirs: Config) -> list[Finding]:

@@ -8,7 +8,7 @@ from drift_merge.names.layouts import (
     EMBEDDINGS,
     HEADS,
     NORMS,
-    is_adapter,
+    is_adapter_weight,
     is_buffer,
     is_frozen_copy,
     rename_tail,
@@ -59,7 +59,7 @@ def name_tower(
         head = _find_head(set(free.values()), root)
         for stored, name in free.items():
             found = _canonical(name, root, layers, numbers, head)
-            if found is not None and not is_adapter(name):
+            if found is not None and not is_adapter_weight(name):
                 canonical[stored] = found
     canonical.update((stored, found) for stored, found in mapped.items() if found is not None)
     _drop_frozen_copies(canonical)

@@ -23,7 +23,7 @@ class TowerSide:
 
 
 @dataclass(frozen=True, slots=True)
-class PairedRecord:
+class DraftRecord:
     """A record in the making."""
 
     name: str  # canonical; of the fused tensor for a group
@@ -39,28 +39,28 @@ def tower_side(model: Model, tower: Tower) -> TowerSide:
     return TowerSide(model, tower, stored, {c: model.shapes[name] for c, name in stored.items()})
 
 
-def pair_up(ours: TowerSide, theirs: TowerSide) -> tuple[list[PairedRecord], list[Finding]]:
-    """Return a line for every tensor of both towers, buffers excepted."""
-    lines = [_common(name, ours, theirs) for name in ours.stored if name in theirs.stored]
+def pair_up(ours: TowerSide, theirs: TowerSide) -> tuple[list[DraftRecord], list[Finding]]:
+    """Return a draft for every tensor of both towers, buffers excepted."""
+    drafts = [_common(name, ours, theirs) for name in ours.stored if name in theirs.stored]
     only_ours = {name for name in ours.stored if name not in theirs.stored}
     only_theirs = {name for name in theirs.stored if name not in ours.stored}
-    reasons = [fusions.LAYOUT_HINT for line in lines if _is_undecided(line, ours, theirs)]
+    reasons = [fusions.LAYOUT_HINT for draft in drafts if _is_undecided(draft, ours, theirs)]
     num_grouped = 0
     for fused, split in ((ours, theirs), (theirs, ours)):
         left = (only_ours, only_theirs) if fused is ours else (only_theirs, only_ours)
         for group in fusions.find_groups(*left):
-            line, reason = _grouped(group, fused, split, is_ours=fused is ours)
-            lines.append(line)
+            draft, reason = _grouped(group, fused, split, is_ours=fused is ours)
+            drafts.append(draft)
             reasons.append(reason)
-            num_grouped += line.status == "matched"
+            num_grouped += draft.status == "matched"
             left[0].discard(group.fused)
             left[1].difference_update(group.splits)
-    lines += [PairedRecord(name, (name,), (), "only_reasoner") for name in only_ours]
-    lines += [PairedRecord(name, (), (name,), "only_mllm") for name in only_theirs]
-    return lines, _fusion_findings(num_grouped, reasons)
+    drafts += [DraftRecord(name, (name,), (), "only_reasoner") for name in only_ours]
+    drafts += [DraftRecord(name, (), (name,), "only_mllm") for name in only_theirs]
+    return drafts, _fusion_findings(num_grouped, reasons)
 
 
-def _common(name: str, ours: TowerSide, theirs: TowerSide) -> PairedRecord:
+def _common(name: str, ours: TowerSide, theirs: TowerSide) -> DraftRecord:
     source, target = ours.shapes[name], theirs.shapes[name]
     parts: tuple[Part, ...] | None = None
     names = (name,)
@@ -71,8 +71,8 @@ def _common(name: str, ours: TowerSide, theirs: TowerSide) -> PairedRecord:
     elif source == target:
         parts = identity_parts(ours.stored[name], target)
     if parts is None:
-        return PairedRecord(name, names, names, "shape_mismatch")
-    return PairedRecord(name, names, names, "matched", (parts,))
+        return DraftRecord(name, names, names, "shape_mismatch")
+    return DraftRecord(name, names, names, "matched", (parts,))
 
 
 def _experts(
@@ -89,28 +89,28 @@ def _experts(
         return fusions.transposed_parts(stored, target)
     if ours.model is theirs.model:
         return identity_parts(stored, target)
-    layouts = [fusions.expert_layout(name, half.shapes) for half in (ours, theirs)]
+    layouts = [fusions.expert_layout(name, side.shapes) for side in (ours, theirs)]
     if None in layouts:
         return None
     is_same = layouts[0] == layouts[1]
     return identity_parts(stored, target) if is_same else fusions.transposed_parts(stored, target)
 
 
-def _is_undecided(line: PairedRecord, ours: TowerSide, theirs: TowerSide) -> bool:
-    if line.status != "shape_mismatch" or not fusions.is_fused_experts(line.name):
+def _is_undecided(draft: DraftRecord, ours: TowerSide, theirs: TowerSide) -> bool:
+    if draft.status != "shape_mismatch" or not fusions.is_fused_experts(draft.name):
         return False
-    return ours.shapes[line.name] == theirs.shapes[line.name]
+    return ours.shapes[draft.name] == theirs.shapes[draft.name]
 
 
 def _grouped(
     group: fusions.FusedGroup, fused: TowerSide, split: TowerSide, *, is_ours: bool
-) -> tuple[PairedRecord, str]:
-    """Return the line of a group and, if its shapes cannot be bridged, the reason."""
+) -> tuple[DraftRecord, str]:
+    """Return the draft of a group and, if its shapes cannot be bridged, the reason."""
     num_kv_heads = _kv_heads(fused) or _kv_heads(split)
     slots = fusions.slots_of(group, fused.shapes, split.shapes, num_kv_heads)
     one, other = ((group.fused,), group.splits) if is_ours else (group.splits, (group.fused,))
     if isinstance(slots, str):
-        return PairedRecord(group.fused, one, other, "shape_mismatch"), slots
+        return DraftRecord(group.fused, one, other, "shape_mismatch"), slots
     if not slots:
         views: tuple[tuple[Part, ...], ...] = tuple(() for _ in other)
     elif is_ours:
@@ -119,11 +119,11 @@ def _grouped(
         views = tuple(by_name[name] for name in group.splits)
     else:
         views = (fusions.fused_parts(slots, split.stored),)
-    return PairedRecord(group.fused, one, other, "matched", views), ""
+    return DraftRecord(group.fused, one, other, "matched", views), ""
 
 
-def _kv_heads(half: TowerSide) -> int | None:
-    heads = text_config(half.model.config).get("num_key_value_heads")
+def _kv_heads(side: TowerSide) -> int | None:
+    heads = text_config(side.model.config).get("num_key_value_heads")
     return heads if isinstance(heads, int) else None
 
 

@@ -1,8 +1,8 @@
-"""In which order to work, so that few things need to be at hand at a time, each fetched once.
+"""Orders the work so that each shard is downloaded once, within a limit of disk space.
 
-Knows neither shards nor tensors: things are numbers, each has a size, groups of work need sets of
-them, and what is at hand may not exceed a limit. The best order is hard to find (it is a vertex
-separation of the graph of things), so some simple ones are tried out and the cheapest is taken.
+Shards are numbers here ("things"), each with a size; a group of work needs a set of them on the
+disk at the same time. The best order is hard to find (it is a vertex separation of the graph of
+shards), so some simple ones are tried out and the cheapest is taken.
 """
 
 from bisect import bisect_right
@@ -63,8 +63,8 @@ def arrange(
     return free + best
 
 
-class _Waiting:
-    """Groups that are not done, and what is at hand on the way."""
+class _Unfinished:
+    """Groups that are not done, and the things at hand on the way."""
 
     def __init__(self, groups: Sequence[Group], sizes: Sequence[int]) -> None:
         self.groups = dict.fromkeys(groups)
@@ -108,16 +108,16 @@ class _Waiting:
 
 def finish_cheapest(groups: Sequence[Group], sizes: Sequence[int]) -> Order:
     """From the first group on, always finish the thing that needs least beside what is at hand."""
-    waiting = _Waiting(groups, sizes)
+    unfinished = _Unfinished(groups, sizes)
     order: Order = []
-    while waiting.groups:
-        thing = waiting.cheapest()
-        while group := waiting.next_with(thing):
-            waiting.work(group)
+    while unfinished.groups:
+        thing = unfinished.cheapest()
+        while group := unfinished.next_with(thing):
+            unfinished.work(group)
             order.append(group)
             if thing is None:
                 break
-        waiting.tidy()
+        unfinished.tidy()
     return order
 
 

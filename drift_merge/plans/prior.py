@@ -1,4 +1,4 @@
-"""NEW FILE."""
+"""The plan of a prior: one delta for every matched tensor of the language tower."""
 
 from array import array
 

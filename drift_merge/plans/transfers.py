@@ -1,4 +1,4 @@
-"""The plan of transfers: which shards come from the Hub, when, and in which order work uses them.
+"""Plans which shards are downloaded from the Hub, when, and how long each stays on the disk.
 
 Plain data from headers alone, like the plan: `--dry-run --stream` prints it. The outputs do not
 depend on it; only the order of work does.
@@ -23,7 +23,7 @@ Tensors = dict[str, TensorInfo]  # of one shard, by stored name
 
 @dataclass(frozen=True, slots=True)
 class Transfers:
-    """Leases of shards in the order in which they begin, and who uses them."""
+    """What is downloaded, in order, and which tensors are made of it."""
 
     passes: tuple[int | None, ...]  # number of the plan that looks at its inputs; None: the work
     ranks: Mapping[Ticket, int]  # in which order to work
@@ -34,18 +34,18 @@ class Transfers:
     @property
     def num_shards(self) -> int:
         """Shards of which something is fetched."""
-        return len({lease.need.shard for lease in self.leases})
+        return len({lease.request.shard for lease in self.leases})
 
     @property
     def num_parts(self) -> int:
         """Shards of which only ranges are fetched."""
-        whole = {lease.need.shard for lease in self.leases if not lease.need.ranges}
+        whole = {lease.request.shard for lease in self.leases if not lease.request.ranges}
         return self.num_shards - len(whole)
 
     @property
     def download_bytes(self) -> int:
         """Bytes that travel, those that travel again included."""
-        return sum(lease.need.size_bytes for lease in self.leases)
+        return sum(lease.request.size_bytes for lease in self.leases)
 
     @property
     def again_bytes(self) -> int:
@@ -60,7 +60,7 @@ class Transfers:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One piece of work of one pass."""
+    """The making (or measuring) of one tensor, in one pass over the inputs."""
 
     ticket: Ticket
     num_outputs: int  # of a sweep; they are made in one go, or one after the other
@@ -237,7 +237,7 @@ def _grant(
         for stage in used:
             at[stage][stay.thing] = len(leases)
         uses = sum(work.num_outputs for work in works)
-        leases.append(Lease(need, uses, overlap(extent, before)))
+        leases.append(Lease(need, uses, overlap_bytes(extent, before)))
         before += extent
     ranks = {work.ticket: n for n, (_, found) in enumerate(stages) for work in found}
     tickets = {
@@ -248,7 +248,7 @@ def _grant(
     return Transfers(passes, ranks, tickets, tuple(leases), limit_bytes)
 
 
-def overlap(ranges: Iterable[Range], others: Iterable[Range]) -> int:
+def overlap_bytes(ranges: Iterable[Range], others: Iterable[Range]) -> int:
     """Bytes of some ranges, which do not overlap each other, that are in any of the others."""
     joined: list[Range] = []
     for begin, end in sorted(others):

@@ -1,4 +1,4 @@
-"""NEW FILE."""
+"""How a source fills an output tensor, and the dtype in which that tensor is stored."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -39,8 +39,9 @@ def prior_card(manifest: dict[str, Any], published: Published | None = None) -> 
     body = f"""
 # Reasoning prior: {reasoner["label"]} -> {mllm["label"]}
 
-Differences of weights between a text LLM that reasons and the language tower of a multimodal
-LLM, for use in training (DRIFT). **This is not a model**: it cannot be loaded or served as one.
+Differences of weights between a reasoner (a text LLM, or another fine-tuning of the same MLLM)
+and the language tower of a multimodal LLM, for use in training (DRIFT). **This is not a model**:
+it cannot be loaded or served as one.
 It is of use with {_name(mllm)} alone, whose weights it was computed against.
 
     {manifest["formula"]}

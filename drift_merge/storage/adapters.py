@@ -21,14 +21,14 @@ from drift_merge.storage.checkpoint import Checkpoint, StoredAdapter, assemble
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
 from drift_merge.storage.sources import Source
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
 def is_adapter(source: Source) -> bool:
     """Whether a source is a local PEFT directory."""
-    return source.path is not None and (source.path / CONFIG).is_file()
+    return source.path is not None and (source.path / ADAPTER_CONFIG).is_file()
 
 
 def base_of(source: Source) -> str:
@@ -57,13 +57,13 @@ def join_adapter(source: Source, base: Checkpoint) -> Checkpoint:
     config = _read_config(source)
     if config.get("peft_type", "LORA") != "LORA" or config.get("use_dora"):
         raise _unsupported(source, "it is not plain LoRA (DoRA or another kind)")
-    path = source.path / WEIGHTS
+    path = source.path / ADAPTER_WEIGHTS
     if not path.is_file():
         raise CheckpointError(
-            f"{source.given} has no {WEIGHTS}.",
+            f"{source.given} has no {ADAPTER_WEIGHTS}.",
             remedy="Save the adapter as safetensors: model.save_pretrained(DIR)",
         )
-    factors = read_header(path, WEIGHTS)
+    factors = read_header(path, ADAPTER_WEIGHTS)
     adapters = _match(source, config, factors.tensors, base)
     here = {name: header for name, header in base.shards.items() if name not in base.remote}
     shards = [_absolute(base.file(name), header) for name, header in here.items()]
@@ -121,14 +121,16 @@ def _renamed(shard: str, header: ShardHeader) -> ShardHeader:
 def _read_config(source: Source) -> dict[str, Any]:
     assert source.path is not None
     try:
-        config = json.loads((source.path / CONFIG).read_bytes())
+        config = json.loads((source.path / ADAPTER_CONFIG).read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{source.given}: {CONFIG} cannot be read ({error}).", remedy="Save the adapter again."
+            f"{source.given}: {ADAPTER_CONFIG} cannot be read ({error}).",
+            remedy="Save the adapter again.",
         ) from error
     if not isinstance(config, dict):
         raise CheckpointError(
-            f"{source.given}: {CONFIG} is not a JSON object.", remedy="Save the adapter again."
+            f"{source.given}: {ADAPTER_CONFIG} is not a JSON object.",
+            remedy="Save the adapter again.",
         )
     return config
 

@@ -102,9 +102,9 @@ def open_checkpoint(
     checkpoint = assemble(source, None, config, shards.values(), sidecars)
     if not stream:
         return checkpoint
-    from drift_merge.storage.hub.shards import locate
+    from drift_merge.storage.hub.shards import find_remote
 
-    path, remote = locate(source, shards, with_digests=not headers_only)
+    path, remote = find_remote(source, shards, with_digests=not headers_only)
     return replace(checkpoint, path=path, remote=remote)
 
 

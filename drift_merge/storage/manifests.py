@@ -1,7 +1,7 @@
-"""Seals: what lets `verify` find a change in a manifest or in a small file beside the shards.
+"""Reads and writes manifests, and finds any change made to one or to the files it vouches for.
 
-A manifest holds a fingerprint of all its other entries, and one of every file that it vouches
-for. The card is not among them: people may edit it.
+A manifest holds a seal, the fingerprint of all its other entries, and a fingerprint of every small
+file beside the shards. The card is not among them: people may edit it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The life of an output directory: absent or whole, never half.
+"""Writes an output directory that is absent or whole, never half.
 
     OUT.partial/lock           held while a process writes
     OUT.partial/journal.jsonl  the plan and the finished tensors

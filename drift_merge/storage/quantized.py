@@ -1,4 +1,4 @@
-"""What must hold of the inputs before any arithmetic: plain floating point, not quantized.
+"""Refuses quantized inputs before any arithmetic.
 
 Reads configs and headers only. A quantized tensor is a code, not a number: averaging or
 subtracting codes gives a model that loads and is wrong.

@@ -1,4 +1,4 @@
-"""NEW FILE."""
+"""Sizes in bytes, read from what people write and shown as they read them."""
 
 import re
 

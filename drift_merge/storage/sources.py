@@ -1,4 +1,4 @@
-"""What the user wrote, understood: a local path or a Hub id. Asks the disk, never the network."""
+"""Reads what the user wrote as a local path or a Hub id. Asks the disk, never the network."""
 
 import os
 import re

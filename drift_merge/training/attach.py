@@ -72,7 +72,7 @@ def attach(
         The handle; keep it.
 
     Raises:
-        AlignmentError: prior and model do not match; nothing to train; quantised weights.
+        AlignmentError: prior and model do not match; nothing to train; quantized weights.
         VerificationError: the weights are not those that the prior was computed against. (Where
             gradients are sharded: at the first step.)
         RecipeError: an argument is not valid; the optimizer is of another model.

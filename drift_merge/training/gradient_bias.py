@@ -1,4 +1,4 @@
-"""The working half of a handle: pieces, injectors and deltas, made when gradients can be seen."""
+"""Biases gradients for a handle; set up at the first step, when gradients can be seen."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,14 +148,14 @@ class GradientBias:
         Raises:
             RecipeError: there are several priors, or adapters.
         """
-        from drift_merge.training.deltas.refresh import recompute
+        from drift_merge.training.deltas.refresh import refreshed_deltas
 
         if len(self._files.priors) > 1 or self._files.weights != (1.0,):
             raise RecipeError(
                 "refresh() is defined for one prior of weight 1.",
                 remedy="Compute priors against the current weights, and attach those.",
             )
-        held = recompute(
+        held = refreshed_deltas(
             self._files.priors[0], self._regions, self._layout, reasoner, self._held_dtype
         )
         self._is_placed, self._source = False, held

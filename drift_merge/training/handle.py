@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from drift_merge.errors import RecipeError
-from drift_merge.maths.injection import FORMULA, SIGN
+from drift_merge.maths.injection import INJECTION_FORMULA, INJECTION_SIGN
 from drift_merge.training.gradient_bias import GradientBias
 from drift_merge.training.gradients.choose import require_current
 from drift_merge.training.gradients.hooks import Skips, hook_optimizer
@@ -27,7 +27,7 @@ class Handle:
     def __init__(
         self, settings: InjectionSettings, matching: Matching, biasing: GradientBias
     ) -> None:
-        self._settings, self._matching, self._biasing = settings, matching, biasing
+        self._settings, self._matching, self._bias = settings, matching, biasing
         self._undo: list[Callable[[], None]] = []
         self._is_hooked = self._is_removed = False
         self._count = 0  # steps that were biased, those of the saved state included
@@ -79,12 +79,12 @@ class Handle:
             first step.
         """
         self._refuse_removed()
-        if not self._biasing.is_ready:
+        if not self._bias.is_ready:
             self._prepare()
         return make_report(
-            self._biasing.injectors,
+            self._bias.injectors,
             self.coverage,
-            self._biasing.start,
+            self._bias.start,
             rule=self._settings.rule,
             steps=self.steps,
         )
@@ -102,7 +102,7 @@ class Handle:
         """
         return describe_state(
             self._settings,
-            self._biasing.names,
+            self._bias.names,
             steps=self.steps,
             start=self._start,
             refreshed_at=self._refreshed_at,
@@ -115,11 +115,11 @@ class Handle:
             RecipeError: the state is of another prior (both fingerprints are named) or
                 selection; with strict, also of other settings.
         """
-        check_state(state, self._settings, self._biasing.names)
+        check_state(state, self._settings, self._bias.names)
         self._count = int(state["steps"]) + self._skips.total()
         self._start = state["start"]
-        if self._start is not None and self._biasing.is_ready:
-            self._biasing.set_start(self._start)
+        if self._start is not None and self._bias.is_ready:
+            self._bias.set_start(self._start)
 
     def refresh(self, reasoner: str | Path | None = None) -> None:
         """Recompute delta = theta_reasoner - theta against the weights as they are now.
@@ -135,17 +135,17 @@ class Handle:
             SourceError, CheckpointError, AlignmentError: as for computing a prior.
         """
         self._refuse_removed()
-        if not self._biasing.is_ready:
+        if not self._bias.is_ready:
             self._prepare()
-        self._biasing.refresh(reasoner)
-        self._start, self._refreshed_at = self._biasing.start_list(), self.steps
+        self._bias.refresh(reasoner)
+        self._start, self._refreshed_at = self._bias.start_list(), self.steps
 
     def remove(self) -> None:
         """Go back to plain training: no hook is left. May be called again."""
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
-        self._biasing.release()
+        self._bias.release()
         self._is_removed, self._is_hooked = True, False
 
     def begin(self, model: nn.Module, optimizer: Any, layout: GradientLayout) -> None:
@@ -162,9 +162,9 @@ class Handle:
             self._hook_parameters()
 
     def _prepare(self) -> None:
-        self._biasing.prepare(start=self._start)
-        self._start = self._biasing.start_list()
-        self._parameter = self._biasing.first_parameter()
+        self._bias.prepare(start=self._start)
+        self._start = self._bias.start_list()
+        self._parameter = self._bias.first_parameter()
 
     def _hook_parameters(self) -> None:
         if not self._is_hooked and self._settings.schedule != "constant":
@@ -172,14 +172,14 @@ class Handle:
                 f"when='microbatch' with schedule {self._settings.schedule!r} must know the steps.",
                 remedy="Pass the optimizer: attach(..., optimizer=optimizer).",
             )
-        for number, units in enumerate(self._biasing.parameters):
+        for number, units in enumerate(self._bias.parameters):
             parameter = units[0].parameter
             assert parameter is not None
 
             def bias(number: int = number) -> None:
-                self._biasing.step_one(number, self._settings.factor(self.steps))
+                self._bias.step_one(number, self._settings.factor(self.steps))
 
-            layout = self._biasing.hook_layouts[number]
+            layout = self._bias.hook_layouts[number]
             self._undo.append(hook_parameter(parameter, layout, bias).remove)
 
     def _step(self, scale: float | Tensor | None, found_inf: Tensor | None) -> None:
@@ -187,10 +187,10 @@ class Handle:
         if self._check_once is not None:
             self._check_once()
             self._check_once = None
-        if not self._biasing.is_ready:
+        if not self._bias.is_ready:
             self._prepare()
         self._refuse_repetition()
-        self._biasing.step(self._settings.factor(self.steps), scale)
+        self._bias.step(self._settings.factor(self.steps), scale)
         self._count_step(scale, found_inf)
         gradient = None if self._parameter is None else self._parameter.grad
         if gradient is not None:
@@ -223,8 +223,8 @@ class Handle:
         settings = self._settings
         alphas = ", ".join(f"{module} {alpha:g}" for module, alpha in settings.alphas.items())
         return (
-            f"rule={settings.rule} alpha=({alphas}) when={settings.when}: {FORMULA}; {SIGN};"
-            f" {self.coverage.text()}"
+            f"rule={settings.rule} alpha=({alphas}) when={settings.when}: {INJECTION_FORMULA};"
+            f" {INJECTION_SIGN}; {self.coverage.text()}"
         )
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The plain data of training: which elements of a live parameter belong to which delta.
+"""Which elements of a live parameter belong to which delta, as plain data.
 
 Shapes: a tensor is seen as a matrix, see `names.tensors.matrix_shape`.
 """

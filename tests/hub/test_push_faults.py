@@ -246,10 +246,10 @@ def test_wrong_bytes_on_the_hub_are_found_and_the_card_is_not_sent(hub, built):
 
 
 def test_a_small_file_that_changed_on_the_way_is_found(hub, built, monkeypatch):
-    real = pushing.look
+    real = pushing.read_state
     seen = []
 
-    def look(target):
+    def read_state(target):
         state = real(target)
         seen.append(state)
         if "prior.json" in state.files and "README.md" not in state.files:
@@ -258,7 +258,7 @@ def test_a_small_file_that_changed_on_the_way_is_found(hub, built, monkeypatch):
             state = real(target)
         return state
 
-    monkeypatch.setattr(pushing, "look", look)
+    monkeypatch.setattr(pushing, "read_state", read_state)
     assert_refusal(pushed(built), 1, ["prior.json", "is not what was sent"])
     assert "README.md" not in files_at(hub)
 

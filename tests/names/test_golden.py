@@ -94,6 +94,35 @@ def test_deepseek_distill_matches_qwen2_vl_and_is_warned_about_rope_theta():
     assert {x.code for x in result.findings} == {"rope_theta", "mrope"}
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl_3b", "qwen3_vl_cosmos_reason2"])
+def test_another_fine_tuning_of_the_same_mllm_is_a_reasoner_without_a_note(name):
+    model = f.golden(name)
+    new = {
+        n.replace("visual.", "model.visual.", 1)
+        if n.startswith("visual.")
+        else n.replace("model.", "model.language_model.", 1): shape
+        for n, shape in model.shapes.items()
+    }
+    nested = {"rope_parameters": model.config.get("rope_scaling"), **model.config}
+    moved = Model("newer", new, nested) if name == "qwen2_5_vl_3b" else model
+    total, tower, default, *_ = COUNTS[name]
+    for ours, theirs in ((model, model), (moved, model), (model, moved)):
+        result = align(ours, theirs)
+        require_complete(result)
+        assert f.statuses(result) == {
+            "matched": default,
+            "not_selected": tower - default,
+            "outside_tower": 2 * (total - tower),
+        }
+        assert result.findings == ()
+
+
+def test_a_vision_tower_that_the_mllms_config_does_not_speak_of_is_still_one():
+    mllm = f.golden("qwen2_5_vl_3b")
+    silent = {key: value for key, value in mllm.config.items() if key != "vision_config"}
+    assert align(mllm, Model("mllm", mllm.shapes, silent)).findings == ()
+
+
 def test_deepseek_distill_against_another_size_is_refused_in_the_house_form():
     result = align(f.deepseek(), f.golden("qwen2_5_vl_3b"))
     with pytest.raises(AlignmentError) as caught:

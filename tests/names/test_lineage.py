@@ -115,8 +115,24 @@ def test_inserted_cross_attention_layers_are_not_counted():
     assert codes(TEXT, {"text_config": mllama, **VISION}) == []
 
 
-def test_swapped_configs_are_an_error():
-    assert codes({**TEXT, **VISION}, TEXT) == ["swapped_arguments"]
+def mrope(sections, **more):
+    return {**TEXT, **VISION, "rope_scaling": {"mrope_section": sections, "type": "mrope"} | more}
+
+
+def test_two_mllms_with_the_same_sections_are_told_nothing_about_them():
+    new = {"mrope_section": [1, 2], "rope_type": "default", "rope_theta": 10000.0}
+    assert codes(mrope([1, 2]), mrope([1, 2])) == []
+    assert codes(mrope([1, 2]), {"text_config": {**TEXT, "rope_parameters": new}, **VISION}) == []
+
+
+@pytest.mark.parametrize(
+    "reasoner", [mrope([2, 1]), mrope([1, 2], mrope_interleaved=True)], ids=["sections", "order"]
+)
+def test_two_mllms_that_split_rotary_angles_otherwise_are_a_warning(reasoner):
+    for ours, theirs in ((reasoner, mrope([1, 2])), (mrope([1, 2]), {**TEXT, **VISION})):
+        (finding,) = lineage(ours, theirs)
+        assert (finding.code, finding.severity) == ("mrope", "warning")
+        assert "mrope_section [" in finding.message
 
 
 @pytest.mark.parametrize(

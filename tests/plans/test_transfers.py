@@ -8,7 +8,7 @@ import pytest
 from drift_merge.errors import RecipeError
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.prepare import Prepared, prepare
-from drift_merge.plans.transfers import Transfers, overlap, plan_transfers
+from drift_merge.plans.transfers import Transfers, overlap_bytes, plan_transfers
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.hub import ranges
@@ -52,7 +52,7 @@ def check(plan: Plan, transfers: Transfers, limit: int) -> None:
         granted = max(granted, *(number + 1 for number in numbers)) if numbers else granted
         here = [n for n in range(granted) if left[n] > 0]
         assert set(numbers) <= set(here)
-        assert sum(transfers.leases[n].need.size_bytes for n in here) <= limit
+        assert sum(transfers.leases[n].request.size_bytes for n in here) <= limit
         for number in numbers:
             left[number] -= 1
     assert not any(left)
@@ -167,4 +167,4 @@ def test_an_order_depends_on_the_plan_alone(tmp_path: Path) -> None:
 def test_overlap_counts_bytes_once(
     ranges: list[tuple[int, int]], others: list[tuple[int, int]], expected: int
 ) -> None:
-    assert overlap(ranges, others) == expected
+    assert overlap_bytes(ranges, others) == expected

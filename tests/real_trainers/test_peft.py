@@ -265,7 +265,7 @@ def test_a_copy_that_peft_saves_is_trained_and_biased_as_an_ordinary_weight(setu
         assert torch.equal(parameter.grad, -setup.deltas[path])
 
 
-def test_a_quantised_base_is_trained_through_lora_and_refused_without(setup):
+def test_a_quantized_base_is_trained_through_lora_and_refused_without(setup):
     pytest.importorskip("bitsandbytes")
     config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="float32")
     model = transformers.AutoModelForImageTextToText.from_pretrained(

@@ -379,5 +379,5 @@ def test_an_optimizer_of_deepspeed_that_is_not_known_is_refused_by_name():
         optimizer = None
 
     with pytest.raises(RecipeError, match="ZenFlowZeroOptimizerSequential") as caught:
-        deepspeed.layout_for(torch.nn.Linear(1, 1), ZenFlowZeroOptimizerSequential())
+        deepspeed.deepspeed_layout(torch.nn.Linear(1, 1), ZenFlowZeroOptimizerSequential())
     assert "without ZenFlow and SuperOffload" in caught.value.remedy

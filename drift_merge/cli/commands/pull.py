@@ -11,7 +11,7 @@ from drift_merge.cli.entry import print_json
 from drift_merge.cli.progress import progress
 from drift_merge.cli.render import note
 from drift_merge.hub import publish
-from drift_merge.hub.publish import MERGE, PRIOR, pull_artifact
+from drift_merge.hub.publish import MERGE_KIND, PRIOR_KIND, pull_artifact
 from drift_merge.storage.sizes import size
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def pull_prior(source: str, **values: Any) -> None:
         drift-prior pull org/name -o prior/
     """
 
-    _pull(PRIOR, source, **values)
+    _pull(PRIOR_KIND, source, **values)
 
 
 @click.command(name="pull")
@@ -51,7 +51,7 @@ def pull_merge(source: str, **values: Any) -> None:
         drift-merge pull org/name -o merged/
     """
 
-    _pull(MERGE, source, **values)
+    _pull(MERGE_KIND, source, **values)
 
 
 def locate(text: str, kind: str, *, whole: bool = True, quiet: bool = False) -> tuple[str, Path]:
@@ -67,7 +67,7 @@ def locate(text: str, kind: str, *, whole: bool = True, quiet: bool = False) -> 
     if path.exists():
         return text, path
 
-    return publish.locate(text, getattr(publish, kind), whole=whole, quiet=quiet)
+    return publish.locate(text, getattr(publish, f"{kind}_KIND"), whole=whole, quiet=quiet)
 
 
 def _pull(

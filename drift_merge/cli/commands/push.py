@@ -12,7 +12,7 @@ from drift_merge.cli import options
 from drift_merge.cli.entry import print_json
 from drift_merge.cli.progress import progress
 from drift_merge.cli.render import note, table
-from drift_merge.hub.publish import MERGE, PRIOR, prepare_push, push_prepared
+from drift_merge.hub.publish import MERGE_KIND, PRIOR_KIND, prepare_push, push_prepared
 from drift_merge.hub.repository import PushRequest
 from drift_merge.storage.sizes import size
 
@@ -50,7 +50,7 @@ def push_prior(directory: Path, repo_id: str, **values: Any) -> None:
         drift-prior push prior/ org/name
     """
 
-    _push(PRIOR, "drift-prior", directory, repo_id, values)
+    _push(PRIOR_KIND, "drift-prior", directory, repo_id, values)
 
 
 @click.command(name="push")
@@ -68,7 +68,7 @@ def push_merge(directory: Path, repo_id: str, **values: Any) -> None:
         drift-merge push merged/ org/name
     """
 
-    _push(MERGE, "drift-merge", directory, repo_id, values)
+    _push(MERGE_KIND, "drift-merge", directory, repo_id, values)
 
 
 def _push(

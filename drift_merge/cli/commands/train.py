@@ -15,7 +15,7 @@ from drift_merge.cli.render import note, table
 from drift_merge.cli.running import require_device
 from drift_merge.errors import RecipeError
 from drift_merge.storage.output import check_output
-from drift_merge.trainers.sft.request import TrainingRequest, prepare
+from drift_merge.trainers.sft.request import TrainingRequest, prepare_training
 
 Report = Callable[[int, int, Mapping[str, Any]], None]
 
@@ -213,7 +213,7 @@ def train_action(mllm: str, prior: str | None, values: dict[str, Any]) -> None:
     names = ("device", "overwrite", "dry_run", "as_json", "quiet", "resume")
     run = {name: values.pop(name) for name in names}
     is_silent = run["quiet"] or run["as_json"]
-    prepared = prepare(TrainingRequest(mllm=mllm, prior=prior, **values), quiet=is_silent)
+    prepared = prepare_training(TrainingRequest(mllm=mllm, prior=prior, **values), quiet=is_silent)
     if run["dry_run"]:
         check_output(out, prepared.checkpoint.directories, overwrite=run["overwrite"])
         _print_plan(prepared.plan, prepared.num_steps, as_json=run["as_json"])

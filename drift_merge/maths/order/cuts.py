@@ -1,4 +1,4 @@
-"""The k largest entries of a stream, told apart chunk by chunk from what was found of the whole.
+"""Tells the k largest entries of a stream from the others, chunk by chunk, once found.
 
 Shapes: one-dimensional chunks; n = entries of one.
 """

@@ -1,4 +1,4 @@
-"""What can go wrong between here and the Hub, told with the way out; and patience.
+"""Explains what goes wrong while reading from the Hub, and tries again what may pass.
 
 huggingface_hub speaks through `requests` (before 1.0), `httpx` (1.x) or `httpx2` (2.x).
 Errors are told apart by huggingface_hub's own classes and by status codes, so that none of

@@ -25,7 +25,7 @@ from drift_merge.storage.shards import cannot_write
 from drift_merge.storage.sources import RemoteShard, Source
 
 Range = tuple[int, int]  # bytes [begin, end) of a file
-Count = Callable[[int], None]  # called with bytes that arrived; raises GivenUp to stop
+Count = Callable[[int], None]  # called with bytes that arrived; raises DownloadCancelled to stop
 
 # Seconds before further attempts at a shard: a line that is down for a minute ends no run.
 WAITS_SECONDS = (1.0, 3.0, 10.0, 30.0)
@@ -133,7 +133,7 @@ def fetch_ranges(shard: RemoteShard, ranges: Sequence[Range], path: Path, count:
     Raises:
         SourceError: no answer after several attempts without progress.
         OutputError: the file cannot be written.
-        GivenUp: raised by `count`.
+        DownloadCancelled: raised by `count`.
     """
     unfinished = path.with_name(f"{path.name}.incomplete")
     try:

@@ -32,7 +32,7 @@ ATTEMPTS = 3  # at a shard that arrives with wrong bytes
 _BUFFER = 2**22  # bytes
 
 
-def locate(
+def find_remote(
     source: Source, shards: Mapping[str, ShardHeader], *, with_digests: bool
 ) -> tuple[Path, dict[str, RemoteShard]]:
     """Which shards of a checkpoint are not in the user's Hub cache.
@@ -105,7 +105,7 @@ def fetch_whole(shard: RemoteShard, directory: Path, count: Count) -> Path:
     Raises:
         SourceError: no answer after several attempts, or wrong bytes at each of them.
         OutputError: the directory cannot be written.
-        GivenUp: raised by `count`.
+        DownloadCancelled: raised by `count`.
     """
     path = directory / shard.place
     fault = _fault(shard, path)

@@ -1,4 +1,4 @@
-"""Shards on loan: fetched ahead of their use, deleted after it, never more than a limit.
+"""Downloads shards ahead of their use and deletes them after it, never more than a limit.
 
 Leases are granted in a fixed order, each as soon as its bytes fit beside those that are still
 needed; a few downloads go on beside the work. Work that needs shards holds a ticket: it waits
@@ -27,7 +27,7 @@ _FAREWELL_SECONDS = 10.0  # for downloads to notice that nobody waits for them
 
 
 class ShardCache(AbstractContextManager["ShardCache"]):
-    """The leases of one run, in a directory of their own. Enter it, then `start` it.
+    """The shards of one run that are on this disk for a while. Enter it, then `start` it.
 
     To enter does nothing that an interrupt could leave half-done: it would not be undone.
     """
@@ -73,14 +73,14 @@ class ShardCache(AbstractContextManager["ShardCache"]):
 
     def covers(self, shard: RemoteShard, info: TensorInfo) -> bool:
         """Whether the data of a tensor is among what was fetched of its shard."""
-        need = self._needs.get(shard)
-        if need is None:
+        request = self._needs.get(shard)
+        if request is None:
             return False
         begin, end = info.start, info.start + info.size_bytes
-        return not need.ranges or any(b <= begin and end <= e for b, e in need.ranges)
+        return not request.ranges or any(b <= begin and end <= e for b, e in request.ranges)
 
     @contextmanager
-    def hold(
+    def borrow(
         self, ticket: Hashable, uses: int = 1, check: Callable[[], None] = lambda: None
     ) -> Iterator[None]:
         """Work on the shards of a ticket; wait until they are here.
@@ -98,7 +98,7 @@ class ShardCache(AbstractContextManager["ShardCache"]):
                 check()
                 self._changed.wait(_PATIENCE_SECONDS)
         yield
-        self.pass_by(ticket, uses)
+        self.give_back(ticket, uses)
 
     def is_here(self, ticket: Hashable) -> bool:
         """Whether work on a ticket can begin; its shards then stay until it has been passed by.
@@ -116,27 +116,27 @@ class ShardCache(AbstractContextManager["ShardCache"]):
     def adopt(self, ticket: Hashable) -> None:
         """In a child process: take the shards of a ticket to be here, as the parent says."""
         for number in self._tickets.get(ticket, ()):
-            need = self._leases[number].need
-            self._needs[need.shard] = need
+            request = self._leases[number].request
+            self._needs[request.shard] = request
 
-    def pass_by(self, ticket: Hashable, uses: int = 1) -> None:
+    def give_back(self, ticket: Hashable, uses: int = 1) -> None:
         """Count uses of a ticket as done, without waiting for its shards."""
         with self._changed:
             for number in self._tickets.get(ticket, ()):
                 self._uses[number] -= uses
                 if self._uses[number] == 0 and number < self._next:
-                    self._end(self._leases[number].need.shard)
+                    self._end(self._leases[number].request.shard)
             self._changed.notify_all()
 
     def _is_ready(self, number: int) -> bool:
-        return number < self._next and self._leases[number].need.shard in self._present
+        return number < self._next and self._leases[number].request.shard in self._present
 
     def _raise_error(self, numbers: Collection[int]) -> None:
         """Raise what a download met, unless all that is waited for is still under way."""
         if self._error is None:
             return
         granted = [n < self._next for n in numbers]
-        shards = [self._leases[number].need.shard for number in numbers]
+        shards = [self._leases[number].request.shard for number in numbers]
         coming = [shard in self._present or shard in self._loading for shard in shards]
         if not all(granted) or not all(coming):
             raise self._error
@@ -144,7 +144,7 @@ class ShardCache(AbstractContextManager["ShardCache"]):
     def _fetch_leases(self, fetcher: Fetcher) -> None:
         """One downloading thread: take the next lease until there is none."""
         while (lease := self._grant()) is not None:
-            shard = lease.need.shard
+            shard = lease.request.shard
             try:
                 self._fetch(fetcher, lease)
             except BaseException as error:
@@ -162,33 +162,33 @@ class ShardCache(AbstractContextManager["ShardCache"]):
         with self._changed:
             while not self._is_stopped and self._error is None and self._next < len(self._leases):
                 lease, is_used = self._leases[self._next], self._uses[self._next] > 0
-                need, shard = lease.need, lease.need.shard
+                request, shard = lease.request, lease.request.shard
                 is_here = shard in self._present or shard in self._loading
-                if not is_used or (is_here and self._needs[shard] == need):
+                if not is_used or (is_here and self._needs[shard] == request):
                     self._next += 1  # passed by; or it simply stays longer
                     self._holders[shard] = self._holders.get(shard, 0) + is_used
                     self._changed.notify_all()
-                elif not is_here and self._used + need.size_bytes <= self._limit:
+                elif not is_here and self._used + request.size_bytes <= self._limit:
                     self._next += 1
-                    self._take(need)
+                    self._take(request)
                     return lease
                 else:
                     self._changed.wait()
             return None
 
-    def _take(self, need: ShardRequest) -> None:
-        self._needs[need.shard] = need
-        self._holders[need.shard] = 1
-        self._loading.add(need.shard)
-        self._used += need.size_bytes
+    def _take(self, request: ShardRequest) -> None:
+        self._needs[request.shard] = request
+        self._holders[request.shard] = 1
+        self._loading.add(request.shard)
+        self._used += request.size_bytes
         self.traffic.peak_bytes = max(self.traffic.peak_bytes, self._used)
 
     def _fetch(self, fetcher: Fetcher, lease: Lease) -> None:
-        is_kept = fetcher.bring(lease.need)
+        is_kept = fetcher.fetch(lease.request)
         with self._changed:
             self.traffic.num_kept += is_kept
             self.traffic.num_downloads += not is_kept
-            self.traffic.num_parts += not is_kept and bool(lease.need.ranges)
+            self.traffic.num_parts += not is_kept and bool(lease.request.ranges)
             self.traffic.again_bytes += 0 if is_kept else lease.again_bytes
 
     def _count(self, size: int) -> None:
@@ -225,10 +225,10 @@ class ShardCache(AbstractContextManager["ShardCache"]):
         """Delete what an earlier run left and this one does not need; begin to download."""
         kept, size = set(), 0
         for lease in self._leases:  # what is here already must not break the limit
-            size += lease.need.size_bytes if lease.need.place not in kept else 0
+            size += lease.request.size_bytes if lease.request.place not in kept else 0
             if size > self._limit:
                 break
-            kept.add(lease.need.place)
+            kept.add(lease.request.place)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             _remove_all_but(self.directory, kept)

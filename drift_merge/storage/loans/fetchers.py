@@ -1,4 +1,4 @@
-"""Downloads in processes of their own: they can be ended at once, and leave no lock behind.
+"""Downloads shards in processes of their own, which can be ended at once and leave no lock.
 
 A thread that downloads holds locks of its HTTP client, which huggingface_hub takes in every child
 when this process forks its workers; the child would wait for ever. Where processes cannot be
@@ -22,11 +22,11 @@ from drift_merge.storage.processes import Child, can_fork, fork, portable
 _REPORT_BYTES = 2**20  # arrived since the last word to the parent
 
 
-def bring(need: ShardRequest, directory: Path, count: Count) -> bool:
+def fetch_request(request: ShardRequest, directory: Path, count: Count) -> bool:
     """Have a shard, or the part of it that is needed, on the disk.
 
     Args:
-        need: where it comes from, and its place below the directory.
+        request: where it comes from, and its place below the directory.
         directory: of the cache.
         count: called with bytes as they arrive.
 
@@ -35,16 +35,16 @@ def bring(need: ShardRequest, directory: Path, count: Count) -> bool:
 
     Raises:
         SourceError, OutputError: see `fetch_whole`.
-        GivenUp: raised by `count`.
+        DownloadCancelled: raised by `count`.
     """
-    path = directory / need.place
+    path = directory / request.place
     # A part has its name only if all of it was on the disk; a whole shard is looked at again.
-    if path.is_file() if need.ranges else is_whole(need.shard, path):
+    if path.is_file() if request.ranges else is_whole(request.shard, path):
         return True
-    if need.ranges:
-        fetch_ranges(need.shard, need.ranges, path, count)
+    if request.ranges:
+        fetch_ranges(request.shard, request.ranges, path, count)
     else:
-        fetch_whole(need.shard, directory, count)
+        fetch_whole(request.shard, directory, count)
     return False
 
 
@@ -56,30 +56,30 @@ class Fetcher:
 
         Args:
             directory: of the cache.
-            count: called with bytes as they arrive; may raise GivenUp.
+            count: called with bytes as they arrive; may raise DownloadCancelled.
         """
         self._directory, self._count = directory, count
         self._is_ended = False
         self._child: Child | None = fork(self._serve) if can_fork() else None
 
-    def bring(self, need: ShardRequest) -> bool:
-        """See `bring`.
+    def fetch(self, request: ShardRequest) -> bool:
+        """See `fetch_request`.
 
         Raises:
             SourceError, OutputError: as there; also if the process has died.
-            GivenUp: it has been ended.
+            DownloadCancelled: it has been ended.
         """
         if self._child is None:
-            return bring(need, self._directory, self._count)
+            return fetch_request(request, self._directory, self._count)
         try:
-            self._child.connection.send(need)
+            self._child.connection.send(request)
             while type(message := self._child.connection.recv()) is int:
                 self._count(message)
         except (EOFError, OSError) as error:
             if self._is_ended:
                 raise DownloadCancelled from error
             raise SourceError(
-                f"The process that was fetching {need.shard.file} has ended without a word.",
+                f"The process that was fetching {request.shard.file} has ended without a word.",
                 remedy="Signal 9 is usually the system out of memory. Run the same command again: "
                 "it resumes.",
             ) from error
@@ -107,9 +107,9 @@ class Fetcher:
                 arrived = 0
 
         while True:
-            need = connection.recv()
+            request = connection.recv()
             try:
-                answer: Any = bring(need, self._directory, count)
+                answer: Any = fetch_request(request, self._directory, count)
             except BaseException as error:
                 answer = portable(error)
             connection.send(arrived)

@@ -1,4 +1,4 @@
-"""Leases of shards: what is needed of them, and for how long. Plain data."""
+"""What is needed of a shard, and by how much work before it may be deleted. Plain data."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,11 +41,11 @@ def shard_request(shard: RemoteShard, infos: Iterable[TensorInfo]) -> ShardReque
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One stay of a shard on this disk."""
+    """One stay of a shard on this disk: from its download to the end of its last use."""
 
-    need: ShardRequest
+    request: ShardRequest
     num_uses: int  # by work; after the last one the shard is deleted
-    again_bytes: int = 0  # among those of the need: bytes that earlier leases have fetched
+    again_bytes: int = 0  # among those of the request: bytes that earlier leases have fetched
 
 
 @dataclass(slots=True)

@@ -70,7 +70,7 @@ class TrainingJob:
         return self.checkpoint.path
 
 
-def prepare(request: TrainingRequest, *, quiet: bool = False) -> TrainingJob:
+def prepare_training(request: TrainingRequest, *, quiet: bool = False) -> TrainingJob:
     """Open and check the inputs; a Hub id is downloaded.
 
     Raises:

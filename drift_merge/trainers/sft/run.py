@@ -40,7 +40,7 @@ optional("accelerate", install=_INSTALL)  # the Trainer's own need
 MANIFEST, CSV, PNG = "train.json", "train.csv", "train.png"
 _LOGS = 200  # points of a curve
 
-Progress = Callable[[int, int, Mapping[str, Any]], None]  # step, of how many, last log
+StepProgress = Callable[[int, int, Mapping[str, Any]], None]  # step, of how many, last log
 
 
 def train(
@@ -50,7 +50,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "cpu",
-    progress: Progress = lambda step, total, log: None,
+    progress: StepProgress = lambda step, total, log: None,
 ) -> dict[str, Any]:
     """Train, and publish a complete checkpoint with the course of its training.
 
@@ -100,7 +100,7 @@ def _kept_if_saved(run: Path) -> Iterator[None]:
 class _Watch(_transformers.TrainerCallback):  # type: ignore[misc, name-defined]
     """Reports progress, and marks checkpoints that are whole."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: StepProgress) -> None:
         self._progress = progress
         self._log: dict[str, Any] = {}
 
@@ -118,7 +118,7 @@ class _Watch(_transformers.TrainerCallback):  # type: ignore[misc, name-defined]
 
 
 def _trainer(
-    prepared: TrainingJob, last: Path | None, run: Path, device: str, progress: Progress
+    prepared: TrainingJob, last: Path | None, run: Path, device: str, progress: StepProgress
 ) -> tuple[Any, DriftCallback | None]:
     request = prepared.request
     arguments = _arguments(prepared, run, device)

@@ -1,4 +1,4 @@
-"""The values of delta, where and when they are needed: read from the prior's memory map.
+"""Reads the values of delta from the memory map of the prior's files.
 
 The prior's files are mapped, so all local ranks share one copy in the page cache, and a rank
 touches only the pages of its regions. Several priors are combined with their weights on the

@@ -1,4 +1,4 @@
-"""Where delta waits for its use: the page cache, the device, or pinned memory on the way there.
+"""Keeps deltas where the gradients are: read from the map, resident on the GPU, or streamed to it.
 
 On a CPU the map of the prior's files is read directly. For gradients on a GPU all regions of
 this rank are made resident there if they fit; otherwise one unit at a time passes through

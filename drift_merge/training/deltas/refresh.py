@@ -1,4 +1,4 @@
-"""refresh(): delta anew, from the weights as they are now to the reasoner.
+"""Computes delta anew, from the weights as they are now to the reasoner: `handle.refresh()`.
 
 The new delta of this rank's regions lies in a temporary file that is mapped and has no name any
 more: no anonymous memory, and nothing is left behind however the process ends.
@@ -35,7 +35,7 @@ _TOKENIZER = "tokenizer.json"
 _CHUNK = 2**18  # elements
 
 
-def recompute(
+def refreshed_deltas(
     opened: OpenPrior,
     regions: Regions,
     layout: GradientLayout,
@@ -94,6 +94,7 @@ def _align(checkpoint: Checkpoint, opened: OpenPrior, names: set[str]) -> Alignm
         modules=manifest["parameters"]["modules"],
         name_map=NameMap(reasoner=maps.reasoner, mllm=SideMap(tower="")),
         vocabularies=_vocabularies(checkpoint, manifest["sources"]["mllm"], names),
+        is_tower=True,
     )
     missing = sorted(names - {pair.canonical for pair in alignment.pairs})
     if missing:

@@ -1,4 +1,4 @@
-"""NEW FILE."""
+"""Chooses the provider of gradients for a model and its optimizer; tells when it is outdated."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,7 +24,7 @@ def layout_for(model: nn.Module, optimizer: Any = None) -> GradientLayout:
 
     optimizer = unwrap_accelerated(optimizer)
     if deepspeed.is_deepspeed(optimizer) or deepspeed.is_deepspeed(model):
-        return deepspeed.layout_for(model, optimizer)
+        return deepspeed.deepspeed_layout(model, optimizer)
     return sharded.ShardedLayout() if sharded.is_sharded(model) else PlainLayout()
 
 

@@ -26,7 +26,7 @@ from drift_merge.training.gradients.layout import GradientLayout, PlainLayout
 from drift_merge.training.gradients.zero_partitions import (
     PartitionedLayout,
     loss_scale_of,
-    overlap,
+    region_within,
     several,
 )
 from drift_merge.training.units import Region, Unit
@@ -82,7 +82,9 @@ class Stage3Layout:
     def region(self, unit: Unit) -> Region | None:
         """The part of the unit in this rank's piece of its parameter, or None."""
         start, size = self._start(unit), _parameter(unit).partition_numel()
-        return overlap(unit, start, start + size)  # beyond the parameter there is only padding
+        return region_within(
+            unit, start, start + size
+        )  # beyond the parameter there is only padding
 
     def gradient(self, unit: Unit) -> Tensor | None:
         """The gradient of the region in fp32: a view where DeepSpeed keeps it so, or a copy."""
@@ -168,7 +170,7 @@ def find_optimizer(model: nn.Module, optimizer: Any = None) -> Any:
     )
 
 
-def layout_for(model: nn.Module, optimizer: Any = None) -> GradientLayout:
+def deepspeed_layout(model: nn.Module, optimizer: Any = None) -> GradientLayout:
     """The layout of the gradients of a model under DeepSpeed.
 
     Args:

@@ -1,4 +1,4 @@
-"""Where a handle hooks itself in: before the step of an optimizer, whoever wraps it."""
+"""Calls a handle before every step of an optimizer, whoever wraps it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

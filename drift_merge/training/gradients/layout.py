@@ -1,4 +1,4 @@
-"""Where local gradients lie: the protocol of the providers, the plain one, and the choice.
+"""Gives the gradients that this rank holds: the protocol of all providers, and the plain one.
 
 One small provider for each gradient layout; a parameter's layout is static once the optimizer
 exists.

@@ -49,7 +49,9 @@ class PartitionedLayout:
         if id(unit.parameter) not in self._groups:
             return Region(flat=(0, unit.numel))
         place = self._places.get(id(unit.parameter))
-        return None if place is None else overlap(unit, place.start, place.start + place.numel)
+        return (
+            None if place is None else region_within(unit, place.start, place.start + place.numel)
+        )
 
     def gradient(self, unit: Unit) -> Tensor | None:
         """The averaged gradient of the region, as a view; None before the boundary."""
@@ -100,7 +102,7 @@ def loss_scale_of(optimizer: Any) -> float | Tensor | None:
     return None if found is None or found == 1 else float(found)
 
 
-def overlap(unit: Unit, start: int, stop: int) -> Region | None:
+def region_within(unit: Unit, start: int, stop: int) -> Region | None:
     """The part of a unit in elements [start, stop) of its parameter."""
     begin = max(unit.begin, start) - unit.begin
     end = min(unit.begin + unit.numel, stop) - unit.begin
@@ -130,7 +132,7 @@ def _places(optimizer: Any, number: int) -> Iterator[tuple[Any, _Place]]:
 
 
 def _cut(unit: Unit, place: _Place, fragment: Tensor) -> Tensor | None:
-    region = overlap(unit, place.start, place.start + place.numel)
+    region = region_within(unit, place.start, place.start + place.numel)
     if region is None or region.flat is None:
         return None
     begin, end = region.flat

@@ -1,4 +1,4 @@
-"""The piece of a weight that PEFT trains through factors: delta is projected at every step.
+"""Measures and biases the gradients of a weight's LoRA factors; delta is projected every step.
 
 All factors of the weight (A, B, DoRA's magnitude) share the coefficient of the prior's tensor,
 taken from the norms and products of their gradients and directions together.
@@ -15,7 +15,7 @@ from drift_merge.names.tensors import matrix_shape
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.inject.pieces import (
-    CPU_CHUNK,
+    CPU_GRADIENT_CHUNK,
     DELTA_SQ,
     DOT,
     GRAD_SQ,
@@ -118,7 +118,7 @@ class AdaptedPiece:
         total = torch.zeros((), dtype=torch.float64)
         for unit in self.units:
             rows, cols = matrix_shape(unit.shape)
-            step = max(1, CPU_CHUNK // cols)
+            step = max(1, CPU_GRADIENT_CHUNK // cols)
             for first in range(0, rows, step):
                 run = self.source.rows(unit, first, min(first + step, rows)).reshape(-1).float()
                 total = total.to(run.device) + torch.dot(run, run)

@@ -1,4 +1,4 @@
-"""From matched units to slots and pieces: what the injection works on."""
+"""Sets the injection up: a slot for each tensor of the prior, a gradient for each matched unit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The injection: local sums, one all-reduce per group, coefficients by the rule, g -= c * delta.
+"""Biases gradients: local sums, one all-reduce per group, coefficients by the rule, g -= c * delta.
 
 Nothing waits for the device: coefficients stay tensors. Without a group the second pass follows
 the first tensor by tensor, while gradient and delta are in the cache.
@@ -19,8 +19,8 @@ from drift_merge.training.inject.pieces import (
     DELTA_SQ,
     DOT,
     GRAD_SQ,
-    Adder,
     Piece,
+    ScatterAdd,
     Scratch,
 )
 
@@ -65,7 +65,7 @@ class Injector:
     def __init__(self, pieces: Sequence[Piece], slots: TensorSlots, rule: Rule) -> None:
         self.pieces, self.slots, self.rule = tuple(pieces), slots, rule
         self.missing: set[Piece] = set()  # without a gradient at the last step
-        self._adder = Adder()
+        self._scatter_add = ScatterAdd()
         self._norms: dict[_Batch, tuple[Tensor, Tensor]] = {}
         self._groups = _by_group(self.pieces)
         self.to(slots.alpha.device)
@@ -104,7 +104,7 @@ class Injector:
             for group, batches in self._batches:
                 for batch in batches:
                     for piece in batch.pieces:
-                        self._adder.add(sums, piece.position(self._scratch))
+                        self._scatter_add.add(sums, piece.position(self._scratch))
                 _reduce(sums, batches, group)
         return sums
 
@@ -134,7 +134,7 @@ class Injector:
             if found is None:
                 self.missing.add(piece)
             cells += found or []
-        self._adder.add(self.sums, cells)
+        self._scatter_add.add(self.sums, cells)
 
     def _bias(self, batch: _Batch, factor: float, scale: float | Tensor | None) -> None:
         rows, slots = batch.rows, self.slots

@@ -1,4 +1,4 @@
-"""Pieces: one unit's share on this rank, measured chunk by chunk and then biased.
+"""Measures and biases the gradient of one unit on this rank, chunk by chunk.
 
 Shapes: a chunk is flat, n elements; float32 arithmetic (float64 for float64 gradients).
 """
@@ -15,8 +15,8 @@ from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.units import Block, Region, Unit, blocks
 
 # Elements. Smaller chunks stay in a smaller cache, but cost more in calls: 2**17 a tenth more.
-CPU_CHUNK = 2**19
-GPU_CHUNK = 2**23
+CPU_GRADIENT_CHUNK = 2**19
+GPU_GRADIENT_CHUNK = 2**23
 _KEPT = 2**21  # elements of widened deltas that are kept on a CPU from the first pass to the second
 GRAD_SQ, DOT, DELTA_SQ = 0, 1, 2  # columns of sums: g*g, g*delta (or theta*delta), delta*delta
 COLUMNS = 3
@@ -30,7 +30,7 @@ class Scratch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.elements = CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
+        self.elements = CPU_GRADIENT_CHUNK if device.type == "cpu" else GPU_GRADIENT_CHUNK
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._kept: dict[tuple[object, int], Tensor] = {}
         self._used = 0  # elements of the buffer of kept deltas
@@ -76,7 +76,7 @@ class Scratch:
 
 
 class Piece(Protocol):
-    """Something whose gradient gets `g -= c * delta`, with the c of its slot."""
+    """A gradient on this rank that gets `g -= c * delta`, with the c of its slot."""
 
     source: DeltaSource | None
 
@@ -122,7 +122,7 @@ class Piece(Protocol):
 
 
 class DensePiece:
-    """A region of a parameter and the same region of delta."""
+    """The gradient of a region of a parameter, and the same region of delta."""
 
     is_fixed = True
 
@@ -133,7 +133,7 @@ class DensePiece:
         self.source: DeltaSource | None = None  # set when it is known where gradients lie
         self._layout = layout
         self._chunks: dict[int, tuple[tuple[int, Block], ...]] = {}
-        self.numel = sum(block.numel for _, block in self.chunks(CPU_CHUNK))
+        self.numel = sum(block.numel for _, block in self.chunks(CPU_GRADIENT_CHUNK))
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -228,7 +228,7 @@ class DensePiece:
         self.source.chunk(self.unit, begin, block, delta)
 
 
-class Adder:
+class ScatterAdd:
     """Adds 0-dim values to rows and columns of sums, many by one kernel."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""NEW FILE."""
+"""The direction of every LoRA or DoRA factor for one delta, from the factors as they are now."""
 
 from collections.abc import Iterator
 from importlib import import_module

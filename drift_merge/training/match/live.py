@@ -1,4 +1,4 @@
-"""A live model as names and shapes: wrapped, tied, sharded, adapted or quantised.
+"""Lists the parameters of a live model by name and shape: tied, sharded, adapted or quantized.
 
 Reads no values. Shapes are those of the whole parameter, whatever of it this rank holds.
 """
@@ -33,7 +33,7 @@ class LiveModel:
         return Model(LABEL, dict(self.shapes), self.config)
 
 
-def look_at(model: nn.Module) -> LiveModel:
+def list_parameters(model: nn.Module) -> LiveModel:
     """List the parameters of a model.
 
     Raises:
@@ -57,7 +57,7 @@ def look_at(model: nn.Module) -> LiveModel:
     return live
 
 
-def is_quantised(parameter: Tensor | None) -> bool:
+def is_quantized(parameter: Tensor | None) -> bool:
     """Whether the values of a parameter are packed into integers (bitsandbytes, GPTQ, AWQ)."""
     if parameter is None:
         return True
@@ -75,7 +75,7 @@ def _config(model: nn.Module) -> Mapping[str, Any]:
 
 
 def _full_shape(parameter: nn.Parameter, module: nn.Module) -> Shape:
-    if is_quantised(parameter) and (shape := _features(module)):
+    if is_quantized(parameter) and (shape := _features(module)):
         return shape
     # ZeRO-3 leaves a parameter of shape (0,) behind and keeps the real one beside it.
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

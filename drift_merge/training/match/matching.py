@@ -15,12 +15,12 @@ from torch import nn
 from drift_merge.errors import AlignmentError
 from drift_merge.names.modules import ModuleSelection, classify, layer_of, parse_selection
 from drift_merge.names.naming import name_tower
-from drift_merge.names.pairing import PairedRecord, TowerSide, pair_up, tower_side
+from drift_merge.names.pairing import DraftRecord, TowerSide, pair_up, tower_side
 from drift_merge.names.tensors import Model, Part, Shape, matrix_shape
 from drift_merge.names.towers import canonical_names
 from drift_merge.training.lora.layers import Adapted
 from drift_merge.training.match.coverage import Coverage, some
-from drift_merge.training.match.live import LiveModel, is_quantised, look_at
+from drift_merge.training.match.live import LiveModel, is_quantized, list_parameters
 from drift_merge.training.units import Origin, Unit
 
 COMPUTE = "drift-prior compute REASONER MLLM -o PRIOR"
@@ -54,7 +54,7 @@ class _Account:
     units: list[Unit] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
     tied: list[str] = field(default_factory=list)
-    quantised: list[str] = field(default_factory=list)
+    quantized: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)  # other shape, or not in the model
     lacking: list[str] = field(default_factory=list)  # in the model, not in the prior
     seen: set[tuple[int, int]] = field(default_factory=set)  # parameter, first element
@@ -83,18 +83,18 @@ def match(
         command: how to compute the prior again, for messages.
 
     Raises:
-        AlignmentError: no tower, tensors without a partner, nothing to train, quantised weights.
+        AlignmentError: no tower, tensors without a partner, nothing to train, quantized weights.
         RecipeError: modules or layers cannot be read.
     """
-    live = look_at(model)
-    ours, theirs = _halves(live, tensors, label)
+    live = list_parameters(model)
+    ours, theirs = _sides(live, tensors, label)
     words = _joined(modules) or ""
     selection = parse_selection(words, _joined(layers), theirs.tower.num_layers)
-    lines, _ = pair_up(ours, theirs)
+    drafts, _ = pair_up(ours, theirs)
     account = _Account()
-    for line in sorted(lines, key=lambda line: _order(line.name)):
-        if any(selection.takes(name) for name in line.mllm or line.reasoner):
-            _take(line, selection, live, ours, theirs, account)
+    for draft in sorted(drafts, key=lambda draft: _order(draft.name)):
+        if any(selection.takes(name) for name in draft.mllm or draft.reasoner):
+            _take(draft, selection, live, ours, theirs, account)
     _require_plain(account)
     _require_partners(account, label, words, tensors, command, is_strict=is_strict)
     coverage = Coverage(
@@ -120,7 +120,7 @@ def _joined(value: str | int | Sequence[int | str] | None) -> str | None:
     return str(value) if isinstance(value, int) else ",".join(map(str, value))
 
 
-def _halves(
+def _sides(
     live: LiveModel, tensors: Mapping[str, Shape], label: str
 ) -> tuple[TowerSide, TowerSide]:
     prior = Model(label, dict(tensors))
@@ -137,26 +137,26 @@ def _order(name: str) -> tuple[int, int, str]:
 
 
 def _take(
-    line: PairedRecord,
+    draft: DraftRecord,
     selection: ModuleSelection,
     live: LiveModel,
     ours: TowerSide,
     theirs: TowerSide,
     account: _Account,
 ) -> None:
-    """Put one selected line into the account."""
-    if line.status == "only_mllm":
-        stored = theirs.stored[line.name]
+    """Put one selected draft into the account."""
+    if draft.status == "only_mllm":
+        stored = theirs.stored[draft.name]
         parameter = live.parameters[stored]
         if parameter is not None and (id(parameter), 0) in account.seen:
-            account.tied.append(line.name)
+            account.tied.append(draft.name)
         else:
-            account.lacking.append(line.name)
-    elif line.status != "matched":
-        account.mismatched.append(line.name)
+            account.lacking.append(draft.name)
+    elif draft.status != "matched":
+        account.mismatched.append(draft.name)
     else:
-        account.num_matched += len(line.reasoner)
-        for name, parts in zip(line.mllm, line.views, strict=True):
+        account.num_matched += len(draft.reasoner)
+        for name, parts in zip(draft.mllm, draft.views, strict=True):
             if selection.takes(name):
                 _take_parameter(name, parts, live, ours, theirs, account)
 
@@ -171,9 +171,9 @@ def _take_parameter(
 ) -> None:
     stored = theirs.stored[name]
     parameter, is_adapted = live.parameters[stored], stored in live.adapted
-    if not is_adapted and is_quantised(parameter):
-        # Beside adapters a quantised weight is one that nobody meant to train.
-        (account.frozen if live.adapted else account.quantised).append(stored)
+    if not is_adapted and is_quantized(parameter):
+        # Beside adapters a quantized weight is one that nobody meant to train.
+        (account.frozen if live.adapted else account.quantized).append(stored)
         return
     if not is_adapted and parameter is not None and not parameter.requires_grad:
         account.frozen.append(stored)
@@ -223,11 +223,11 @@ def _origin(part: Part, stored: Shape) -> Origin:
 
 
 def _require_plain(account: _Account) -> None:
-    if account.quantised:
+    if account.quantized:
         raise AlignmentError(
-            f"{len(account.quantised):,} selected parameters are quantised, e.g."
-            f" {account.quantised[0]}: a delta cannot be added to packed values.",
-            remedy="Train LoRA adapters (PEFT) on the quantised model, or load it unquantised.",
+            f"{len(account.quantized):,} selected parameters are quantized, e.g."
+            f" {account.quantized[0]}: a delta cannot be added to packed values.",
+            remedy="Train LoRA adapters (PEFT) on the quantized model, or load it unquantized.",
         )
 
 

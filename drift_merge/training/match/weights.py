@@ -22,7 +22,7 @@ from drift_merge.names.tensors import matrix_shape
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.measured import TensorRecord
 from drift_merge.training.gradients.layout import GradientLayout
-from drift_merge.training.match.live import is_quantised
+from drift_merge.training.match.live import is_quantized
 from drift_merge.training.units import Unit
 
 _CHUNK = 2**18  # elements
@@ -67,13 +67,13 @@ def check_weights(
     """
     by_name: dict[str, list[Unit]] = {}
     for unit in units:
-        if unit.parameter is not None and not is_quantised(unit.parameter):
+        if unit.parameter is not None and not is_quantized(unit.parameter):
             by_name.setdefault(unit.name, []).append(unit)
     found = {}
     groups: dict[int, tuple[ProcessGroup, list[str]]] = {}
     for name, its_units in by_name.items():
         group = layout.group(its_units[0])
-        found[name] = _look(name, its_units, entries[name], layout, group)
+        found[name] = _inspect(name, its_units, entries[name], layout, group)
         if group is not None:
             groups.setdefault(id(group), (group, []))[1].append(name)
     for group, names in groups.values():
@@ -83,7 +83,7 @@ def check_weights(
         _refuse(wrong, len(found), command, is_strict=is_strict)
 
 
-def _look(
+def _inspect(
     name: str,
     units: Sequence[Unit],
     entry: TensorRecord,

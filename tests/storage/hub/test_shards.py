@@ -13,7 +13,7 @@ from drift_merge.storage.headers import read_header
 from drift_merge.storage.hub import ranges
 from drift_merge.storage.hub.models import fetch_snapshot
 from drift_merge.storage.hub.ranges import DownloadCancelled, fetch_ranges, join_ranges
-from drift_merge.storage.hub.shards import fetch_sidecars, fetch_whole, is_whole, locate
+from drift_merge.storage.hub.shards import fetch_sidecars, fetch_whole, find_remote, is_whole
 from drift_merge.storage.sources import RemoteShard, Source
 from tests import checkpoints as c
 from tests.hub_server.client import connected, never_wait
@@ -51,7 +51,7 @@ def pinned(hub: HubServer) -> Source:
 
 def located(hub: HubServer, folder: Path) -> RemoteShard:
     headers = {path.name: read_header(path, path.name) for path in folder.glob("*.safetensors")}
-    remote = locate(pinned(hub), headers, with_digests=True)[1]
+    remote = find_remote(pinned(hub), headers, with_digests=True)[1]
     assert set(remote) == set(headers)
     hub.forget_requests()
     return remote[FILE]
@@ -73,7 +73,7 @@ def test_shards_in_the_users_cache_are_not_remote(hub: HubServer, folder: Path) 
     snapshot = fetch_snapshot(pinned(hub), quiet=True)
     headers = {path.name: read_header(path, path.name) for path in folder.glob("*.safetensors")}
     (snapshot / FILE).unlink()
-    path, remote = locate(pinned(hub), headers, with_digests=True)
+    path, remote = find_remote(pinned(hub), headers, with_digests=True)
     assert path == snapshot
     assert set(remote) == {FILE}
 

@@ -74,12 +74,12 @@ def test_shards_come_in_order_stay_while_they_are_needed_and_go(line: Line, tmp_
     tickets = {"first": (0,), "second": (0, 1), "third": (2,)}
     with ShardCache(tmp_path / "shards", leases, tickets, limit_bytes=2) as cache:
         cache.start()
-        with cache.hold("first"):
+        with cache.borrow("first"):
             assert cache.path(shard("a")).read_bytes() == b"x"
         eventually(lambda: len(line.fetched) == 2)
-        with cache.hold("second"):
+        with cache.borrow("second"):
             assert files(cache.directory) == {"a", "b"}
-        with cache.hold("third"):
+        with cache.borrow("third"):
             assert files(cache.directory) == {"c"}
         assert files(cache.directory) == set()
     assert sorted(line.fetched[:2]) == ["a", "b"]
@@ -96,12 +96,12 @@ def test_the_next_shard_comes_while_work_goes_on_and_no_more_than_fit(
     tickets = {name: (number,) for number, name in enumerate("abc")}
     with ShardCache(tmp_path / "s", leases, tickets, limit_bytes=11) as cache:
         cache.start()
-        with cache.hold("a"):
+        with cache.borrow("a"):
             eventually(lambda: files(cache.directory) == {"a", "b"})
             time.sleep(0.05)
             assert line.fetched == ["a", "b"] or line.fetched == ["b", "a"]
         for name in "bc":
-            with cache.hold(name):
+            with cache.borrow(name):
                 pass
     assert cache.traffic.peak_bytes == 10
 
@@ -111,7 +111,7 @@ def test_a_shard_is_let_go_of_before_it_is_deleted(line: Line, tmp_path: Path) -
     with ShardCache(tmp_path / "s", [lease("a")], {"a": (0,)}, limit_bytes=1) as cache:
         cache.start()
         cache.on_evict = lambda gone: seen.append((gone.file, cache.path(gone).exists()))
-        with cache.hold("a"):
+        with cache.borrow("a"):
             pass
     assert seen == [("a", True)]
 
@@ -122,8 +122,8 @@ def test_several_workers_may_use_a_lease_and_the_last_one_ends_it(
     with ShardCache(tmp_path / "s", [lease("a", 3)], {"a": (0,)}, limit_bytes=1) as cache:
         cache.start()
         with ExitStack() as stack:
-            stack.enter_context(cache.hold("a"))
-            stack.enter_context(cache.hold("a", uses=2))
+            stack.enter_context(cache.borrow("a"))
+            stack.enter_context(cache.borrow("a", uses=2))
             assert files(cache.directory) == {"a"}
         assert files(cache.directory) == set()
 
@@ -134,7 +134,7 @@ def test_a_shard_that_went_away_comes_again_and_is_counted(line: Line, tmp_path:
     with ShardCache(tmp_path / "s", leases, tickets, limit_bytes=1) as cache:
         cache.start()
         for ticket in tickets:
-            with cache.hold(ticket):
+            with cache.borrow(ticket):
                 pass
     assert line.fetched == ["a", "b", "a"]
     assert (cache.traffic.num_downloads, cache.traffic.again_bytes) == (3, 1)
@@ -147,11 +147,11 @@ def test_a_shard_that_would_come_again_stays_if_there_is_room_after_all(
     tickets = {1: (0,), 2: (1,), 3: (2,)}
     with ShardCache(tmp_path / "s", leases, tickets, limit_bytes=2) as cache:
         cache.start()
-        with cache.hold(1):
+        with cache.borrow(1):
             eventually(lambda: cache._next == 3)
         assert "a" in files(cache.directory)
         for ticket in (2, 3):
-            with cache.hold(ticket):
+            with cache.borrow(ticket):
                 pass
         assert files(cache.directory) == set()
     assert sorted(line.fetched) == ["a", "b"]
@@ -165,10 +165,10 @@ def test_a_lease_that_is_passed_by_is_not_fetched_or_ends_at_once(
     with ShardCache(tmp_path / "s", leases, tickets, limit_bytes=1) as cache:
         cache.start()
         eventually(lambda: line.fetched == ["a"])
-        cache.pass_by("a")
-        cache.pass_by("b")
+        cache.give_back("a")
+        cache.give_back("b")
         line.blocked.clear()
-        with cache.hold("c"):
+        with cache.borrow("c"):
             assert files(cache.directory) == {"c"}
     assert line.fetched == ["a", "c"]
 
@@ -176,7 +176,7 @@ def test_a_lease_that_is_passed_by_is_not_fetched_or_ends_at_once(
 def test_a_ticket_that_is_not_known_needs_nothing(line: Line, tmp_path: Path) -> None:
     with ShardCache(tmp_path / "s", [lease("a")], {"a": (0,)}, limit_bytes=1) as cache:
         cache.start()
-        with cache.hold("other"):
+        with cache.borrow("other"):
             pass
 
 
@@ -191,9 +191,9 @@ def test_work_on_what_is_here_goes_on_when_a_later_download_fails(
         with cache:
             cache.start()
             eventually(lambda: cache._error is not None)
-            with cache.hold("a"):
+            with cache.borrow("a"):
                 pass
-            with cache.hold("b"):
+            with cache.borrow("b"):
                 raise AssertionError("b never came")
 
     with pytest.raises(SourceError, match="gone"):
@@ -213,7 +213,7 @@ def test_a_lease_that_is_never_granted_after_a_failure_is_not_waited_for(
             cache.start()
             eventually(lambda: cache._error is not None)
             cache._next = 2  # a is here by its first lease; its second one was never granted
-            with cache.hold("later"):
+            with cache.borrow("later"):
                 raise AssertionError("the lease was never granted")
 
     with pytest.raises(SourceError, match="gone"):
@@ -232,7 +232,7 @@ def test_a_waiting_worker_gives_up_when_it_is_told_to(line: Line, tmp_path: Path
         with ShardCache(tmp_path / "s", [lease("a")], {"a": (0,)}, limit_bytes=1) as cache:
             cache.start()
             threading.Timer(0.05, told.set).start()
-            with cache.hold("a", check=check):
+            with cache.borrow("a", check=check):
                 raise AssertionError("a never came")
 
     started = time.monotonic()
@@ -256,7 +256,7 @@ def test_what_an_interrupted_run_left_is_used_and_the_rest_of_it_deleted(
     with ShardCache(directory, leases, tickets, limit_bytes=2) as cache:
         cache.start()
         for name in "abc":
-            with cache.hold(name):
+            with cache.borrow(name):
                 assert len(files(directory)) <= 2
     # c would have broken the limit while a and b were here.
     assert sorted(line.fetched) == ["b", "c"]
@@ -304,12 +304,12 @@ def test_two_parts_of_one_shard_are_never_here_together(
     leases = [Lease(ShardRequest(large, ((0, 5),)), 1), Lease(ShardRequest(large, ((5, 9),)), 1)]
     with ShardCache(tmp_path / "s", leases, {1: (0,), 2: (1,)}, limit_bytes=100) as cache:
         cache.start()
-        with cache.hold(1):
+        with cache.borrow(1):
             time.sleep(0.05)
             assert line.fetched == ["((0, 5),)"]
             assert covers(cache, large, 0, 5)
             assert not covers(cache, large, 5, 4)
-        with cache.hold(2):
+        with cache.borrow(2):
             assert covers(cache, large, 5, 4)
             assert not covers(cache, large, 0, 5)
             assert len(files(cache.directory)) == 1

@@ -49,7 +49,7 @@ def test_bytes_are_counted_to_the_last_one_in_few_messages(make: Make) -> None:
         for _ in range(1000):
             count(5_000)
 
-    assert make(download, counts.append).bring(NEED) is False
+    assert make(download, counts.append).fetch(NEED) is False
     assert sum(counts) == 5_000_000
     assert len(counts) < 10
 
@@ -58,7 +58,7 @@ def test_what_is_there_is_not_fetched(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetchers, "is_whole", lambda shard, path: True)
-    assert make(lambda count: os.abort()).bring(NEED) is True
+    assert make(lambda count: os.abort()).fetch(NEED) is True
 
 
 def test_a_part_that_has_its_name_is_there(
@@ -67,7 +67,7 @@ def test_a_part_that_has_its_name_is_there(
     part = ShardRequest(NEED.shard, ((0, 5),))
     (tmp_path / part.place).parent.mkdir(parents=True)
     (tmp_path / part.place).touch()
-    assert make(lambda count: os.abort()).bring(part) is True
+    assert make(lambda count: os.abort()).fetch(part) is True
 
 
 @pytest.mark.parametrize("kind", [SourceError, OutputError])
@@ -81,9 +81,9 @@ def test_errors_arrive_with_their_remedy_and_the_next_download_is_possible(
 
     fetcher = make(download)
     with pytest.raises(kind, match="it failed") as caught:
-        fetcher.bring(NEED)
+        fetcher.fetch(NEED)
     assert caught.value.remedy == "try again"
-    assert fetcher.bring(NEED) is False
+    assert fetcher.fetch(NEED) is False
 
 
 def test_a_bug_arrives_with_its_traceback(make: Make) -> None:
@@ -91,7 +91,7 @@ def test_a_bug_arrives_with_its_traceback(make: Make) -> None:
         raise ZeroDivisionError("a bug")
 
     with pytest.raises(ZeroDivisionError, match="a bug") as caught:
-        make(download).bring(NEED)
+        make(download).fetch(NEED)
     assert "in download" in str(caught.value.__cause__)
 
 
@@ -100,7 +100,7 @@ def test_a_process_that_dies_is_a_source_error_that_names_the_shard(make: Make) 
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(SourceError, match="fetching a has ended without a word") as caught:
-        make(download).bring(NEED)
+        make(download).fetch(NEED)
     assert "resumes" in caught.value.remedy
 
 
@@ -112,7 +112,7 @@ def test_a_download_is_ended_at_once_wherever_it_hangs(make: Make) -> None:
 
     def run() -> None:
         try:
-            fetcher.bring(NEED)
+            fetcher.fetch(NEED)
         except DownloadCancelled as error:
             found.append(error)
 
@@ -134,5 +134,5 @@ def test_where_nothing_can_be_forked_the_calling_thread_downloads(
 ) -> None:
     monkeypatch.setattr(fetchers, "can_fork", lambda: False)
     processes: list[int] = []
-    make(lambda count: processes.append(os.getpid())).bring(NEED)
+    make(lambda count: processes.append(os.getpid())).fetch(NEED)
     assert processes == [os.getpid()]

@@ -101,7 +101,7 @@ def test_of_a_streamed_prior_each_delta_is_carried_once_a_step(toy, monkeypatch)
         model.zero_grad()
         loss_of(model, step).backward()
         handle.apply()
-    handle._biasing.injectors[0].pieces[0].source._reader.shutdown()
+    handle._bias.injectors[0].pieces[0].source._reader.shutdown()
     assert len(carried) == 2 * 20 + 1  # and the first of the next step
 
 

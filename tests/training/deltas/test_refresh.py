@@ -5,6 +5,7 @@ import torch
 
 import drift_merge
 from drift_merge.errors import AlignmentError, RecipeError
+from tests import checkpoints as c
 from tests.training.naive import biased
 from tests.training.toys import fuse, holder, loss_of, make_toy, memory_tensors, selected
 
@@ -52,6 +53,26 @@ def test_the_new_delta_leads_to_the_reasoner(toy):
         for name, parameter in selected(model).items():
             parameter.add_(deltas[name].float())
     assert handle.report()["distance"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_reasoner_may_have_a_vision_tower_of_its_own(toy, tmp_path):
+    tensors = c.read_tensors(toy.pair.reasoner) | c.random_tensors(
+        c.vision_shapes(), 7, dtype="F32"
+    )
+    seeing = c.write_checkpoint(tmp_path / "seeing", tensors, c.mllm_config())
+    found = []
+    for reasoner in (toy.pair.reasoner, seeing):
+        model = toy.model()
+        handle = drift_merge.attach(model, toy.prior, rule="absolute")
+        train(model)
+        handle.refresh(reasoner)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        handle.apply()
+        found.append({name: p.grad for name, p in selected(model).items()})
+    blind, both = found
+    assert all(torch.equal(blind[name], both[name]) for name in blind)
+    assert any(gradient.any() for gradient in both.values())
 
 
 def test_fused_weights_and_embeddings_are_refreshed(tmp_path):

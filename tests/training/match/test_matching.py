@@ -1,4 +1,4 @@
-"""Names of live models: wrappers, fusions, frozen, tied, quantised; nothing lost in silence."""
+"""Names of live models: wrappers, fusions, frozen, tied, quantized; nothing lost in silence."""
 
 import json
 from pathlib import Path
@@ -415,10 +415,10 @@ def quantise(model, kind):
 
 
 @pytest.mark.parametrize("kind", ["bnb", "gptq"])
-def test_quantised_weights_are_refused(toy, kind):
+def test_quantized_weights_are_refused(toy, kind):
     model = toy.model()
     quantise(model, kind)
-    with pytest.raises(AlignmentError, match=r"1 selected parameters are quantised.*up_proj") as e:
+    with pytest.raises(AlignmentError, match=r"1 selected parameters are quantized.*up_proj") as e:
         match(model, shapes_of(toy))
     assert "LoRA" in e.value.remedy
     assert match(model, shapes_of(toy), modules="attn").coverage.units == 14
