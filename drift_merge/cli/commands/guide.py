@@ -35,7 +35,7 @@ def _plain(sentence: str) -> str:
 
 @click.command("guide")
 @click.argument("topic", required=False)
-def of_prior(topic: str | None) -> None:
+def guide_prior(topic: str | None) -> None:
     """Read the manual: without TOPIC a list of what there is.
 
     \b
@@ -47,7 +47,7 @@ def of_prior(topic: str | None) -> None:
 
 @click.command("guide")
 @click.argument("topic", required=False)
-def of_merge(topic: str | None) -> None:
+def guide_merge(topic: str | None) -> None:
     """Read the manual: without TOPIC a list of what there is.
 
     \b
