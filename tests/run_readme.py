@@ -5,9 +5,10 @@
 Blocks fenced as ```sh and ```python are run, in order; each document in a directory of its own,
 where `demo` holds what `drift-prior demo -o demo` leaves (the README makes it itself). What a block
 prints must be the ```output block that follows it, if one does; a line `...` there stands for any
-lines. ```console, ```text, ```yaml and the like are shown only: they need the network, a GPU or a
-trainer. A block that fails, or a README without blocks, is an error. `tests/cli/test_guides.py`
-runs the same in process.
+lines. A file name after the language (```yaml recipe.yaml) writes the block to that file. Others
+(```console, ```text, ```yaml) are shown only: they need the network, a GPU or a trainer. A block
+that fails, or a README without blocks, is an error. `tests/cli/test_guides.py` runs the same in
+process.
 """
 
 import re
@@ -18,26 +19,30 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-_BLOCK = re.compile(r"^```(sh|python|output)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_RUN = ("sh", "python")
 
 
 class Block(NamedTuple):
-    """A block that is run."""
+    """A block that is run, or written to a file."""
 
-    language: str  # sh or python
+    language: str  # sh or python; anything for a file
     code: str
-    output: str | None  # what it must print, `...` for any lines; None: anything
+    file: str | None = None  # it is written there, and not run
+    output: str | None = None  # what it must print, `...` for any lines; None: anything
 
 
 def blocks_of(text: str) -> list[Block]:
-    """The blocks of a document that are run, in order."""
+    """The blocks of a document that are run or written, in order."""
     found: list[Block] = []
-    for language, code in _BLOCK.findall(text):
-        if language != "output":
-            found.append(Block(language, code, None))
-        elif not found or found[-1].output is not None:
-            raise SystemExit(f"an output block follows no block that is run:\n{code}")
-        else:
+    for language, file, code in _BLOCK.findall(text):
+        if file:
+            found.append(Block(language, code, file=file))
+        elif language in _RUN:
+            found.append(Block(language, code))
+        elif language == "output":
+            if not found or found[-1].file or found[-1].output is not None:
+                raise SystemExit(f"an output block follows no block that is run:\n{code}")
             found[-1] = found[-1]._replace(output=code)
     return found
 
@@ -62,6 +67,9 @@ def _lines(text: str) -> list[str]:
 
 
 def _run(block: Block, folder: Path) -> None:
+    if block.file:
+        (folder / block.file).write_text(block.code, encoding="utf-8")
+        return
     command = ["bash", "-euo", "pipefail", "-c", block.code]
     if block.language == "python":
         command = [sys.executable, "-W", "error", "-c", block.code]
