@@ -63,7 +63,7 @@ def plain(sources, tmp_path_factory):
             out = tmp_path_factory.mktemp("made") / "out"
             # Of equal weights the first guess of the Karcher mean can be the mean.
             more = {"weights": (3.0, 0.2)} if case.name == "karcher" else {}
-            run_merge(case, sources, out, options=options, **more)
+            run_merge(case, sources, out, options=options, dtype="float32", **more)
             made[key] = c.read_tensors(out)
         return made[key]
 
