@@ -25,6 +25,8 @@ from drift_merge.recipes.words import PRIOR
 def align(ctx: click.Context, /, sources: tuple[str, ...], as_json: bool, **values: Any) -> None:
     """Pair the tensors of two models, from headers and configs alone.
 
+    Guide: drift-prior guide priors
+
     \b
     Example:
         drift-prior align deepseek-ai/DeepSeek-R1-Distill-Qwen-7B Qwen/Qwen2.5-VL-7B-Instruct

@@ -34,6 +34,8 @@ def apply(prior: str, mllm: str, scale: float, output: Path, **values: Any) -> N
 
     PRIOR is a directory, or a Hub id org/name[@revision].
 
+    Guide: drift-prior guide priors
+
     \b
     Example:
         drift-prior apply prior/ MLLM --scale 0.1 -o merged/

@@ -38,6 +38,8 @@ def compress_command(prior: str, output: Path, **values: Any) -> None:
     PRIOR is a directory, or a Hub id org/name[@revision]. What is kept of every delta is measured,
     and stated in the manifest.
 
+    Guide: drift-prior guide compression
+
     \b
     Example:
         drift-prior compress prior/ --dtype int8 -o prior-int8/

@@ -29,6 +29,8 @@ from drift_merge.recipes.words import PRIOR
 def compute(ctx: click.Context, /, sources: tuple[str, ...], output: Path, **values: Any) -> None:
     """Stream delta = theta_reasoner - theta_mllm to safetensors shards.
 
+    Guide: drift-prior guide priors
+
     \b
     Example:
         drift-prior compute REASONER MLLM -o prior/

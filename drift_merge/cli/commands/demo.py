@@ -206,6 +206,8 @@ def _next_steps() -> str:
 def demo(output: Path | None, quiet: bool) -> None:
     """Run the whole path on a small pair of checkpoints made on the spot; no network.
 
+    Guide: drift-prior guide priors
+
     \b
     Example:
         drift-prior demo

@@ -161,6 +161,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
 def doctor(as_json: bool) -> None:
     """Show versions, extras, devices, the Hub's cache, whether a token is set, and free disk.
 
+    Guide: drift-prior guide doctor
+
     \b
     Example:
         drift-prior doctor

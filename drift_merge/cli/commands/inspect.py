@@ -65,6 +65,8 @@ def of_prior(prior: str, as_json: bool) -> None:
 
     PRIOR is a directory, or a Hub id org/name[@revision]; no tensor is fetched.
 
+    Guide: drift-prior guide priors
+
     \b
     Example:
         drift-prior inspect prior/
@@ -80,6 +82,8 @@ def of_merge(merge: str, as_json: bool) -> None:
     """Show how a merged checkpoint was made, from its manifest.
 
     OUT is a directory, or a Hub id org/name[@revision]; no tensor is fetched.
+
+    Guide: drift-merge guide merging
 
     \b
     Example:

@@ -62,6 +62,7 @@ def _help(method: Method) -> str:
     {method.formula}
 
     Source: {method.paper}. Everything outside the selected modules is the mllm's, byte for byte.
+
     Guide: drift-merge guide methods
 
     \b

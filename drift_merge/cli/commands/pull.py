@@ -32,6 +32,8 @@ _OPTIONS = options.chain(
 def pull_prior(source: str, **values: Any) -> None:
     """Fetch a prior from the Hugging Face Hub, verified against its manifest.
 
+    Guide: drift-prior guide publishing
+
     \b
     Example:
         drift-prior pull org/name -o prior/
@@ -45,6 +47,8 @@ def pull_prior(source: str, **values: Any) -> None:
 @_OPTIONS
 def pull_merge(source: str, **values: Any) -> None:
     """Fetch a merged checkpoint from the Hugging Face Hub, verified against its manifest.
+
+    Guide: drift-merge guide publishing
 
     \b
     Example:

@@ -45,6 +45,8 @@ def push_prior(directory: Path, repo_id: str, **values: Any) -> None:
     The card and the licenses of both parents are made for it. A push that was cut goes on with
     the same command; at its end every hash of the Hub has been compared.
 
+    Guide: drift-prior guide publishing
+
     \b
     Example:
         drift-prior push prior/ org/name
@@ -62,6 +64,8 @@ def push_merge(directory: Path, repo_id: str, **values: Any) -> None:
 
     The card and the licenses of all parents are made for it. A push that was cut goes on with
     the same command; at its end every hash of the Hub has been compared.
+
+    Guide: drift-merge guide publishing
 
     \b
     Example:

@@ -72,6 +72,8 @@ def run_command(ctx: click.Context, /, **values: Any) -> None:
     manifest of an output (drift_merge.json, prior.json, or the directory that holds it), which
     is then made again.
 
+    Guide: drift-merge guide recipes
+
     \b
     Example:
         drift-merge run recipe.yaml -o merged/

@@ -159,6 +159,8 @@ def sweep(
 ) -> None:
     """Make many merges of one recipe in a single pass over its inputs.
 
+    Guide: drift-merge guide sweeps
+
     \b
     Example:
         drift-merge sweep recipe.yaml --set weight=0.05:0.5:0.05 -o sweep/

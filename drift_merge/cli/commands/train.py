@@ -194,6 +194,8 @@ def train(mllm: str, prior: str | None, no_prior: bool, **values: Any) -> None:
     AdamW, a cosine schedule, labels on the answers alone, by transformers' Trainer in one process;
     for more use DriftCallback in your own trainer. Needs: pip install 'drift_merge[train]'
 
+    Guide: drift-prior guide own-trainer
+
     \b
     Example:
         drift-prior train MLLM --data data.jsonl --prior prior/ -o trained/

@@ -72,6 +72,8 @@ def of_prior(prior: str, **values: Any) -> None:
 
     PRIOR is a directory, or a Hub id org/name[@revision].
 
+    Guide: drift-prior guide priors
+
     \b
     Example:
         drift-prior verify prior/ --reasoner REASONER --mllm MLLM
@@ -102,6 +104,8 @@ def of_merge(merge: str, **values: Any) -> None:
     """Re-read a merge: files, headers, fingerprints, finiteness; exit 1 names the first bad tensor.
 
     OUT is a directory, or a Hub id org/name[@revision].
+
+    Guide: drift-merge guide merging
 
     \b
     Example:
