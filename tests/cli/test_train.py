@@ -9,7 +9,7 @@ from drift_merge.trainers.sft.request import (
     TrainingRequest,
     enter_run,
     last_checkpoint,
-    prepare,
+    prepare_training,
     run_of,
 )
 from tests import checkpoints as c
@@ -80,13 +80,15 @@ def test_steps_override_epochs(inputs):
     request = TrainingRequest(
         str(inputs / "mllm"), inputs / "data.jsonl", None, epochs=0.5, batch_size=3
     )
-    assert prepare(request).num_steps == 2
+    assert prepare_training(request).num_steps == 2
     request = TrainingRequest(str(inputs / "mllm"), inputs / "data.jsonl", None, steps=7)
-    assert prepare(request).num_steps == 7
+    assert prepare_training(request).num_steps == 7
 
 
 def prepared_with(inputs, **changes):
-    return prepare(TrainingRequest(str(inputs / "mllm"), inputs / "data.jsonl", None, **changes))
+    return prepare_training(
+        TrainingRequest(str(inputs / "mllm"), inputs / "data.jsonl", None, **changes)
+    )
 
 
 def test_an_unfinished_run_is_continued_only_on_request_and_only_by_the_same_one(inputs):

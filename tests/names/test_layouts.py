@@ -2,7 +2,7 @@
 
 import pytest
 
-from drift_merge.names.layouts import is_adapter, is_buffer, rename_tail, strip_wrappers
+from drift_merge.names.layouts import is_adapter_weight, is_buffer, rename_tail, strip_wrappers
 
 
 @pytest.mark.parametrize(
@@ -58,5 +58,5 @@ def test_buffers_are_told_by_name_and_masks_by_shape(name, shape, expected):
 
 
 def test_adapters_are_told_by_name():
-    assert is_adapter("layers.0.mlp.up_proj.lora_B.default.weight")
-    assert not is_adapter("layers.0.mlp.up_proj.weight")
+    assert is_adapter_weight("layers.0.mlp.up_proj.lora_B.default.weight")
+    assert not is_adapter_weight("layers.0.mlp.up_proj.weight")
