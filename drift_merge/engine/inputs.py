@@ -91,13 +91,12 @@ class Inputs(AbstractContextManager["Inputs"]):
         rows = view.rows.rows[begin_row:end_row]
         return [i for i, row in enumerate(rows) if row < 0]
 
-    def factors(self, view: View) -> tuple[list[tuple[Tensor, memoryview]], float]:
-        """A (rank, cols) and B (rows, rank) of a view's LoRA adapter, their bytes, the scale."""
+    def factors(self, view: View) -> list[tuple[Tensor, memoryview]]:
+        """A (rank, inputs), B (outputs, rank), DoRA's magnitudes; as stored, with their bytes."""
         assert view.adapter is not None
         mapped = self._maps[view.source]
-        infos = [self._info(view.source, name) for name in (view.adapter.a, view.adapter.b)]
-        found = [(self._flat(view.source, i.name).view(i.shape), mapped.view(i)) for i in infos]
-        return found, view.adapter.scale
+        infos = [self._info(view.source, name) for name in view.adapter.names]
+        return [(self._flat(view.source, i.name).view(i.shape), mapped.view(i)) for i in infos]
 
     def scales(self, view: View) -> tuple[Tensor, memoryview]:
         """The scales of the rows of a compressed view, (rows,), float32; and their bytes."""

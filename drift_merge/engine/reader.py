@@ -31,13 +31,22 @@ class _Factors:
     """The LoRA factors of one input, small enough to be held whole in the compute dtype."""
 
     def __init__(self, run: WorkerContext, view: View, compute: torch.dtype) -> None:
-        factors, self._scale = run.inputs.factors(view)
+        assert view.adapter is not None
+        self._scale = view.adapter.scale
+        factors = run.inputs.factors(view)
         self._bytes = [data for _, data in factors]
-        self._a, self._b = (factor.to(run.device, compute) for factor, _ in factors)
+        a, b, *norms = (factor.to(run.device, compute) for factor, _ in factors)
+        # A transposed matrix takes (B @ A)^T = A^T @ B^T.
+        self._left, self._right = (a.T, b.T) if view.adapter.is_transposed else (b, a)
+        self._magnitude = norms[0] if norms else None
 
     def add_to(self, rows: Tensor, first: int) -> None:
-        """Add scale * B @ A to a block of whole rows whose first is number `first`."""
-        rows.addmm_(self._b[first : first + rows.shape[0]], self._a, alpha=self._scale)
+        """Add the scaled product to a block of whole rows whose first is number `first`."""
+        last = first + rows.shape[0]
+        rows.addmm_(self._left[first:last], self._right, alpha=self._scale)
+        if self._magnitude is not None:
+            norms = torch.linalg.vector_norm(rows, dim=1)
+            rows.mul_((self._magnitude[first:last] / norms)[:, None])
 
     def fingerprint(self, fingerprint: Fingerprint) -> None:
         """The factors are a part of the input's bytes."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -92,15 +92,18 @@ def pair(
 ) -> Alignment:
     """Align one checkpoint with the mllm, reading both vocabularies if rows are selected."""
     if recipe.options.get("is_delta"):
-        return _pair_deltas(reasoner, mllm, recipe)
-    return align(
-        as_model(reasoner),
-        as_model(mllm),
-        modules=recipe.modules,
-        layers=recipe.layers,
-        name_map=name_map,
-        vocabularies=_vocabularies(reasoner, mllm, recipe.modules, known or Vocabularies()),
-    )
+        alignment = _pair_deltas(reasoner, mllm, recipe)
+    else:
+        alignment = align(
+            as_model(reasoner),
+            as_model(mllm),
+            modules=recipe.modules,
+            layers=recipe.layers,
+            name_map=name_map,
+            vocabularies=_vocabularies(reasoner, mllm, recipe.modules, known or Vocabularies()),
+        )
+    notes = (Finding("adapter", "info", n, "") for n in (*reasoner.notes, *mllm.notes))
+    return replace(alignment, findings=(*alignment.findings, *notes))
 
 
 def _pair_deltas(deltas: Checkpoint, mllm: Checkpoint, recipe: Recipe) -> Alignment:

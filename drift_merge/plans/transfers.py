@@ -163,7 +163,7 @@ def _remote_tensors(steps: Steps) -> Iterator[tuple[RemoteShard, TensorInfo]]:
             checkpoint = plan.sources[view.source]
             names = {part.name for part in view.parts}
             if view.adapter is not None:
-                names |= {view.adapter.a, view.adapter.b}
+                names.update(view.adapter.names)
             if view.scale:
                 names.add(view.scale)
             for name in sorted(names):

@@ -8,6 +8,8 @@ from drift_merge.names.tensors import Pair, RowMap, identity_parts
 from drift_merge.plans.plan import Step, View
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import DTYPE_CODES, SOURCE_DTYPE
+from drift_merge.storage.adapters.fields import read_fields
+from drift_merge.storage.adapters.refusals import merge_by_peft
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.compressed import CODES, COMPRESSED, SCALE_SUFFIX, scale_name, stored_as
 from drift_merge.storage.quantized import FLOATS
@@ -63,9 +65,10 @@ def view_of(
     rows = vocabulary.get(pair.canonical)
     is_mapped = rows is not None and not rows.is_identity
     if changed and (pair.parts != whole or is_mapped):
+        how = "whose rows are matched by token" if is_mapped else "which the mllm stores otherwise"
         raise AlignmentError(
-            f"{checkpoint.source.given} adapts {changed[0]}, which the mllm stores fused or split.",
-            remedy="Merge the adapter into its base first: PeftModel.merge_and_unload().",
+            f"{checkpoint.source.given} adapts {changed[0]}, {how} (as {pair.mllm}).",
+            remedy=merge_by_peft(checkpoint.source.given, read_fields(checkpoint.source)),
         )
     if is_mapped:
         return View(source, pair.parts, rows, is_identity=False)

@@ -1,17 +1,27 @@
 """Opens the checkpoints that a recipe names: headers and configs, no tensor data."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from shlex import quote
+
+from drift_merge.errors import SourceError
 from drift_merge.names.tensors import Model
+from drift_merge.recipes.adapted import join_adapter
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import PRIOR
-from drift_merge.storage.adapters import base_of, is_adapter, join_adapter
+from drift_merge.storage.adapters.factors import is_adapter
+from drift_merge.storage.adapters.fields import base_of, named_base
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint, open_prior_checkpoint
-from drift_merge.storage.sources import parse_source
+from drift_merge.storage.sources import Source, parse_source
+from drift_merge.storage.weight_map import ADAPTER
 
 
 def as_model(checkpoint: Checkpoint) -> Model:
     """What the alignment needs to know of a checkpoint."""
-    scales = set(checkpoint.scales.values())
-    shapes = {n: info.shape for n, info in checkpoint.tensors.items() if n not in scales}
+    parts = set(checkpoint.scales.values())
+    parts.update(name for adapter in checkpoint.adapters.values() for name in adapter.names)
+    shapes = {n: info.shape for n, info in checkpoint.tensors.items() if n not in parts}
     return Model(checkpoint.source.given, shapes, checkpoint.config)
 
 
@@ -39,8 +49,7 @@ def open_sources(
         source = parse_source(text)
         if not is_adapter(source):
             return open_one(text)
-        base = recipe.base or base_of(source)
-        return join_adapter(source, open_checkpoint(base, stream=stream, quiet=quiet))
+        return _join(source, recipe, open_one)
 
     reasoners = [open_reasoner(text) for text in recipe.reasoners]
     mllm = open_one(recipe.mllm)
@@ -51,3 +60,36 @@ def open_sources(
 
         fetch_sidecars(mllm.source, mllm.sidecars)  # a merge is a whole checkpoint
     return mllm, reasoners, base
+
+
+def _join(source: Source, recipe: Recipe, open_one: Callable[[str], Checkpoint]) -> Checkpoint:
+    """An adapter on its base: the mllm if it names that, else `--base`, else what it names."""
+    named = base_of(source) if recipe.base is None else named_base(source)
+    is_of_mllm = named is not None and _is_same(named, recipe.mllm)
+    text = recipe.mllm if is_of_mllm else recipe.base or named
+    assert text is not None
+    try:
+        base = open_one(text)
+    except SourceError as error:
+        raise SourceError(
+            f"{source.given} is a LoRA adapter on {text}. {error.message}",
+            remedy="Write where its base is into its config:\n"
+            'python -c "import json, sys; p, b = sys.argv[1:]; c = json.load(open(p)); '
+            "c['base_model_name_or_path'] = b; json.dump(c, open(p, 'w'), indent=1)\" "
+            f"{quote(str(Path(source.given) / ADAPTER))} BASE",
+        ) from error
+    joined = join_adapter(source, base)
+    if named is None or _is_same(named, text):
+        return joined
+    note = f"{source.given} was trained on {named}, by its {ADAPTER}; {text} stands for that."
+    return replace(joined, notes=(*joined.notes, note))
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two sources are one directory, or one repository."""
+    if one == other:
+        return True
+    paths = Path(one).expanduser(), Path(other).expanduser()
+    if all(path.exists() for path in paths):
+        return paths[0].resolve() == paths[1].resolve()
+    return not any(path.exists() for path in paths) and one.split("@")[0] == other.split("@")[0]

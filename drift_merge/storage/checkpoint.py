@@ -17,6 +17,7 @@ from drift_merge.storage.compressed import find_scales
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
 from drift_merge.storage.sources import RemoteShard, Source, parse_source
 from drift_merge.storage.weight_map import (
+    ADAPTER,
     INDEX,
     find_weights,
     is_sidecar,
@@ -25,14 +26,26 @@ from drift_merge.storage.weight_map import (
     shard_names,
 )
 
+_ADAPTER_BESIDE = "{} holds a whole model and an adapter: the model counts, without the adapter."
+
 
 @dataclass(frozen=True, slots=True)
 class StoredAdapter:
-    """The LoRA factors of one tensor: W = W_base + scale * B @ A."""
+    """The LoRA factors of one tensor: W = W_base + scale * B @ A.
 
-    a: str  # stored name of A, shape (rank, cols)
-    b: str  # stored name of B, shape (rows, rank)
+    DoRA (arXiv 2402.09353, equation 5) then gives every row of W the norm that `magnitude` has.
+    """
+
+    a: str  # stored name of A, shape (rank, inputs)
+    b: str  # stored name of B, shape (outputs, rank)
     scale: float
+    magnitude: str = ""  # stored name, shape (outputs,); empty without DoRA
+    is_transposed: bool = False  # W is stored as (inputs, outputs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is read: A, B, and the magnitudes if there are any."""
+        return (self.a, self.b, self.magnitude) if self.magnitude else (self.a, self.b)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,7 @@ class Checkpoint:
     )  # by stored name of the tensor
     scales: Mapping[str, str] = field(default_factory=dict)  # compressed tensor -> its scales
     remote: Mapping[str, RemoteShard] = field(default_factory=dict)  # by file name: not here yet
+    notes: tuple[str, ...] = ()  # sentences: what was found in it and is not used
 
     @property
     def size_bytes(self) -> int:
@@ -62,7 +76,7 @@ class Checkpoint:
         """The local directories that are read; two where an adapter is joined to its base."""
         if self.path is None:
             return []
-        if not self.adapters:
+        if self.path != self.path.parent:
             return [self.path]
         return sorted({self.file(s).parent for s in self.shards if s not in self.remote})
 
@@ -216,13 +230,15 @@ def assemble(
             f"{source.given} is empty: its headers list no tensor.",
             remedy="Download the checkpoint again.",
         )
+    files = tuple(sidecars)
     return Checkpoint(
         source=source,
         path=path,
         config=config,
         tensors=dict(sorted(tensors.items())),
         shards=dict(sorted(by_name.items())),
-        sidecars=tuple(sidecars),
+        sidecars=files,
+        notes=(_ADAPTER_BESIDE.format(source.given),) if ADAPTER in files else (),
     )
 
 

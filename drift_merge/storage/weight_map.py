@@ -5,6 +5,7 @@ the Hub's listing of a repository, and the Hub's cache. Nothing is opened here.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from drift_merge.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"  # of PEFT
 # An index has about 80 bytes a tensor; the largest public ones (91,000 tensors) are 9 MB.
 MAX_INDEX_BYTES = 100_000_000
 
@@ -43,9 +45,22 @@ _CONVERT = (
 )
 
 
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+
 def is_sidecar(name: str) -> bool:
     """Say whether a file (path relative to the checkpoint, with `/`) belongs beside the weights."""
     return name in _KEPT or not any(fnmatchcase(name, pattern) for pattern in NOT_SIDECARS)
+
+
+def holds_model(files: Iterable[str]) -> bool:
+    """Whether files of one folder are those of a whole model, whatever adapter lies beside it.
+
+    transformers loads such a folder as the model too.
+    """
+    names = set(files)
+    whole = names & {SINGLE, INDEX} or any(_SHARD.fullmatch(name) for name in names)
+    return bool(whole) and "config.json" in names
 
 
 def find_weights(
@@ -68,6 +83,8 @@ def find_weights(
     """
     top = sorted(name for name in files if "/" not in name)
     shards = [name for name in top if name.endswith(".safetensors")]
+    if ADAPTER in top:
+        shards = [name for name in shards if not name.startswith("adapter_")]
     _refuse_other_artifacts(top, where=where)
     if INDEX in top and SINGLE in top:
         raise CheckpointError(
@@ -221,10 +238,11 @@ def _refuse_other_artifacts(top: Collection[str], *, where: str) -> None:
             f"{where} is a drift prior: differences of weights, not a model.",
             remedy=f"Look at it with: drift-prior inspect '{where}'",
         )
-    if "adapter_config.json" in top and SINGLE not in top and INDEX not in top:
+    if ADAPTER in top and not holds_model(top):
         raise CheckpointError(
             f"{where} is a LoRA adapter, not a whole model.",
-            remedy="Merge it into its base first: PeftModel.merge_and_unload(), save_pretrained().",
+            remedy="Only a reasoner may be an adapter, and only as a local directory. Download it:"
+            f"\n  hf download {where} --local-dir ADAPTER",
         )
 
 

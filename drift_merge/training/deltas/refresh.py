@@ -23,7 +23,9 @@ from drift_merge.names.tensors import Alignment, Model, matrix_shape
 from drift_merge.names.vocabulary import Vocabularies, Vocabulary
 from drift_merge.plans.plan import Step
 from drift_merge.plans.views import view_of
-from drift_merge.storage.adapters import base_of, is_adapter, join_adapter
+from drift_merge.recipes.adapted import join_adapter
+from drift_merge.storage.adapters.factors import is_adapter
+from drift_merge.storage.adapters.fields import base_of
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
 from drift_merge.storage.sources import parse_source
 from drift_merge.training.deltas.files import OpenPrior
