@@ -111,11 +111,8 @@ def _join(config: AdapterConfig, module: str, parts: Mapping[str, TensorInfo]) -
     expected = {"A", "B"} | ({"magnitude"} if config.use_dora else set())
     if set(parts) != expected:
         names = ", ".join(sorted(info.name for info in parts.values()))
-        raise damaged(
-            config.label,
-            f"for {module} it stores {names}; expected {', '.join(sorted(expected))} (use_dora is"
-            f" {str(config.use_dora).lower()})",
-        )
+        wanted = "A, B and magnitudes (use_dora: not plain LoRA)" if config.use_dora else "A and B"
+        raise damaged(config.label, f"for {module} it stores {names}; expected {wanted}")
     if not is_adapted(config, module):
         raise damaged(
             config.label,

@@ -46,6 +46,8 @@ class AdapterConfig:
 # Starts that leave the base as it is. All others (pissa, olora, corda, loftq, lora_ga, eva, ...)
 # move a part of the base into the factors, or are not known not to.
 _STARTS = (True, False, "gaussian", "orthogonal", "mica")
+# Others from which PEFT makes the same base again when it loads the adapter.
+_REPEATABLE = ("pissa", "olora", "loftq", "eva")
 
 # No effect on the merged weights, whatever they say.
 _WITHOUT_EFFECT = frozenset(
@@ -154,20 +156,10 @@ def read_fields(source: Source) -> dict[str, Any]:
 
 def _require_plain_lora(label: str, fields: Mapping[str, Any]) -> None:
     if fields.get("peft_type") != "LORA":
-        raise refuse_field(label, fields, "peft_type", "it is not LoRA")
+        raise refuse_field(label, fields, "peft_type", "it is another method")
     start = fields.get("init_lora_weights", True)
     if type(start) not in (bool, str) or start not in _STARTS:
-        raise refuse_field(
-            label,
-            fields,
-            "init_lora_weights",
-            "it is not a start that is known to leave the base as it is, so that base + s * B @ A"
-            " is not what was trained",
-            remedy="Save it as plain LoRA where it was trained, from the adapter saved before"
-            " training (INITIAL, with init_lora_weights true in its config):\n"
-            "model.save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL)\n"
-            f"If base and start are at hand: {merge_by_peft(label, fields)}",
-        )
+        raise _refuse_start(label, fields, start)
     if fields.get("bias", "none") != "none":
         raise refuse_field(label, fields, "bias", "it trains biases of the base too")
     for field, effect in _OFF.items():
@@ -178,6 +170,21 @@ def _require_plain_lora(label: str, fields: Mapping[str, Any]) -> None:
         value = fields[field]
         if value is not None and value is not False and value not in ("", [], {}):
             raise refuse_field(label, fields, field, "this field is not known, nor what it changes")
+
+
+def _refuse_start(label: str, fields: Mapping[str, Any], start: Any) -> CheckpointError:
+    remedy = ""
+    if start not in _REPEATABLE:  # PEFT does not come to the same base when it loads the adapter
+        remedy = (
+            "Save it as plain LoRA where it was trained; INITIAL is the adapter as it was saved"
+            " before training, with init_lora_weights true in its config:\n"
+            "model.save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL)"
+        )
+    effect = (
+        "it is not known to leave the base as it is, so that base + s * B @ A need not be what was"
+        " trained"
+    )
+    return refuse_field(label, fields, "init_lora_weights", effect, remedy=remedy)
 
 
 def _is_rank(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 from drift_merge.errors import CheckpointError
@@ -22,14 +23,12 @@ def merge_by_peft(label: str, config: Mapping[str, Any]) -> str:
     if not isinstance(model, str) or _CLASS.fullmatch(model) is None:
         model = "AutoModelForCausalLM"
     base = config.get("base_model_name_or_path") or "BASE"
-    return (
-        "Let PEFT merge it into its base, then name MERGED instead:\n"
-        "python - <<'END'\n"
-        f"from peft import PeftModel\nfrom transformers import {model}\n"
-        f"model = {model}.from_pretrained({base!r})\n"
-        f"model = PeftModel.from_pretrained(model, {label!r}).merge_and_unload()\n"
-        "model.save_pretrained('MERGED')\nEND"
+    code = (
+        f"from peft import PeftModel; from transformers import {model} as Model; "
+        f"PeftModel.from_pretrained(Model.from_pretrained({base!r}), {label!r})"
+        ".merge_and_unload().save_pretrained('MERGED')"
     )
+    return f"Let PEFT merge it into its base, then name MERGED instead:\npython -c {quote(code)}"
 
 
 def refuse_field(
@@ -39,7 +38,7 @@ def refuse_field(
     value = repr(config.get(field))
     shown = value if len(value) <= 100 else f"{value[:100]}..."
     return CheckpointError(
-        f"the adapter {label} has {field}: {shown} in {CONFIG}; {effect}. Expected plain LoRA.",
+        f"the adapter {label} has {field}: {shown} in {CONFIG}, so it is not plain LoRA: {effect}.",
         remedy=remedy or merge_by_peft(label, config),
     )
 
