@@ -47,7 +47,7 @@ class AdapterConfig:
 # move a part of the base into the factors, or are not known not to.
 _STARTS = (True, False, "gaussian", "orthogonal", "mica")
 # Others from which PEFT makes the same base again when it loads the adapter.
-_REPEATABLE = ("pissa", "olora", "loftq", "eva")
+_REPEATABLE = ("pissa", "olora", "eva")
 
 # No effect on the merged weights, whatever they say.
 _WITHOUT_EFFECT = frozenset(
@@ -176,9 +176,8 @@ def _refuse_start(label: str, fields: Mapping[str, Any], start: Any) -> Checkpoi
     remedy = ""
     if start not in _REPEATABLE:  # PEFT does not come to the same base when it loads the adapter
         remedy = (
-            "Save it as plain LoRA where it was trained; INITIAL is the adapter as it was saved"
-            " before training, with init_lora_weights true in its config:\n"
-            "model.save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL)"
+            "Merge it where it was trained, while the model is in memory, and name MERGED instead:"
+            "\nmodel.merge_and_unload().save_pretrained('MERGED')"
         )
     effect = (
         "it is not known to leave the base as it is, so that base + s * B @ A need not be what was"
