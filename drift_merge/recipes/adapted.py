@@ -97,9 +97,11 @@ class _Adapted:
         """What the adapter changes and a merge of the tower does not."""
         if not self._outside:
             return []
+        count = len(self._outside)
+        many = "modules" if count > 1 else "module"
         return [
-            f"{self._config.label} adapts {len(self._outside):,} modules outside the language"
-            f" tower, which are not used: {_examples(self._outside)}."
+            f"{self._config.label} adapts {count:,} {many} outside the language tower, not used"
+            f" here: {_examples(self._outside)}."
         ]
 
     def _place(self, shown: str, name: str) -> str | None:

@@ -4,5 +4,5 @@ Must not know what a tensor means: no model, no method, no plan; names and dtype
 
 Read: headers, weight_map, sizes, processes, shards, sources, measured, compressed,
 hub, checkpoint,
-adapters, quantized, fingerprints, manifests, loans, mapped, journal, output.
+quantized, adapters, fingerprints, manifests, loans, mapped, journal, output.
 """

@@ -20,6 +20,7 @@ from drift_merge.storage.weight_map import (
     ADAPTER,
     INDEX,
     find_weights,
+    holds_model,
     is_sidecar,
     parse_index,
     require_shards,
@@ -124,8 +125,10 @@ def open_checkpoint(
 
 def _open_local(source: Source, path: Path) -> Checkpoint:
     directory = path if path.is_dir() else path.parent
-    config = read_config(directory, source.given)
     files = list_files(directory)
+    if ADAPTER in files and not holds_model(files):
+        find_weights(files, where=source.given, directory=str(directory))  # says what it is
+    config = read_config(directory, source.given)
     index_name = f"{source.given}/{INDEX}"
     weight_map: dict[str, str] = {}
     if path.is_file():

@@ -54,13 +54,8 @@ def is_sidecar(name: str) -> bool:
 
 
 def holds_model(files: Iterable[str]) -> bool:
-    """Whether files of one folder are those of a whole model, whatever adapter lies beside it.
-
-    transformers loads such a folder as the model too.
-    """
-    names = set(files)
-    whole = names & {SINGLE, INDEX} or any(_SHARD.fullmatch(name) for name in names)
-    return bool(whole) and "config.json" in names
+    """Whether files of one folder hold the weights of a model, whatever adapter lies beside."""
+    return any(name in (SINGLE, INDEX) or _SHARD.fullmatch(name) for name in files)
 
 
 def find_weights(

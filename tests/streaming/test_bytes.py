@@ -10,6 +10,7 @@ from drift_merge.engine import workers
 from drift_merge.storage.hub import ranges
 from drift_merge.storage.loans import leases
 from tests import checkpoints as c
+from tests.adapters import write_adapter
 from tests.faults.harness import run
 from tests.hub_server.client import connected
 from tests.hub_server.models import (
@@ -20,7 +21,6 @@ from tests.hub_server.models import (
 )
 from tests.hub_server.repo import sha256
 from tests.hub_server.server import HubServer
-from tests.merges.adapters import write_adapter
 from tests.streaming.runs import COMMANDS, least_limit, stream, succeed
 
 
@@ -114,7 +114,8 @@ def test_with_local_models_stream_changes_nothing(pair: c.Pair, tmp_path: Path) 
 
 
 def test_an_adapter_on_a_hub_base_is_streamed(hub: HubServer, pair: c.Pair, tmp_path: Path) -> None:
-    write_adapter(tmp_path / "lora", pair.reasoner)
+    modules = {"model.layers.0.self_attn.o_proj": (c.HIDDEN, c.HIDDEN)}
+    write_adapter(tmp_path / "lora", pair.reasoner, modules)
     config = json.loads((tmp_path / "lora/adapter_config.json").read_text())
     config["base_model_name_or_path"] = REASONER
     (tmp_path / "lora/adapter_config.json").write_text(json.dumps(config))

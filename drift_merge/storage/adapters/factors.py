@@ -48,10 +48,14 @@ class StoredTensors:
 
 
 def is_adapter(source: Source) -> bool:
-    """Whether a source is a local PEFT directory; one that holds a whole model too is a model."""
+    """Whether a source is a local PEFT directory.
+
+    One that holds a whole model too is that model, as transformers has it.
+    """
     if source.path is None or not (source.path / CONFIG).is_file():
         return False
-    return not holds_model(path.name for path in source.path.iterdir())
+    files = [path.name for path in source.path.iterdir()]
+    return "config.json" not in files or not holds_model(files)
 
 
 def read_factors(source: Source, config: AdapterConfig) -> StoredTensors:
