@@ -16,7 +16,12 @@ from drift_merge.names.layouts import HEADS, rename_tail, strip_wrappers
 from drift_merge.names.lineage import has_vision_config, is_tied, text_config
 from drift_merge.names.tensors import Model
 from drift_merge.names.towers import Tower, canonical_names
-from drift_merge.storage.adapters.factors import WEIGHTS, Factors, StoredTensors, read_factors
+from drift_merge.storage.adapters.factors import (
+    ADAPTER_WEIGHTS,
+    Factors,
+    StoredTensors,
+    read_factors,
+)
 from drift_merge.storage.adapters.fields import AdapterConfig, read_adapter_config
 from drift_merge.storage.adapters.refusals import damaged
 from drift_merge.storage.adapters.selection import is_adapted
@@ -46,7 +51,7 @@ def join_adapter(source: Source, base: Checkpoint) -> Checkpoint:
     adapted = _Adapted(config, base)
     adapted.take(stored)
     shards = [_without(header, adapted.replaced) for header in _shards_of(base)]
-    own = _absolute(source.path / WEIGHTS, stored.header)
+    own = _absolute(source.path / ADAPTER_WEIGHTS, stored.header)
     shards.append(_as_base(own, adapted.replaced))
     joined = assemble(source, Path("/"), base.config, shards, ())
     remote = {shard.place: shard for shard in base.remote.values()}

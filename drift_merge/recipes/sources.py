@@ -14,7 +14,7 @@ from drift_merge.storage.adapters.factors import is_adapter
 from drift_merge.storage.adapters.fields import base_of, named_base
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint, open_prior_checkpoint
 from drift_merge.storage.sources import Source, parse_source
-from drift_merge.storage.weight_map import ADAPTER
+from drift_merge.storage.weight_map import ADAPTER_CONFIG
 
 
 def as_model(checkpoint: Checkpoint) -> Model:
@@ -76,12 +76,14 @@ def _join(source: Source, recipe: Recipe, open_one: Callable[[str], Checkpoint])
             remedy="Write where its base is into its config:\n"
             'python -c "import json, sys; p, b = sys.argv[1:]; c = json.load(open(p)); '
             "c['base_model_name_or_path'] = b; json.dump(c, open(p, 'w'), indent=1)\" "
-            f"{quote(str(Path(source.given) / ADAPTER))} BASE",
+            f"{quote(str(Path(source.given) / ADAPTER_CONFIG))} BASE",
         ) from error
     joined = join_adapter(source, base)
     if named is None or _is_same(named, text):
         return joined
-    note = f"{source.given} was trained on {named}, by its {ADAPTER}; {text} stands for that."
+    note = (
+        f"{source.given} was trained on {named}, by its {ADAPTER_CONFIG}; {text} stands for that."
+    )
     return replace(joined, notes=(*joined.notes, note))
 
 

@@ -17,7 +17,7 @@ from drift_merge.storage.compressed import find_scales
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
 from drift_merge.storage.sources import RemoteShard, Source, parse_source
 from drift_merge.storage.weight_map import (
-    ADAPTER,
+    ADAPTER_CONFIG,
     INDEX,
     find_weights,
     holds_model,
@@ -126,7 +126,7 @@ def open_checkpoint(
 def _open_local(source: Source, path: Path) -> Checkpoint:
     directory = path if path.is_dir() else path.parent
     files = list_files(directory)
-    if ADAPTER in files and not holds_model(files):
+    if ADAPTER_CONFIG in files and not holds_model(files):
         find_weights(files, where=source.given, directory=str(directory))  # says what it is
     config = read_config(directory, source.given)
     index_name = f"{source.given}/{INDEX}"
@@ -241,7 +241,7 @@ def assemble(
         tensors=dict(sorted(tensors.items())),
         shards=dict(sorted(by_name.items())),
         sidecars=files,
-        notes=(_ADAPTER_BESIDE.format(source.given),) if ADAPTER in files else (),
+        notes=(_ADAPTER_BESIDE.format(source.given),) if ADAPTER_CONFIG in files else (),
     )
 
 

@@ -15,7 +15,7 @@ from drift_merge.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"  # of PEFT
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 # An index has about 80 bytes a tensor; the largest public ones (91,000 tensors) are 9 MB.
 MAX_INDEX_BYTES = 100_000_000
 
@@ -78,7 +78,7 @@ def find_weights(
     """
     top = sorted(name for name in files if "/" not in name)
     shards = [name for name in top if name.endswith(".safetensors")]
-    if ADAPTER in top:
+    if ADAPTER_CONFIG in top:
         shards = [name for name in shards if not name.startswith("adapter_")]
     _refuse_other_artifacts(top, where=where)
     if INDEX in top and SINGLE in top:
@@ -233,7 +233,7 @@ def _refuse_other_artifacts(top: Collection[str], *, where: str) -> None:
             f"{where} is a drift prior: differences of weights, not a model.",
             remedy=f"Look at it with: drift-prior inspect '{where}'",
         )
-    if ADAPTER in top and not holds_model(top):
+    if ADAPTER_CONFIG in top and not holds_model(top):
         raise CheckpointError(
             f"{where} is a LoRA adapter, not a whole model.",
             remedy="Only a reasoner may be an adapter, and only as a local directory. Download it:"

@@ -5,14 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from drift_merge.storage.adapters.fields import AdapterConfig
-from drift_merge.storage.adapters.refusals import CONFIG, damaged
+from drift_merge.storage.adapters.refusals import damaged
 from drift_merge.storage.adapters.selection import is_adapted, is_saved, rank_of, scale_of
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
 from drift_merge.storage.quantized import FLOATS
 from drift_merge.storage.sources import Source
-from drift_merge.storage.weight_map import holds_model
+from drift_merge.storage.weight_map import ADAPTER_CONFIG, holds_model
 
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_OTHER_FILE = (
+    f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} are of different adapters: download both again."
+)
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(.+)\.(?:lora_([AB])(?:\.default)?\.weight|lora_(magnitude)_vector(?:\.default)?(?:\.weight)?)"
@@ -52,7 +55,7 @@ def is_adapter(source: Source) -> bool:
 
     One that holds a whole model too is that model, as transformers has it.
     """
-    if source.path is None or not (source.path / CONFIG).is_file():
+    if source.path is None or not (source.path / ADAPTER_CONFIG).is_file():
         return False
     files = [path.name for path in source.path.iterdir()]
     return "config.json" not in files or not holds_model(files)
@@ -66,14 +69,14 @@ def read_factors(source: Source, config: AdapterConfig) -> StoredTensors:
             of `modules_to_save`, half a pair, empty factors, or shapes that are not the fields'.
     """
     assert source.path is not None
-    path = source.path / WEIGHTS
+    path = source.path / ADAPTER_WEIGHTS
     if not path.is_file():
         raise damaged(
             config.label,
-            f"it has no {WEIGHTS}",
+            f"it has no {ADAPTER_WEIGHTS}",
             remedy="Save the adapter as safetensors: model.save_pretrained(DIR)",
         )
-    header = read_header(path, f"{config.label}/{WEIGHTS}")
+    header = read_header(path, f"{config.label}/{ADAPTER_WEIGHTS}")
     found: dict[str, dict[str, TensorInfo]] = {}
     whole: dict[str, TensorInfo] = {}
     for stored, info in header.tensors.items():
@@ -91,7 +94,7 @@ def read_factors(source: Source, config: AdapterConfig) -> StoredTensors:
     factors = {module: _join(config, module, parts) for module, parts in found.items()}
     _require_saved(config, whole)
     if not factors and not whole:
-        raise damaged(config.label, f"{WEIGHTS} lists no tensor")
+        raise damaged(config.label, f"{ADAPTER_WEIGHTS} lists no tensor")
     return StoredTensors(header, factors, whole)
 
 
@@ -123,7 +126,7 @@ def _join(config: AdapterConfig, module: str, parts: Mapping[str, TensorInfo]) -
             f"it stores factors for {module}, which its fields (target_modules, exclude_modules,"
             " layers_to_transform, layers_pattern, modules_to_save) do not choose; PEFT would leave"
             " them out",
-            remedy=f"{CONFIG} and {WEIGHTS} are of different adapters: download both again.",
+            remedy=_OTHER_FILE,
         )
     a, b, rank = parts["A"], parts["B"], rank_of(config, module)
     if (a.shape[:1], b.shape[1:2]) != ((rank,), (rank,)):
@@ -131,7 +134,7 @@ def _join(config: AdapterConfig, module: str, parts: Mapping[str, TensorInfo]) -
             config.label,
             f"r and rank_pattern give {module} rank {rank}, but A is {a.shape} and B is {b.shape};"
             f" expected ({rank}, inputs) and (outputs, {rank})",
-            remedy=f"{CONFIG} and {WEIGHTS} are of different adapters: download both again.",
+            remedy=_OTHER_FILE,
         )
     magnitude = parts.get("magnitude")
     if magnitude is not None and magnitude.shape != b.shape[:1]:
@@ -147,5 +150,5 @@ def _require_saved(config: AdapterConfig, whole: Mapping[str, TensorInfo]) -> No
         if not any(is_saved((word,), name) for name in whole):
             raise damaged(
                 config.label,
-                f"modules_to_save names {word}, but {WEIGHTS} has no tensor of such a module",
+                f"modules_to_save names {word}, but {ADAPTER_WEIGHTS} has no tensor of it",
             )

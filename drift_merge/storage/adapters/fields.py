@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import CheckpointError, RecipeError
-from drift_merge.storage.adapters.refusals import CONFIG, damaged, merge_by_peft, refuse_field
+from drift_merge.storage.adapters.refusals import damaged, merge_by_peft, refuse_field
 from drift_merge.storage.sources import Source
+from drift_merge.storage.weight_map import ADAPTER_CONFIG
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +147,11 @@ def read_fields(source: Source) -> dict[str, Any]:
     """`adapter_config.json` as it is; only that it is a JSON object is checked."""
     assert source.path is not None
     try:
-        fields = json.loads((source.path / CONFIG).read_bytes())
+        fields = json.loads((source.path / ADAPTER_CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(source.given, f"{CONFIG} cannot be read ({error})") from error
+        raise damaged(source.given, f"{ADAPTER_CONFIG} cannot be read ({error})") from error
     if not isinstance(fields, dict):
-        raise damaged(source.given, f"{CONFIG} is not a JSON object")
+        raise damaged(source.given, f"{ADAPTER_CONFIG} is not a JSON object")
     return fields
 
 
@@ -250,4 +251,4 @@ class _Reader:
 
     def _wrong(self, field: str, expected: str) -> CheckpointError:
         value = repr(self._fields.get(field))[:100]
-        return damaged(self._label, f"{field} in {CONFIG} is {value}; expected {expected}")
+        return damaged(self._label, f"{field} in {ADAPTER_CONFIG} is {value}; expected {expected}")

@@ -6,8 +6,8 @@ from shlex import quote
 from typing import Any
 
 from drift_merge.errors import CheckpointError
+from drift_merge.storage.weight_map import ADAPTER_CONFIG
 
-CONFIG = "adapter_config.json"
 _CLASS = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -38,7 +38,8 @@ def refuse_field(
     value = repr(config.get(field))
     shown = value if len(value) <= 100 else f"{value[:100]}..."
     return CheckpointError(
-        f"the adapter {label} has {field}: {shown} in {CONFIG}, so it is not plain LoRA: {effect}.",
+        f"the adapter {label} has {field}: {shown} in {ADAPTER_CONFIG}, so it is not plain LoRA:"
+        f" {effect}.",
         remedy=remedy or merge_by_peft(label, config),
     )
 
