@@ -91,6 +91,13 @@ class Forks:
         assert answer, "the server has ended; its traceback is on stderr"
         return [Run(**run) for run in json.loads(answer)]
 
+    def strike(
+        self, requests: Mapping[int, Mapping[str, Any]], do: object, **changes: Any
+    ) -> list[Run]:
+        """Run several at the same time, each struck at the call of its number, from 1."""
+        changes = {"count": CHANGES, "do": do} | changes
+        return self.run_all([{**request, "at": at, **changes} for at, request in requests.items()])
+
     def close(self) -> None:
         """End the server."""
         assert self._server.stdin is not None

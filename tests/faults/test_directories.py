@@ -101,17 +101,6 @@ INDEXES: dict[str, tuple[Break, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("fault", INDEXES)
-def test_a_broken_index_is_refused_by_name(
-    fault: str, role: str, whole: Pair, tmp_path: Path
-) -> None:
-    damage, mentions = INDEXES[fault]
-    pair = damaged(whole, role, tmp_path, damage)
-    for name in COMMANDS:
-        refused(command(name, pair, tmp_path / "out"), 5, *mentions)
-
-
 def test_a_secret_outside_the_checkpoint_is_not_read(whole: Pair, tmp_path: Path) -> None:
     """The file exists and is valid: only the rule keeps it out."""
     pair = damaged(whole, "mllm", tmp_path, with_index(lambda m: m.update({Q: "../s.safetensors"})))
@@ -166,12 +155,15 @@ FILES: dict[str, tuple[Break, tuple[str, ...]]] = {
 }
 
 
+FAULTS = INDEXES | FILES
+
+
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("fault", FILES)
-def test_a_directory_that_is_no_checkpoint_is_refused(
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_index_or_a_directory_that_is_no_checkpoint_is_refused_by_name(
     fault: str, role: str, whole: Pair, tmp_path: Path
 ) -> None:
-    damage, mentions = FILES[fault]
+    damage, mentions = FAULTS[fault]
     pair = damaged(whole, role, tmp_path, damage)
     for name in COMMANDS:
         refused(command(name, pair, tmp_path / "out"), 5, *mentions)

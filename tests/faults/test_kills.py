@@ -62,6 +62,11 @@ def partial_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
+def every_third(name: str, total: int) -> range:
+    """Numbers of calls, from 1: those of the three commands together are every place there is."""
+    return range(1 + NAMES.index(name), total + 1, len(NAMES))
+
+
 def batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     for begin in range(0, len(items), BATCH):
         yield items[begin : begin + BATCH]
@@ -97,12 +102,8 @@ def test_a_run_killed_at_any_call_leaves_out_absent_or_whole_and_is_finished_by_
     refusals = 0
     for numbers in batches(range(1, len(world.calls[name]) + 1)):
         outs = [tmp_path / f"out{number}" for number in numbers]
-        killed = world.forks.run_all(
-            [
-                world.request(name, out, count=CHANGES, at=number, do="kill")
-                for number, out in zip(numbers, outs, strict=True)
-            ]
-        )
+        requests = {at: world.request(name, out) for at, out in zip(numbers, outs, strict=True)}
+        killed = world.forks.strike(requests, "kill")
         for out, run in zip(outs, killed, strict=True):
             assert run.code in (KILLED, 0), run  # 0: threads made fewer calls this time
             assert_absent_or_whole(out, world.whole[name])
@@ -124,14 +125,10 @@ def test_ctrl_c_at_any_call_exits_130_and_is_finished_by_a_rerun(
     name: str, world: World, tmp_path: Path
 ) -> None:
     codes = []
-    for numbers in batches(range(1, len(world.calls[name]) + 1)):
+    for numbers in batches(every_third(name, len(world.calls[name]))):
         outs = [tmp_path / f"out{number}" for number in numbers]
-        stopped = world.forks.run_all(
-            [
-                world.request(name, out, count=CHANGES, at=number, do="interrupt")
-                for number, out in zip(numbers, outs, strict=True)
-            ]
-        )
+        requests = {at: world.request(name, out) for at, out in zip(numbers, outs, strict=True)}
+        stopped = world.forks.strike(requests, "interrupt")
         for out, run in zip(outs, stopped, strict=True):
             assert run.code in (130, 0), run
             assert "Traceback" not in run.stderr
@@ -152,12 +149,10 @@ def test_a_run_of_several_threads_killed_anywhere_is_finished_by_a_rerun(
     options = ("--threads", "3")
     for numbers in batches(range(1, len(world.calls[name]) + 1, 4)):
         outs = [tmp_path / f"out{number}" for number in numbers]
-        killed = world.forks.run_all(
-            [
-                world.request(name, out, *options, count=CHANGES, at=number, do="kill")
-                for number, out in zip(numbers, outs, strict=True)
-            ]
-        )
+        requests = {
+            at: world.request(name, out, *options) for at, out in zip(numbers, outs, strict=True)
+        }
+        killed = world.forks.strike(requests, "kill")
         assert {run.code for run in killed} <= {KILLED, 0}
         again = world.forks.run_all([world.request(name, out, *options) for out in outs])
         for out, run in zip(outs, again, strict=True):
@@ -172,15 +167,10 @@ def test_a_call_that_fails_stops_the_run_cleanly_and_is_finished_by_a_rerun(
 ) -> None:
     kinds = FAILING[number]
     total = sum(call in kinds for call in world.calls[name])
-    step = 3 if always else 1
-    for positions in batches(range(1, total + 1, step)):
+    for positions in batches(every_third(name, total)):
         outs = [tmp_path / f"out{at}" for at in positions]
-        failed = world.forks.run_all(
-            [
-                world.request(name, out, count=kinds, at=at, do=number, always=always)
-                for at, out in zip(positions, outs, strict=True)
-            ]
-        )
+        requests = {at: world.request(name, out) for at, out in zip(positions, outs, strict=True)}
+        failed = world.forks.strike(requests, number, count=kinds, always=always)
         for at, out, run in zip(positions, outs, failed, strict=True):
             assert_absent_or_whole(out, world.whole[name])
             if run.code == 0:
@@ -245,12 +235,11 @@ def test_a_kill_while_out_is_replaced_leaves_the_old_or_the_new_and_a_rerun_fini
     seen = set()
     for number, numbers in enumerate(batches(swap_calls(world, old, tmp_path))):
         outs = copies(old, tmp_path / str(number), len(numbers))
-        killed = world.forks.run_all(
-            [
-                world.request("linear", out, "--overwrite", count=CHANGES, at=at, do="kill")
-                for at, out in zip(numbers, outs, strict=True)
-            ]
-        )
+        requests = {
+            at: world.request("linear", out, "--overwrite")
+            for at, out in zip(numbers, outs, strict=True)
+        }
+        killed = world.forks.strike(requests, "kill")
         for out, run in zip(outs, killed, strict=True):
             assert run.code == KILLED, run
             if out.exists():

@@ -64,6 +64,14 @@ def connected(hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> It
     _close_sessions()
 
 
+@contextmanager
+def impatient(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub that this process uses, and repeats failed requests to at once."""
+    never_wait(monkeypatch)
+    with HubServer() as server, connected(server, home, monkeypatch):
+        yield server
+
+
 def never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repeat failed requests at once: huggingface_hub and we wait seconds before each."""
     monkeypatch.setattr(faults, "WAITS_SECONDS", (0.01, 0.02))

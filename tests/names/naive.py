@@ -4,6 +4,16 @@ import numpy as np
 
 from tests.names import families as f
 
+META = {  # what Meta's own code calls the parts of a Llama
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "embed_tokens": "tok_embeddings",
+}
+
 
 def naive_fused(split):
     """What Phi would store for the layers of `split` (name -> array)."""
@@ -37,16 +47,7 @@ def naive_experts(split, *, transposed):
 
 def naive_internlm(split):
     """InternLM2's tensors for a llama-like decoder without biases."""
-    renames = {
-        "self_attn.o_proj": "attention.wo",
-        "mlp.gate_proj": "feed_forward.w1",
-        "mlp.down_proj": "feed_forward.w2",
-        "mlp.up_proj": "feed_forward.w3",
-        "input_layernorm": "attention_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "embed_tokens": "tok_embeddings",
-        "lm_head": "output",
-    }
+    renames = META | {"lm_head": "output"}
     out = {}
     for name, value in split.items():
         if "q_proj" in name:

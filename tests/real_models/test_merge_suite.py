@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ import numpy as np
 import pytest
 from commands import run
 from stored import assert_same_sidecars, read
+
+from tests import tiny_models
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,7 +33,7 @@ pytestmark = [
     ),
 ]
 
-LAYERS, IMAGE_TOKEN, VISION_START = 3, 90, 91
+LAYERS = 3
 TEXT = {
     "vocab_size": 96,
     "hidden_size": 64,
@@ -62,9 +65,9 @@ QWEN_VISION = {
     "out_hidden_size": TEXT["hidden_size"],
 }
 QWEN_TOKENS = {
-    "image_token_id": IMAGE_TOKEN,
-    "vision_start_token_id": VISION_START,
-    "vision_end_token_id": 92,
+    "image_token_id": tiny_models.IMAGE,
+    "vision_start_token_id": tiny_models.VISION_START,
+    "vision_end_token_id": tiny_models.VISION_END,
     "video_token_id": 93,
 }
 ONLY_HERE = {"layer-swap": ["--keep-layers", "0:1"]}  # its default keeps six layers
@@ -77,12 +80,6 @@ class Family(NamedTuple):
     mllm: Callable[[], Any]
     tower: str  # attribute of the mllm's model
     image: Callable[[], dict[str, Any]]  # inputs that show an image
-
-
-def qwen2() -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    return Qwen2ForCausalLM(Qwen2Config(**TEXT))
 
 
 def qwen2_5_vl() -> Any:
@@ -111,44 +108,6 @@ def qwen3_vl() -> Any:
     return Qwen3VLForConditionalGeneration(config)
 
 
-def llama() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(LlamaConfig(**TEXT))
-
-
-def llava() -> Any:
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
-
-    config = LlavaConfig(
-        text_config=LlamaConfig(**TEXT),
-        vision_config=CLIPVisionConfig(**VISION, projection_dim=32),
-        image_token_index=IMAGE_TOKEN,
-        image_seq_length=4,
-        tie_word_embeddings=False,
-    )
-    return LlavaForConditionalGeneration(config)
-
-
-def idefics3() -> Any:
-    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig
-
-    config = Idefics3Config(
-        text_config=LlamaConfig(**TEXT),
-        vision_config=VISION | {"patch_size": 7},
-        scale_factor=2,
-        image_token_id=IMAGE_TOKEN,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-    )
-    return Idefics3ForConditionalGeneration(config)
-
-
 GEMMA = TEXT | {"tie_word_embeddings": True, "sliding_window": 16, "sliding_window_pattern": 2}
 
 
@@ -170,9 +129,9 @@ def gemma3() -> Any:
         text_config=Gemma3TextConfig(**GEMMA),
         vision_config=SiglipVisionConfig(**VISION | {"patch_size": 7}),
         mm_tokens_per_image=4,
-        image_token_index=IMAGE_TOKEN,
-        boi_token_index=VISION_START,
-        eoi_token_index=92,
+        image_token_index=tiny_models.IMAGE,
+        boi_token_index=tiny_models.VISION_START,
+        eoi_token_index=tiny_models.VISION_END,
     )
     return Gemma3ForConditionalGeneration(config)
 
@@ -187,7 +146,11 @@ def prompt(*, with_image: bool) -> dict[str, Any]:
     """Token ids: text, and perhaps the four tokens of an image in it."""
     import torch
 
-    image = [VISION_START, *[IMAGE_TOKEN] * 4, 92] if with_image else []
+    image = (
+        [tiny_models.VISION_START, *[tiny_models.IMAGE] * 4, tiny_models.VISION_END]
+        if with_image
+        else []
+    )
     ids = torch.tensor([[1, 5, 6, *image, 7, 8, 9]])
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
@@ -209,20 +172,27 @@ def patches() -> dict[str, Any]:
     inputs = prompt(with_image=True)
     inputs["pixel_values"] = pixels(16, 3 * 2 * 14 * 14)
     inputs["image_grid_thw"] = torch.tensor([[1, 4, 4]])
-    inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_TOKEN).int()
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == tiny_models.IMAGE).int()
     return inputs
 
 
 def gemma_square() -> dict[str, Any]:
     """Gemma 3 is told which tokens are of the image."""
     inputs = square()
-    return inputs | {"token_type_ids": (inputs["input_ids"] == IMAGE_TOKEN).int()}
+    return inputs | {"token_type_ids": (inputs["input_ids"] == tiny_models.IMAGE).int()}
 
 
+LLAMA = partial(tiny_models.llama, TEXT)
 FAMILIES = {
-    "Qwen2 into Qwen2.5-VL": Family(qwen2, qwen2_5_vl, "language_model", patches),
-    "Llama into LLaVA": Family(llama, llava, "language_model", square),
-    "Llama into Idefics3": Family(llama, idefics3, "text_model", tiles),
+    "Qwen2 into Qwen2.5-VL": Family(
+        partial(tiny_models.qwen2, TEXT), qwen2_5_vl, "language_model", patches
+    ),
+    "Llama into LLaVA": Family(
+        LLAMA, partial(tiny_models.llava, TEXT, VISION), "language_model", square
+    ),
+    "Llama into Idefics3": Family(
+        LLAMA, partial(tiny_models.idefics3, TEXT, VISION), "text_model", tiles
+    ),
     "Qwen3 into Qwen3-VL": Family(qwen3, qwen3_vl, "language_model", patches),
     "Gemma 3 text into Gemma 3": Family(gemma3_text, gemma3, "language_model", gemma_square),
 }

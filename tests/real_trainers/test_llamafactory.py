@@ -18,18 +18,7 @@ def test_run_exp_trains_with_the_prior_and_logs_its_metrics(tmp_path, monkeypatc
     monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")
     setup = tiny.make_setup("llava", tmp_path)
     tiny.write_llava_processor(setup.mllm)
-    lines = [json.loads(line) for line in tiny.write_questions(tmp_path).read_text().splitlines()]
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"<image> {line['question']}"},
-                {"role": "assistant", "content": line["answer"]},
-            ],
-            "images": [str(tmp_path / line["image"])],
-        }
-        for line in lines
-    ]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "rows.json").write_text(json.dumps(tiny.conversations(tmp_path)))
     tags = {f"{name}_tag": name for name in ("role", "content", "user", "assistant")}
     entry = {
         "file_name": "rows.json",

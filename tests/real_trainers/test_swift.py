@@ -18,18 +18,8 @@ def test_a_plugin_registers_the_callback_that_the_command_line_names(tmp_path, m
     monkeypatch.setenv("USE_HF", "1")
     setup = tiny.make_setup("llava", tmp_path)
     tiny.write_llava_processor(setup.mllm)
-    lines = [json.loads(line) for line in tiny.write_questions(tmp_path).read_text().splitlines()]
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"<image> {line['question']}"},
-                {"role": "assistant", "content": line["answer"]},
-            ],
-            "images": [str(tmp_path / line["image"])],
-        }
-        for line in lines
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = "".join(json.dumps(row) + "\n" for row in tiny.conversations(tmp_path))
+    (tmp_path / "rows.jsonl").write_text(rows)
     plugin = tmp_path / "drift_plugin.py"
     plugin.write_text(
         "from drift_merge.trainers.swift import register\n"

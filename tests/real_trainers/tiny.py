@@ -5,6 +5,7 @@ Made when a test runs; needs transformers and Pillow, not torchvision.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import drift_merge
+from tests import tiny_models
+from tests.tiny_models import IMAGE, VISION_END, VISION_START
 
-IMAGE, VISION_START, VISION_END, VOCABULARY = 90, 91, 92, 96
+VOCABULARY = 96
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -48,18 +51,6 @@ class Family(NamedTuple):
     pixels: Callable[[Tensor], dict[str, Tensor]]  # of images (batch, 3, 28, 28)
 
 
-def qwen2() -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    return Qwen2ForCausalLM(Qwen2Config(**TEXT))
-
-
-def llama() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(LlamaConfig(**TEXT))
-
-
 def qwen2_5_vl() -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -85,36 +76,19 @@ def qwen2_5_vl() -> Any:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def llava() -> Any:
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
-
-    config = LlavaConfig(
-        text_config=LlamaConfig(**TEXT),
-        vision_config=CLIPVisionConfig(**VISION, projection_dim=16),
-        image_token_index=IMAGE,
-        image_seq_length=4,
-        tie_word_embeddings=False,
-    )
-    return LlavaForConditionalGeneration(config)
-
-
-def smolvlm() -> Any:
-    from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
-
-    config = SmolVLMConfig(
-        text_config=LlamaConfig(**TEXT),
-        vision_config=VISION | {"patch_size": 7},
-        scale_factor=2,
-        image_token_id=IMAGE,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-    )
-    return SmolVLMForConditionalGeneration(config)
+def conversations(folder: Path) -> list[dict[str, Any]]:
+    """The questions of `write_questions` as messages, each with the path of its image."""
+    lines = [json.loads(line) for line in write_questions(folder).read_text().splitlines()]
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"<image> {line['question']}"},
+                {"role": "assistant", "content": line["answer"]},
+            ],
+            "images": [str(folder / line["image"])],
+        }
+        for line in lines
+    ]
 
 
 def as_square(images: Tensor) -> dict[str, Tensor]:
@@ -136,10 +110,16 @@ def as_patches(images: Tensor) -> dict[str, Tensor]:
     }
 
 
+LLAMA = partial(tiny_models.llama, TEXT)
+SMOLVLM = partial(tiny_models.idefics3, TEXT, VISION, "SmolVLM")
 FAMILIES = {
-    "qwen2_5_vl": Family(qwen2, qwen2_5_vl, "model.language_model.", as_patches),
-    "llava": Family(llama, llava, "model.language_model.", as_square),
-    "smolvlm": Family(llama, smolvlm, "model.text_model.", as_tiles),
+    "qwen2_5_vl": Family(
+        partial(tiny_models.qwen2, TEXT), qwen2_5_vl, "model.language_model.", as_patches
+    ),
+    "llava": Family(
+        LLAMA, partial(tiny_models.llava, TEXT, VISION), "model.language_model.", as_square
+    ),
+    "smolvlm": Family(LLAMA, SMOLVLM, "model.text_model.", as_tiles),
 }
 TOKENS = {"qwen2_5_vl": 1, "llava": 4, "smolvlm": 4}  # visual tokens of one image
 

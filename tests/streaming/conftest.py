@@ -8,15 +8,14 @@ import pytest
 from drift_merge.storage.hub import ranges
 from drift_merge.storage.loans import leases
 from tests import checkpoints as c
-from tests.hub_server.client import connected, never_wait
+from tests.hub_server.client import impatient
 from tests.hub_server.models import MLLM, TOKENIZERS, make_layered_pair, publish, write_layered
 from tests.hub_server.server import HubServer
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    never_wait(monkeypatch)
-    with HubServer() as server, connected(server, tmp_path / "home", monkeypatch):
+    with impatient(tmp_path / "home", monkeypatch) as server:
         yield server
 
 

@@ -105,12 +105,8 @@ def test_a_streamed_run_killed_at_random_calls_is_finished_by_a_rerun(
     taken_over, left = set(), set()
     for numbers in sample(len(world.calls[name]), 20, seed=1):
         outs = [tmp_path / f"out{number}" for number in numbers]
-        killed = world.forks.run_all(
-            [
-                world.request(name, out, count=CHANGES, at=number, do="kill")
-                for number, out in zip(numbers, outs, strict=True)
-            ]
-        )
+        requests = {at: world.request(name, out) for at, out in zip(numbers, outs, strict=True)}
+        killed = world.forks.strike(requests, "kill")
         for out, run in zip(outs, killed, strict=True):
             assert run.code in (KILLED, 0), run  # 0: threads made fewer calls this time
             assert not out.exists() or read_files(out) == world.whole[name]
@@ -138,12 +134,8 @@ def test_ctrl_c_during_a_streamed_run_exits_130_and_is_finished_by_a_rerun(
     for numbers in sample(len(world.calls[name]), 12, seed=2):
         outs = [tmp_path / f"out{number}" for number in numbers]
         # The run and each of its downloads come to that number: some press Ctrl-C three times.
-        stopped = world.forks.run_all(
-            [
-                world.request(name, out, count=CHANGES, at=number, do="interrupt")
-                for number, out in zip(numbers, outs, strict=True)
-            ]
-        )
+        requests = {at: world.request(name, out) for at, out in zip(numbers, outs, strict=True)}
+        stopped = world.forks.strike(requests, "interrupt")
         for out, run in zip(outs, stopped, strict=True):
             assert run.code in (130, 0), run.stderr
             assert "Traceback" not in run.stderr

@@ -16,7 +16,7 @@ from drift_merge.storage.hub.ranges import DownloadCancelled, fetch_ranges, join
 from drift_merge.storage.hub.shards import fetch_sidecars, fetch_whole, find_remote, is_whole
 from drift_merge.storage.sources import RemoteShard, Source
 from tests import checkpoints as c
-from tests.hub_server.client import connected, never_wait
+from tests.hub_server.client import impatient
 from tests.hub_server.server import HubServer
 
 REPO = "org/name"
@@ -26,8 +26,7 @@ SIZE = 1_000_000
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    never_wait(monkeypatch)
-    with HubServer() as server, connected(server, tmp_path / "home", monkeypatch):
+    with impatient(tmp_path / "home", monkeypatch) as server:
         yield server
 
 

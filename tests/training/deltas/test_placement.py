@@ -27,6 +27,13 @@ class Counting:
         raise AssertionError
 
 
+def two_steps(model, handle):
+    for step in range(2):
+        model.zero_grad()
+        loss_of(model, step).backward()
+        handle.apply()
+
+
 def units(count, numel=12):
     found = {}
     for number in range(count):
@@ -77,10 +84,7 @@ def test_gradients_are_the_same_wherever_delta_waits(toy, monkeypatch, kind):
             monkeypatch.setattr(gradient_bias, "place", place)
         model = toy.model()
         handle = drift_merge.attach(model, toy.prior)
-        for step in range(2):
-            model.zero_grad()
-            loss_of(model, step).backward()
-            handle.apply()
+        two_steps(model, handle)
         found.append(torch.cat([p.grad.flatten() for p in selected(model).values()]))
     assert torch.equal(*found)
 
@@ -97,10 +101,7 @@ def test_of_a_streamed_prior_each_delta_is_carried_once_a_step(toy, monkeypatch)
     monkeypatch.setattr(gradient_bias, "place", lambda *a, dtype, **_: Watched(*a[:3], dtype))
     model = toy.model()
     handle = drift_merge.attach(model, toy.prior)
-    for step in range(2):
-        model.zero_grad()
-        loss_of(model, step).backward()
-        handle.apply()
+    two_steps(model, handle)
     handle._bias.injectors[0].pieces[0].source._reader.shutdown()
     assert len(carried) == 2 * 20 + 1  # and the first of the next step
 

@@ -11,6 +11,7 @@ import drift_merge
 from drift_merge.errors import AlignmentError, RecipeError
 from drift_merge.training.match.matching import match
 from tests import checkpoints as c
+from tests.names.naive import META
 from tests.runs import as_tensor, run_prior
 from tests.training.naive import biased
 from tests.training.toys import (
@@ -443,18 +444,7 @@ def test_a_selection_of_nothing_is_refused(toy):
 
 def test_torchtitans_own_llama_is_refused_since_it_permutes_q_and_k(toy):
     """Equal shapes, other rows: what matched by luck would be biased along a wrong delta."""
-    renamed = {
-        "self_attn.q_proj": "attention.wq",
-        "self_attn.k_proj": "attention.wk",
-        "self_attn.v_proj": "attention.wv",
-        "self_attn.o_proj": "attention.wo",
-        "mlp.gate_proj": "feed_forward.w1",
-        "mlp.down_proj": "feed_forward.w2",
-        "mlp.up_proj": "feed_forward.w3",
-        "input_layernorm": "attention_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "embed_tokens": "tok_embeddings",
-    }
+    renamed = META | {f"self_attn.{x}_proj": f"attention.w{x}" for x in "qkv"}
     tensors = {}
     for name, tensor in memory_tensors(toy.pair.mllm).items():
         if not name.startswith("model.language_model."):
