@@ -31,7 +31,7 @@ def describe_source(checkpoint: Checkpoint, tensors: dict[str, str]) -> dict[str
         "layout": fingerprints.of_layout(checkpoint),
         "num_tensors": len(checkpoint.tensors),
         "tensors_read": len(tensors),
-        "data": fingerprints.combine(tensors),
+        "data": fingerprints.of_fingerprints(tensors),
     }
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from drift_merge.artifacts.card import Published
 from drift_merge.errors import DriftMergeError, SourceError
-from drift_merge.hub import pull as puller
 from drift_merge.hub.cache import fetch_verified
 from drift_merge.hub.files import CARD, collect, hash_files, parents, published, strays, title_of
 from drift_merge.hub.licenses import FILE, RolledUp, read_license, roll_up
 from drift_merge.hub.progress import ProgressBar, no_progress
+from drift_merge.hub.pull import Pulled, fetch_files, hub_source
 from drift_merge.hub.push import Notify, Pushed, PushPlan, check_visibility, send_files
 from drift_merge.hub.repository import (
     PushRequest,
@@ -183,11 +183,11 @@ def pull_artifact(
     threads: int = 1,
     progress: ProgressBar = no_progress,
     say: Notify = lambda _: None,
-) -> puller.Pulled:
-    """Fetch an artifact to a directory, verified against its manifest; see `hub.pull.pull`."""
+) -> Pulled:
+    """Fetch an artifact to a directory, verified by its manifest; see `hub.pull.fetch_files`."""
     verify = partial(_verify, kind, threads=threads, progress=progress)
-    source = puller.hub_source(text)
-    return puller.pull(
+    source = hub_source(text)
+    return fetch_files(
         source, kind.manifest, out, verify, overwrite=overwrite, progress=progress, say=say
     )
 
@@ -286,6 +286,6 @@ def pull(source: str, directory: str | Path, *, overwrite: bool = False) -> Path
     Raises:
         SourceError, CheckpointError, VerificationError, OutputError, RecipeError.
     """
-    parsed = puller.hub_source(source)
+    parsed = hub_source(source)
     kind = MERGE_KIND if MERGE_MANIFEST in list_remote(parsed) else PRIOR_KIND
     return pull_artifact(kind, source, Path(directory), overwrite=overwrite).path

@@ -60,7 +60,7 @@ def hub_source(text: str) -> Source:
     return source
 
 
-def pull(
+def fetch_files(
     source: Source,
     manifest: str,
     out: Path,

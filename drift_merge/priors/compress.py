@@ -163,7 +163,7 @@ def _manifest(prior: Prior, plan: Plan, results: Results) -> dict[str, Any]:
         "compressed_from": {
             "dtype": before["parameters"]["dtype"],
             "tool": before["tool"],
-            "data": fingerprints.combine(data),
+            "data": fingerprints.of_fingerprints(data),
         },
         "size_bytes": plan.write_bytes,
         "shards": [shard.file for shard in plan.layout.shards],

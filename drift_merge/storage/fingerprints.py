@@ -74,7 +74,7 @@ def of_files(checkpoint: Checkpoint) -> str:
     return of_json([rows, of_layout(checkpoint), checkpoint.config])
 
 
-def combine(fingerprints: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
+def of_fingerprints(fingerprints: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
     """One fingerprint for named fingerprints, independent of their order."""
     return of_json(dict(fingerprints))
 

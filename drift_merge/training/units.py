@@ -9,9 +9,7 @@ from math import prod
 
 from torch.nn import Parameter
 
-from drift_merge.names.tensors import matrix_shape
-
-Shape = tuple[int, ...]
+from drift_merge.names.tensors import Shape, matrix_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ def region_shape(unit: Unit, region: Region) -> Shape:
     return tuple(max(0, stop - start) for start, stop, _ in bounds)
 
 
-def blocks(unit: Unit, region: Region, elements: int) -> Iterator[Block]:
+def blocks_of(unit: Unit, region: Region, elements: int) -> Iterator[Block]:
     """Cut a region into rectangles of at most `elements` (or one row), in its flattened order.
 
     The cuts depend on unit and region alone, so that sums are reproducible.

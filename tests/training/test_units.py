@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from drift_merge.names.tensors import matrix_shape
-from drift_merge.training.units import Origin, Region, Unit, blocks, region_shape
+from drift_merge.training.units import Origin, Region, Unit, blocks_of, region_shape
 from tests.strategies import quick
 
 shapes = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
@@ -49,7 +49,7 @@ def test_blocks_are_the_region_in_its_order(pair, elements):
     unit = unit_of(shape)
     _, cols = matrix_shape(shape)
     found = []
-    for block in blocks(unit, region, elements):
+    for block in blocks_of(unit, region, elements):
         assert block.numel <= max(elements, block.cols)
         rows = range(block.row, block.row + block.rows)
         found += [r * cols + k for r in rows for k in range(block.col, block.col + block.cols)]
@@ -60,11 +60,11 @@ def test_blocks_are_the_region_in_its_order(pair, elements):
 
 def test_a_long_row_is_cut_too():
     unit = unit_of((1, 100))
-    cuts = [(b.col, b.cols) for b in blocks(unit, Region(flat=(3, 100)), 40)]
+    cuts = [(b.col, b.cols) for b in blocks_of(unit, Region(flat=(3, 100)), 40)]
     assert cuts == [(3, 40), (43, 40), (83, 17)]
 
 
 @pytest.mark.parametrize("region", [Region(flat=(3, 100)), Region(slices=(slice(3, 100),))])
 def test_a_vector_has_a_row_per_element(region):
-    cuts = [(b.row, b.rows, b.col, b.cols) for b in blocks(unit_of((100,)), region, 40)]
+    cuts = [(b.row, b.rows, b.col, b.cols) for b in blocks_of(unit_of((100,)), region, 40)]
     assert cuts == [(3, 40, 0, 1), (43, 40, 0, 1), (83, 17, 0, 1)]

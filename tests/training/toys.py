@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from drift_merge.priors.manifest import Prior
-from drift_merge.training.units import Region, Unit, blocks
+from drift_merge.training.units import Region, Unit, blocks_of
 from tests import checkpoints as c
 from tests.runs import as_tensor, run_prior
 
@@ -200,7 +200,7 @@ def selected(model: nn.Module, modules: tuple[str, ...] = ("self_attn", "mlp")) 
 def read_region(source: Any, unit: Unit, region: Region, elements: int = 64) -> Tensor:
     """A whole region of a source of deltas, flat, read in chunks."""
     found, begin = [torch.empty(0)], 0
-    for block in blocks(unit, region, elements):
+    for block in blocks_of(unit, region, elements):
         out = torch.empty(block.numel)
         source.chunk(unit, begin, block, out)
         found.append(out)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from drift_merge.names.tensors import matrix_shape
 from drift_merge.training.deltas.files import DeltaSource
-from drift_merge.training.units import Block, Region, Unit, blocks, region_shape
+from drift_merge.training.units import Block, Region, Unit, blocks_of, region_shape
 
 DEVICES = ("auto", "cpu", "cuda")
 _PASS = 2**22  # elements that are widened on the host at once
@@ -67,7 +67,7 @@ def numel_of(unit: Unit, region: Region) -> int:
 def _fill(source: DeltaSource, unit: Unit, region: Region, out: Tensor) -> None:
     """Write the whole region of a unit to host memory, flat, in the dtype of `out`."""
     begin = 0
-    for block in blocks(unit, region, _PASS):
+    for block in blocks_of(unit, region, _PASS):
         wide = torch.empty(block.numel)
         source.chunk(unit, begin, block, wide)
         out[begin : begin + block.numel].copy_(wide)

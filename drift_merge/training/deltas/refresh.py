@@ -31,7 +31,7 @@ from drift_merge.storage.sources import parse_source
 from drift_merge.training.deltas.files import OpenPrior
 from drift_merge.training.deltas.placement import Regions, Resident, numel_of
 from drift_merge.training.gradients.layout import GradientLayout
-from drift_merge.training.units import Block, Unit, blocks
+from drift_merge.training.units import Block, Unit, blocks_of
 
 _TOKENIZER = "tokenizer.json"
 _CHUNK = 2**18  # elements
@@ -142,7 +142,7 @@ class _Recompute:
             held, begin = {}, 0
             for unit, size in sizes.items():
                 held[unit] = whole[begin : begin + size]
-                self._unit(unit, blocks(unit, regions[unit], _CHUNK), held[unit])
+                self._unit(unit, blocks_of(unit, regions[unit], _CHUNK), held[unit])
                 begin += size
         return Resident(held)
 

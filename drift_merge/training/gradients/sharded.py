@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from drift_merge.errors import RecipeError
-from drift_merge.training.units import Region, Shape, Unit
+from drift_merge.names.tensors import Shape
+from drift_merge.training.units import Region, Unit
 
 Bounds = tuple[tuple[int, int], ...]  # [first, last) in every dimension of a parameter
 

@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.gradients.layout import GradientLayout
-from drift_merge.training.units import Block, Region, Unit, blocks
+from drift_merge.training.units import Block, Region, Unit, blocks_of
 
 # Elements. Smaller chunks stay in a smaller cache, but cost more in calls: 2**17 a tenth more.
 CPU_GRADIENT_CHUNK = 2**19
@@ -155,7 +155,7 @@ class DensePiece:
         """First element in the flattened region, and the block, of every chunk."""
         if elements not in self._chunks:
             found, begin = [], 0
-            for block in blocks(self.unit, self.region, elements) if self.region else ():
+            for block in blocks_of(self.unit, self.region, elements) if self.region else ():
                 found.append((begin, block))
                 begin += block.numel
             self._chunks[elements] = tuple(found)
