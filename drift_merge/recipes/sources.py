@@ -1,5 +1,7 @@
 """Opens the checkpoints that a recipe names: headers and configs, no tensor data."""
 
+from collections.abc import Mapping
+
 from drift_merge.names.tensors import Model
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import PRIOR
@@ -8,11 +10,16 @@ from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint, open_pri
 from drift_merge.storage.sources import parse_source
 
 
-def as_model(checkpoint: Checkpoint) -> Model:
-    """What the alignment needs to know of a checkpoint."""
+def as_model(checkpoint: Checkpoint, copies: Mapping[str, str] | None = None) -> Model:
+    """What the alignment needs to know of a checkpoint.
+
+    Args:
+        checkpoint: opened.
+        copies: which tensors have equal bytes; None where no data was compared.
+    """
     scales = set(checkpoint.scales.values())
     shapes = {n: info.shape for n, info in checkpoint.tensors.items() if n not in scales}
-    return Model(checkpoint.source.given, shapes, checkpoint.config)
+    return Model(checkpoint.source.given, shapes, checkpoint.config, copies)
 
 
 def open_sources(
