@@ -17,8 +17,7 @@ from drift_merge.plans.prepare import prepare
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.storage.checkpoint import open_checkpoint
 from tests import checkpoints as c
-from tests.engine.runs import run_prior
-from tests.merges.test_apply_compressed import run_apply
+from tests.runs import run_apply, run_prior
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TOKENS = {"tokenizer.json": c.tokenizer()}
@@ -63,7 +62,7 @@ RECIPES = {
     "slerp": {"weights": (0.3,)},
     "dare-linear": {"options": {"density": 0.5}},
     "della": {"options": {"density": 0.5}},
-    "ties": {"trim": "global"},
+    "ties": {"options": {"trim": "global"}},
 }
 
 
@@ -107,7 +106,7 @@ def test_the_result_is_that_of_the_mllm_that_does_not_store_the_head(tmp_path):
     )
     for number, recipe in enumerate(
         (
-            {"method": "ties", "trim": "global", "options": {"density": 0.3}},
+            {"method": "ties", "options": {"density": 0.3, "trim": "global"}},
             {"method": "task-arithmetic", "weights": ("frank",)},
         )
     ):

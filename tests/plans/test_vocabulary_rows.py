@@ -11,7 +11,7 @@ from drift_merge.merges.make import make_merge
 from drift_merge.plans.prepare import prepare
 from drift_merge.recipes.recipe import Recipe
 from tests import checkpoints as c
-from tests.engine.runs import run_linear, run_prior
+from tests.runs import run_linear, run_prior
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 WORDS = [f"w{i}" for i in range(36)]
@@ -226,7 +226,7 @@ class TestPieces:
         self.check(tmp_path, ours, theirs, self.words, self.words, names)
 
     def test_a_prior_of_pieces_applies_to_them(self, tmp_path):
-        from tests.merges.test_apply_compressed import run_apply
+        from tests.runs import run_apply
 
         names = PIECES["idefics"]
         ours, theirs = self.side([EMBED], [30], 1), self.side(names, (24, 9), 3)
