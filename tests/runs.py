@@ -8,6 +8,7 @@ import torch
 from drift_merge.engine.job import RunOptions
 from drift_merge.maths.differences import delta
 from drift_merge.maths.methods.elementwise import interpolate
+from drift_merge.merges.apply import apply_prior, apply_recipe
 from drift_merge.merges.make import MadeMerge, make_merge
 from drift_merge.plans.prepare import prepare
 from drift_merge.priors.compress import compress_prior, compress_recipe, plan_compression
@@ -77,6 +78,16 @@ def run_linear(
     prepared = prepare(request, quiet=True)
     options = RunOptions(threads=threads, overwrite=overwrite)
     return make_merge(prepared, prepared.plan(), out, options)
+
+
+def run_apply(
+    prior: Path, mllm: Path, out: Path, *, scale: float = 0.5, threads: int = 1, **values: Any
+) -> MadeMerge:
+    """`drift-prior apply`, without the command line."""
+    manifest = open_prior(prior).manifest
+    recipe = apply_recipe(str(prior), manifest, str(mllm), scale=scale, **values)
+    prepared = prepare(recipe, quiet=True)
+    return apply_prior(manifest, prepared, prepared.plan(), out, RunOptions(threads=threads))
 
 
 def as_tensor(stored: Stored) -> torch.Tensor:

@@ -4,14 +4,14 @@ A manifest depends on the recipe and the inputs alone: no time, no host, no thre
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from drift_merge.names.tensors import Alignment, Finding
-from drift_merge.plans.plan import Plan
+from drift_merge.plans.plan import Plan, Step
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint
-from drift_merge.storage.measured import Results, SourceKey
+from drift_merge.storage.measured import Results, SourceKey, TensorRecord
 
 
 def describe_source(checkpoint: Checkpoint, tensors: dict[str, str]) -> dict[str, Any]:
@@ -50,6 +50,25 @@ def describe_coverage(alignment: Alignment) -> dict[str, Any]:
         "selected": alignment.num_selected,
         "matched": alignment.num_matched,
         "records": dict(sorted(counts.items())),
+    }
+
+
+def describe_second_names(alignments: Iterable[Alignment]) -> dict[str, list[str]]:
+    """Stored name of a parameter of the mllm -> its other stored names."""
+    return {name: list(rest) for a in alignments for name, rest in a.second_names.items()}
+
+
+def describe_rows(step: Step) -> TensorRecord:
+    """How many rows of a vocabulary each input after the mllm's has; {} where all have all."""
+    maps = [view.rows for view in step.inputs[1:]]
+    if not any(maps):
+        return {}
+    total = step.shape[0] if step.shape else 0
+    matched = [rows.num_matched if rows else total for rows in maps]
+    return {
+        "rows_matched": matched,
+        "rows_unmatched": [total - count for count in matched],
+        "rows_unexplained": max(rows.num_unexplained for rows in maps if rows),
     }
 
 

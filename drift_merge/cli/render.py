@@ -117,6 +117,7 @@ def plan_json(plan: Plan, *, verbose: bool) -> dict[str, Any]:
                 "shape": list(step.shape),
                 "weights": list(step.weights),
                 "mllm_weight": step.mllm_weight if step.weights else None,
+                "second_name_of": step.second_name_of or None,
                 "inputs": [sorted({part.name for part in view.parts}) for view in step.inputs],
             }
             for step in plan.steps

@@ -134,11 +134,20 @@ class Inputs(AbstractContextManager["Inputs"]):
         grid[top - first_row : bottom - first_row, part.col : part.col + part.cols].copy_(block)
 
     def _gather(self, view: View, grid: Tensor, first_row: int, end_row: int) -> None:
+        """Rows by number, counted on from one part to the next: the pieces of one table."""
         assert view.rows is not None
-        stored = self._flat(view.source, view.parts[0].name).view(-1, grid.shape[1])
         rows = torch.tensor(list(view.rows.rows[first_row:end_row]), dtype=torch.int64)
         # Rows without a partner take row 0 here; the stream overwrites them with the mllm's.
-        torch.index_select(stored, 0, rows.clamp_(min=0), out=grid)
+        rows.clamp_(min=0)
+        pieces = [self._flat(view.source, p.name).view(-1, grid.shape[1]) for p in view.parts]
+        if len(pieces) == 1:
+            torch.index_select(pieces[0], 0, rows, out=grid)
+            return
+        first = 0
+        for piece in pieces:
+            own = ((rows >= first) & (rows < first + len(piece))).nonzero().view(-1)
+            grid[own] = piece[rows[own] - first].to(grid.dtype)
+            first += len(piece)
 
     def _flat(self, source: int, name: str) -> Tensor:
         info = self._info(source, name)

@@ -122,6 +122,25 @@ class Reader:
         for view, chunk in zip(self._step.inputs[reasoners], loaded[reasoners], strict=True):
             self._copy_rows(view, origin, chunk, begin, end)
 
+    def keep_rows(self, raw: Raw, result: Tensor, begin: int, end: int) -> None:
+        """Write the mllm's own rows over those of a result that have no partner at all.
+
+        Few methods give back a row exactly where all inputs agree on it: slerp scales it, float32
+        rounds. What nothing explains stays as it is, to the bit.
+        """
+        first, last = begin // self._cols, end // self._cols
+        views = self._step.inputs[1:]
+        base = views[-1:] if self._step.has_base else ()
+        reasoners = views[:-1] if self._step.has_base else views
+        lacking = [set(self._run.inputs.missing_rows(v, first, last)) for v in reasoners]
+        kept = set.intersection(*lacking) if lacking else set()
+        for view in base:
+            kept |= set(self._run.inputs.missing_rows(view, first, last))
+        if kept:
+            rows = torch.tensor(sorted(kept), device=result.device)
+            own = raw[0][0].view(-1, self._cols)[rows.cpu()]
+            result.view(-1, self._cols)[rows] = own.to(result.device, result.dtype)
+
     def _copy_rows(self, view: View, origin: Tensor, chunk: Tensor, begin: int, end: int) -> None:
         """Copy the rows that a view lacks from `origin` to `chunk`."""
         if view.rows is None:

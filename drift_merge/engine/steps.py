@@ -163,6 +163,8 @@ def _chunk(
     # One chunk of each tensor tells how much of the change rounding keeps.
     before = loaded[0].clone() if begin == 0 and step.weights else None
     result = work.formula(begin, loaded)
+    if step.weights:
+        reader.keep_rows(raw, result, begin, end)
     if work.compressing is not None:
         result = work.compressing.rounded(result)
     if work.compressing is not None and step.scale:
@@ -219,7 +221,9 @@ def settings_of(plan: Plan, step: Step) -> MethodSettings:
         numbers={k: float(v) for k, v in options.items() if not isinstance(v, bool | str)},
         flags={k: v for k, v in options.items() if isinstance(v, bool)},
         words={k: v for k, v in options.items() if isinstance(v, str)},
-        key=fingerprints.key_of(int(options.get("seed", 0)), step.method, step.canonical),
+        key=fingerprints.key_of(
+            int(options.get("seed", 0)), step.method, step.masked_as or step.canonical
+        ),
         shape=step.shape,
         is_weighted=bool(recipe.weights) or recipe.mllm_weight is not None,
     )

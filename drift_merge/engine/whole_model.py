@@ -62,7 +62,7 @@ def survey(
         RecipeError: tensors of one group are merged from different numbers of models.
     """
     wanted = active_survey(plan.recipe)
-    steps = [step for step in plan.steps if step.method == plan.recipe.method]
+    steps = plan.parameters
     if wanted is None or not steps:
         return None
     numel: dict[str, int] = {}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drift_merge.engine.job import Finish, Job, Outcome, RunOptions, execute_all
+from drift_merge.errors import AlignmentError
 from drift_merge.merges.card import merge_card
 from drift_merge.merges.manifest import MANIFEST, Merge, build_manifest, open_merge
 from drift_merge.merges.sidecars import CARD, copy_sidecars
@@ -50,9 +51,24 @@ def finish_merge(prepared: Prepared, plan: Plan) -> Finish:
     """What writes everything beside the weights of a merge."""
 
     def finish(output: OutputDirectory, results: Results) -> None:
+        _require_one_parameter(prepared, plan, results)
         sidecars = copy_sidecars(prepared.mllm, prepared.recipe, output)
         manifest = build_manifest(prepared, plan, results, sidecars)
         output.write_file(CARD, merge_card(manifest))
         output.write_file(MANIFEST, to_json(manifest))
 
     return finish
+
+
+def _require_one_parameter(prepared: Prepared, plan: Plan, results: Results) -> None:
+    """Refuse names that only the config calls one parameter, now that their data has been read."""
+    for step in plan.steps:
+        first = step.second_name_of
+        if not first or results[step.name]["fingerprint"] == results[first]["fingerprint"]:
+            continue
+        raise AlignmentError(
+            f"{prepared.mllm.source.label}: the config ties {step.name} to {first}, but both are "
+            "stored and differ.",
+            remedy="Run the command without --stream: with all data at hand they are merged as "
+            "two. Or leave embed and head out, e.g. --modules attn,mlp,norm",
+        )

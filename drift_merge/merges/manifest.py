@@ -8,6 +8,8 @@ from drift_merge.artifacts.describe import (
     describe_coverage,
     describe_findings,
     describe_index,
+    describe_rows,
+    describe_second_names,
     describe_source,
     read_fingerprints,
 )
@@ -59,6 +61,7 @@ def build_manifest(
         "parameters": prepared.recipe.parameters(),
         "sources": sources,
         "coverage": [describe_coverage(alignment) for _, alignment in prepared.reasoners],
+        "second_names": describe_second_names(alignment for _, alignment in prepared.reasoners),
         "findings": describe_findings(prepared.findings),
         "counts": plan.counts(),
         "change_kept": _change_kept(plan, results),
@@ -113,12 +116,15 @@ def _tensors(plan: Plan, results: Results, *, has_mllm_weight: bool) -> dict[str
         record = TensorRecord(method=step.method, dtype=step.dtype, shape=list(step.shape))
         if step.canonical:
             record["canonical"], record["module"] = step.canonical, step.module
+        if step.second_name_of:
+            record["second_name_of"] = step.second_name_of
         if step.weights:
             parts = (view.parts for view in step.inputs[1 : 1 + len(step.weights)])
             record["weights"] = list(step.weights)
             if has_mllm_weight:
                 record["mllm_weight"] = step.mllm_weight
             record["reasoners"] = [sorted({part.name for part in some}) for some in parts]
+            record.update(describe_rows(step))
         record.update(results[step.name])
         tensors[step.name] = record
     return tensors

@@ -6,6 +6,7 @@ from typing import Any
 
 from drift_merge.artifacts.checks import VerifyReport
 from drift_merge.artifacts.verify import GivenSources, verify
+from drift_merge.errors import VerificationError
 from drift_merge.merges.manifest import MANIFEST, Merge
 
 
@@ -36,4 +37,18 @@ def verify_merge(
     given = GivenSources(
         reasoners=reasoners, mllm=mllm, base=base, map_file=map_file, methods_file=methods_file
     )
+    _require_one_result(merge)
     return verify(merge, MANIFEST, "fingerprint", merge.manifest["method"], given, **how)
+
+
+def _require_one_result(merge: Merge) -> None:
+    """A parameter that is stored under several names has the same bytes under each."""
+    for name, record in merge.tensors.items():
+        first = record.get("second_name_of", name)
+        if first == name:
+            continue
+        if merge.tensors.get(first, {}).get("fingerprint") != record.get("fingerprint"):
+            raise VerificationError(
+                f"{name} is a second name of {first}, but its fingerprint is another one.",
+                remedy="Make it again from its sources.",
+            )

@@ -1,16 +1,18 @@
 """The account of an alignment: one record for every stored tensor of both models."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from drift_merge.names.lineage import is_tied
-from drift_merge.names.modules import ModuleSelection, classify, layer_of
+from drift_merge.names.modules import ModuleSelection, canonical_order, classify, layer_of
 from drift_merge.names.pairing import DraftRecord, TowerSide
+from drift_merge.names.second_names import (
+    EMBEDDING,
+    HEAD,
+    SecondNames,
+    is_listed_only,
+)
 from drift_merge.names.tensors import Alignment, Finding, Pair, Part, Record, RowMap, Shape, Side
 from drift_merge.names.towers import hidden_size
 
-_NUMBER = re.compile(r"\d+")
-_RANKS = {"embed_tokens": 0, "layers": 1, "norm": 2, "lm_head": 3}
 _MAX_EXAMPLES = 3
 
 
@@ -22,6 +24,7 @@ def take_account(
     *,
     findings: Sequence[Finding],
     row_maps: Mapping[str, RowMap],
+    second: SecondNames,
 ) -> Alignment:
     """Turn what is paired and what is selected into an `Alignment`.
 
@@ -32,51 +35,49 @@ def take_account(
     pairs: list[Pair] = []
     records: list[Record] = []
     examples: list[tuple[str, str, str]] = []
-    for draft in sorted(drafts, key=lambda draft: _order(draft.name)):
+    for draft in sorted(drafts, key=lambda draft: canonical_order(draft.name)):
         taken = [
             name not in aliases and selection.takes(name) for name in draft.mllm or draft.reasoner
         ]
         is_taken = any(taken)
-        records.append(_record(draft, draft.status if is_taken else "not_selected", ours, theirs))
+        status = draft.status if is_taken else "not_selected"
+        records.append(_record(draft, status, ours, theirs, second))
         if is_taken and draft.status == "matched":
             chosen = zip(draft.mllm, draft.views, taken, strict=True)
             pairs += [_pair(name, parts, theirs) for name, parts, use in chosen if use]
         elif is_taken and len(examples) < _MAX_EXAMPLES:
             examples.append(_example(draft, ours, theirs))
     num_selected = sum(record.status != "not_selected" for record in records)
-    records += _unselectable(ours, theirs)
+    records += _unselectable(ours, theirs, second)
     return Alignment(
         pairs=tuple(pairs),
         records=tuple(records),
-        findings=(*findings, *_head_findings(selection, ours, theirs), *_row_findings(row_maps)),
+        findings=(
+            *findings,
+            *_head_findings(selection, ours, theirs, second),
+            *_row_findings(row_maps),
+        ),
         num_selected=num_selected,
         num_matched=sum(record.status == "matched" for record in records),
-        vocabulary={name: rows for name, rows in row_maps.items() if not rows.is_identity},
+        rows=row_maps,
+        second_names=second.of,
+        alike=second.alike,
+        copies_apart=second.apart,
         reasoner=_side(ours),
         mllm=_side(theirs),
         examples=tuple(examples),
     )
 
 
-def _order(canonical: str) -> tuple[int, int, str]:
-    """Sort as a model runs: embedding, layers by number, final norm, head."""
-    rank = _RANKS.get(canonical.partition(".")[0], 4)
-    tail = canonical
-    if ".experts." in tail:  # expert 10 comes after expert 9
-        tail = _NUMBER.sub(lambda number: number[0].zfill(6), tail)
-    return rank, layer_of(canonical) or 0, tail
-
-
-def _record(draft: DraftRecord, status: str, ours: TowerSide, theirs: TowerSide) -> Record:
+def _record(
+    draft: DraftRecord, status: str, ours: TowerSide, theirs: TowerSide, second: SecondNames
+) -> Record:
     # The fused tensor's shape for a group, whoever stores it.
     shape = theirs.shapes.get(draft.name) or ours.shapes.get(draft.name)
-    return Record(
-        draft.name,
-        _stored(ours.stored, draft.reasoner),
-        _stored(theirs.stored, draft.mllm),
-        shape,
-        status,
-    )
+    stored = _stored(theirs.stored, draft.mllm)
+    again = [other for name in stored for other in second.of.get(name, ())] if second.of else ()
+    mine = _stored(ours.stored, draft.reasoner)
+    return Record(draft.name, mine, stored, shape, status, tuple(again))
 
 
 def _stored(stored: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, ...]:
@@ -105,12 +106,12 @@ def _show(shapes: list[Shape | None]) -> str:
     return " + ".join(texts[:3]) + more
 
 
-def _unselectable(ours: TowerSide, theirs: TowerSide) -> Iterator[Record]:
+def _unselectable(ours: TowerSide, theirs: TowerSide, second: SecondNames) -> Iterator[Record]:
     """Yield the records of buffers, then of everything outside the towers."""
     one, other = (
         {side.tower.canonical[name]: name for name in side.tower.buffers} for side in (ours, theirs)
     )
-    for canonical in sorted({*one, *other}, key=_order):
+    for canonical in sorted({*one, *other}, key=canonical_order):
         mine, its = one.get(canonical), other.get(canonical)
         shape = theirs.model.shapes[its] if its else ours.model.shapes[mine or ""]
         yield Record(
@@ -118,29 +119,36 @@ def _unselectable(ours: TowerSide, theirs: TowerSide) -> Iterator[Record]:
         )
     for name in ours.tower.outside:
         yield Record(name, (name,), (), ours.model.shapes[name], "outside_tower")
+    again = {name for names in second.of.values() for name in names}
     for name in theirs.tower.outside:
-        yield Record(name, (), (name,), theirs.model.shapes[name], "outside_tower")
+        if name not in again:
+            yield Record(name, (), (name,), theirs.model.shapes[name], "outside_tower")
 
 
 def _aliases(ours: TowerSide, theirs: TowerSide) -> set[str]:
-    """Return heads that are only listed: their own config says they are the embedding."""
+    """Return heads that are only listed: they are the embedding, stored once more."""
     return {
         name
         for side, other in ((ours, theirs), (theirs, ours))
         for name in side.stored
-        if name.startswith("lm_head.") and name not in other.stored and is_tied(side.model.config)
+        if name not in other.stored and is_listed_only(name, side)
     }
 
 
-def _head_findings(selection: ModuleSelection, ours: TowerSide, theirs: TowerSide) -> list[Finding]:
-    head = "lm_head.weight"
-    if not selection.takes(head) or (head in ours.stored and head in theirs.stored):
+def _head_findings(
+    selection: ModuleSelection, ours: TowerSide, theirs: TowerSide, second: SecondNames
+) -> list[Finding]:
+    if not selection.takes(HEAD) or (HEAD in ours.stored and HEAD in theirs.stored):
         return []
     remedy = "Leave head out of --modules; embed covers a head that is the embedding."
-    if head not in ours.stored and head not in theirs.stored:
+    again = second.of.get(theirs.stored.get(EMBEDDING, ""), ())
+    if any(theirs.tower.canonical.get(name) == HEAD for name in again):
+        message = "The mllm's head is its embedding, stored under both names (tied)."
+        return [Finding("tied_head", "info", message, remedy)]
+    if HEAD not in ours.stored and HEAD not in theirs.stored:
         message = "Neither model stores a head: it is the embedding (tied)."
         return [Finding("tied_head", "info", message, remedy)]
-    who, whose = ("reasoner", "mllm") if head in theirs.stored else ("mllm", "reasoner")
+    who, whose = ("reasoner", "mllm") if HEAD in theirs.stored else ("mllm", "reasoner")
     message = f"The {who} stores no head (it is the embedding), the {whose} does."
     return [Finding("tied_head", "warning", message, remedy)]
 
@@ -151,9 +159,11 @@ def _row_findings(row_maps: Mapping[str, RowMap]) -> list[Finding]:
         if not rows.num_unmatched:
             continue
         total = rows.num_matched + rows.num_unmatched
+        unknown = rows.num_unexplained
+        why = f" ({unknown:,} of these no tokenizer file explains)" if unknown else ""
         message = (
             f"{name}: {rows.num_matched:,} of {total:,} rows have a partner with the same token;"
-            f" {rows.num_unmatched:,} stay as the mllm has them."
+            f" {rows.num_unmatched:,} stay as the mllm has them{why}."
         )
         severity = "warning" if rows.num_matched < rows.num_unmatched else "info"
         remedy = "Nothing to do if the mllm added tokens; otherwise leave embed and head out."

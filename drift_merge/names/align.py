@@ -13,15 +13,16 @@ import shlex
 
 from drift_merge.errors import AlignmentError
 from drift_merge.names.account import take_account
-from drift_merge.names.embeddings import pair_rows
+from drift_merge.names.embeddings import VocabularySource, pair_rows
 from drift_merge.names.lineage import has_vision_config, lineage
 from drift_merge.names.modules import DEFAULT_MODULES, parse_selection
 from drift_merge.names.name_map import NameMap
 from drift_merge.names.pairing import TowerSide, pair_up, tower_side
 from drift_merge.names.refusals import require_complete
-from drift_merge.names.tensors import Alignment, Finding, Model
+from drift_merge.names.second_names import find_second_names, second_name_findings
+from drift_merge.names.tensors import Alignment, Finding, Model, RowMap
 from drift_merge.names.towers import agree, choose, find_towers, tower_score
-from drift_merge.names.vocabulary import Vocabulary, compare_vocabularies
+from drift_merge.names.vocabulary import compare_vocabularies
 
 __all__ = ["align", "require_complete"]
 
@@ -38,7 +39,8 @@ def align(
     modules: str = DEFAULT_MODULES,
     layers: str | None = None,
     name_map: NameMap | None = None,
-    vocabularies: tuple[Vocabulary, Vocabulary] | None = None,
+    vocabularies: VocabularySource = None,
+    rows_by_number: bool = False,
     is_tower: bool = False,
 ) -> Alignment:
     """Pair the reasoner's tensors with those of the mllm's language tower.
@@ -53,8 +55,9 @@ def align(
         modules: comma list, see `modules.parse_selection`.
         layers: e.g. "0:28" in the mllm's canonical numbers; None for all.
         name_map: what a `--map` file says.
-        vocabularies: token -> id of the reasoner and of the mllm. Needed if embed or head
-            is selected, unless both models are the same one.
+        vocabularies: token -> id of the reasoner and of the mllm, or what reads both; it is
+            called if a tensor with a row per token is selected, unless both models are the same.
+        rows_by_number: rows of the reasoner are those of the mllm, as in a prior.
         is_tower: `mllm` is nothing but a language tower (the tensors of a prior), so that it
             need not have a vision tower.
 
@@ -70,12 +73,22 @@ def align(
     ours, theirs = _choose_towers(reasoner, mllm, maps)
     roles = [] if is_tower else _check_roles(ours, theirs)
     selection = parse_selection(modules, layers, theirs.tower.num_layers)
+    second = find_second_names(ours, theirs)
+    theirs = second.side
     drafts, hints = pair_up(ours, theirs)
-    drafts, row_maps = pair_rows(drafts, selection, ours, theirs, vocabularies)
     findings = [*roles, *lineage(reasoner.config, mllm.config), *hints]
-    if vocabularies is not None:
-        findings += compare_vocabularies(*vocabularies)
-    return take_account(drafts, selection, ours, theirs, findings=findings, row_maps=row_maps)
+    row_maps: dict[str, RowMap] = {}
+    if not rows_by_number and not _is_same(reasoner, mllm):
+        drafts, row_maps, both = pair_rows(drafts, selection, ours, theirs, vocabularies)
+        findings += compare_vocabularies(*both) if both else ()
+    findings += second_name_findings(second)
+    return take_account(
+        drafts, selection, ours, theirs, findings=findings, row_maps=row_maps, second=second
+    )
+
+
+def _is_same(one: Model, other: Model) -> bool:
+    return one is other or (one.label == other.label and one.shapes == other.shapes)
 
 
 def _choose_towers(reasoner: Model, mllm: Model, maps: NameMap) -> tuple[TowerSide, TowerSide]:

@@ -78,7 +78,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], str, str, str, str]] = {
         "vocabulary size",
         "info",
         "rows of embed and head are matched by token, never by number",
-        "Nothing to do unless --modules has embed or head; then both tokenizer.json are needed.",
+        "Nothing to do unless --modules has embed or head; then both need their tokenizer files.",
     ),
     "bos_token_id": (
         ("bos_token_id",),

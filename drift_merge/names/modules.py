@@ -20,6 +20,8 @@ _ATTENTION = frozenset(
 _MLP = frozenset(
     ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "experts", "router", "shared_expert")
 )
+_NUMBER = re.compile(r"\d+")
+_RANKS = {"embed_tokens": 0, "layers": 1, "norm": 2, "lm_head": 3}
 _LN = re.compile(r"\.ln(?:_|\d*\.)")  # GPT-2's ln_1, ln_f
 _RANGE = re.compile(r"\s*(?:(-?\d+)|(-?\d+)?\s*:\s*(-?\d+)?)\s*")
 
@@ -65,6 +67,15 @@ def classify(canonical: str) -> str:
         if segment in _MLP:
             return "mlp"
     return "other"
+
+
+def canonical_order(canonical: str) -> tuple[int, int, str]:
+    """A key that sorts as a model runs: embedding, layers by number, final norm, head."""
+    rank = _RANKS.get(canonical.partition(".")[0], 4)
+    tail = canonical
+    if ".experts." in tail:  # expert 10 comes after expert 9
+        tail = _NUMBER.sub(lambda number: number[0].zfill(6), tail)
+    return rank, layer_of(canonical) or 0, tail
 
 
 def layer_of(canonical: str) -> int | None:

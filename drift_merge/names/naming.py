@@ -14,6 +14,7 @@ from drift_merge.names.layouts import (
     rename_tail,
     strip_wrappers,
 )
+from drift_merge.names.tables import is_added_piece
 from drift_merge.names.tensors import Model
 
 
@@ -130,7 +131,7 @@ def _canonical(
     if not name.startswith(root):
         return None
     module, _, leaf = name[len(root) :].partition(".")
-    if "." in leaf or not leaf:
+    if not leaf or ("." in leaf and not (module in EMBEDDINGS and is_added_piece(leaf))):
         return None
     if module in EMBEDDINGS:
         return f"embed_tokens.{leaf}"

@@ -33,10 +33,17 @@ def require_complete(alignment: Alignment, *, on_mismatch: str = "error") -> Non
             remedy="Pass --on-mismatch error (the default) or --on-mismatch skip.",
         )
     if alignment.num_selected == 0:
-        raise AlignmentError(
+        tied = [f for f in alignment.findings if f.code == "tied_head"]
+        lines = [
             f"--modules and --layers select no tensor of {alignment.mllm.label} or"
             f" {alignment.reasoner.label}.",
-            remedy=f"See the canonical names with: {_command(alignment)}",
+            *(finding.message for finding in tied),
+        ]
+        raise AlignmentError(
+            "\n".join(lines),
+            remedy=tied[0].remedy
+            if tied
+            else f"See the canonical names with: {_command(alignment)}",
         )
     missing = alignment.num_selected - alignment.num_matched
     if alignment.num_matched and (missing == 0 or on_mismatch == "skip"):

@@ -27,6 +27,9 @@ class Model:
     label: str  # what the user wrote, for messages
     shapes: Mapping[str, Shape | None]  # stored or in-memory name -> shape; None where unknown
     config: Mapping[str, Any] = field(default_factory=dict)  # config.json parsed, or {}
+    copies: Mapping[str, str] | None = None
+    # stored name -> one name for all tensors of equal bytes, of those that have copies; None
+    # where no data was compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Record:
     mllm: tuple[str, ...]  # stored names, several where the reasoner fuses them; may be empty
     shape: Shape | None  # of the mllm's (first) tensor if it has one, else of the reasoner's
     status: str  # one of STATUSES
+    second_names: tuple[str, ...] = ()  # stored names under which the mllm has it once more
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +87,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class RowMap:
-    """Which row of the reasoner's embedding (or head) belongs to each row of the mllm's."""
+    """Which row of the reasoner's vocabulary belongs to each row of a tensor of the mllm's."""
 
     rows: Sequence[int]  # for each mllm row the reasoner's row, or -1 where it has no partner
     num_matched: int  # rows with a partner
     num_unmatched: int  # rows without: they stay as the mllm has them
     is_identity: bool  # every row is paired with its own number
+    num_unexplained: int = 0  # of those without: no file of the mllm says what they stand for
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +115,16 @@ class Alignment:
     findings: tuple[Finding, ...]
     num_selected: int  # records selected by modules and layers, matched or not
     num_matched: int  # records of status "matched"
-    vocabulary: Mapping[str, RowMap]
-    # canonical name of embed or head -> which rows; such a pair has one part with the mllm's
-    # rows, and row r of it is row `rows[r]` of the stored tensor, or absent where that is -1
+    rows: Mapping[str, RowMap]
+    # canonical name of each selected tensor with a row per token -> which rows; row r of such a
+    # pair is row `rows[r]` of its parts one after the other (whole stored tensors: the pieces of
+    # a table), or absent where that is -1. Where the map is the identity, the part says it all
+    second_names: Mapping[str, tuple[str, ...]]
+    # stored name in the mllm's tower -> other stored names of the same parameter
+    alike: Mapping[str, str]
+    # canonical name -> that of an earlier layer with equal bytes in both models: random masks
+    # are the earlier one's
+    copies_apart: frozenset[str]  # stored names of equal bytes that are parameters of their own
     reasoner: Side
     mllm: Side
     examples: tuple[tuple[str, str, str], ...]

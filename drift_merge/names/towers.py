@@ -77,11 +77,11 @@ def choose(towers: list[Tower], scores: list[tuple[int, ...]], model: Model, sid
     """Return the tower with the highest score.
 
     Raises:
-        AlignmentError: if two towers share it.
+        AlignmentError: if two towers share it that are not copies of each other.
     """
     best = max(scores)
     winners = [tower for tower, score in zip(towers, scores, strict=True) if score == best]
-    if len(winners) == 1:
+    if len(winners) == 1 or all(_is_copy(winners[0], other, model) for other in winners[1:]):
         return winners[0]
     raise AlignmentError(
         f"{model.label} has {len(winners)} language towers that nothing tells apart: "
@@ -90,6 +90,18 @@ def choose(towers: list[Tower], scores: list[tuple[int, ...]], model: Model, sid
         remedy=f"Say which one in a file given with --map:\n{side}:\n"
         f"  tower: {winners[0].root.rstrip('.')}",
     )
+
+
+def _is_copy(one: Tower, other: Tower, model: Model) -> bool:
+    """Whether two towers are one that is stored twice: equal names, and bytes of the matrices."""
+    copies = model.copies or {}
+
+    def matrices(tower: Tower) -> dict[str, str | None]:
+        shapes = ((c, n, model.shapes[n] or ()) for n, c in tower.canonical.items())
+        return {c: copies.get(n) for c, n, shape in shapes if len(shape) > 1}
+
+    found = matrices(one)
+    return None not in found.values() and found == matrices(other)
 
 
 def tower_score(

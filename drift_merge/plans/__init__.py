@@ -1,6 +1,6 @@
-"""What will happen, as plain data from headers alone: each output tensor, its inputs, its place.
+"""What will happen, as plain data from headers: each output tensor, its inputs, its place.
 
 Must not know tensor data or torch: a plan is printed by --dry-run and executed by the engine.
 
-Read: plan, views, prior, merge, prepare, arrange, transfers.
+Read: plan, views, prior, merge, vocabularies, copies, prepare, arrange, transfers.
 """

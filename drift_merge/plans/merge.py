@@ -5,7 +5,7 @@ manifest show what will be used.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from drift_merge.errors import RecipeError
 from drift_merge.names.modules import parse_layers
@@ -48,15 +48,33 @@ def plan_merge(
     bases = {}
     if base is not None:
         number = len(reasoners) + 1
-        bases = {p.mllm: view_of(number, p, base[1].vocabulary, base[0]) for p in base[1].pairs}
+        bases = {p.mllm: view_of(number, p, base[1].rows, base[0]) for p in base[1].pairs}
     num_layers = reasoners[0][1].mllm.num_layers
-    steps = [
-        _step(recipe, info, found.get(info.name, []), bases.get(info.name), num_layers)
-        for info in mllm.tensors.values()
-    ]
+    first_of = first_names(reasoners)
+    others = [*reasoners, *([base] if base else [])]
+    alike = dict(set.intersection(*(set(a.alike.items()) for _, a in others)))
+    steps = []
+    for info in mllm.tensors.values():
+        first = first_of.get(info.name, info.name)
+        step = _step(recipe, info, found.get(first, []), bases.get(first), num_layers)
+        if step.weights:
+            second_name_of = first if first != info.name else ""
+            masked_as = alike.get(step.canonical, "")
+            step = replace(step, masked_as=masked_as, second_name_of=second_name_of)
+        steps.append(step)
     sources = [mllm, *(checkpoint for checkpoint, _ in reasoners)]
     sources += [base[0]] if base else []
     return build_plan(recipe, tuple(sources), steps, "model", {"format": "pt"})
+
+
+def first_names(reasoners: Sequence[Aligned]) -> dict[str, str]:
+    """Second stored name of a parameter of the mllm -> the name that is paired."""
+    return {
+        other: first
+        for _, alignment in reasoners
+        for first, others in alignment.second_names.items()
+        for other in others
+    }
 
 
 def _find_entries(recipe: Recipe, reasoners: Sequence[Aligned]) -> dict[str, list[_Entry]]:
@@ -68,7 +86,7 @@ def _find_entries(recipe: Recipe, reasoners: Sequence[Aligned]) -> dict[str, lis
         for pair in alignment.pairs:
             value = _resolve(weight, pair, alignment.mllm.num_layers)
             value *= 1.0 if pair.layer is None else swapped.get(pair.layer, 1.0)
-            view = view_of(source, pair, alignment.vocabulary, checkpoint)
+            view = view_of(source, pair, alignment.rows, checkpoint)
             found.setdefault(pair.mllm, []).append(_Entry(view, value, pair))
     return found
 

@@ -51,6 +51,8 @@ class Step:
     is_row_wise: bool = False  # the method takes whole rows only
     scale: str = ""  # output name of the scales of its rows, where it is compressed
     through: str = ""  # dtype that the result is rounded to before it is compressed
+    masked_as: str = ""  # canonical name whose random masks it takes, where not its own
+    second_name_of: str = ""  # name of the output tensor that is the same parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,12 @@ class Plan:
     def info(self, part: Part, source: int) -> TensorInfo:
         """The stored tensor that a part of a view names."""
         return self.sources[source].tensors[part.name]
+
+    @property
+    def parameters(self) -> list[Step]:
+        """The steps that the method computes, each parameter once, whatever names it has."""
+        method = self.recipe.method
+        return [s for s in self.steps if s.method == method and not s.second_name_of]
 
     @property
     def read_bytes(self) -> int:

@@ -1,26 +1,23 @@
 """From a recipe to an alignment: open the sources, read what pairing needs, pair them."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from pathlib import Path
 
 from drift_merge.names.align import align, require_complete
 from drift_merge.names.name_map import NameMap, SideMap, read_name_map
-from drift_merge.names.tensors import Alignment, Finding
-from drift_merge.names.vocabulary import Vocabularies, Vocabulary
+from drift_merge.names.tensors import Alignment, Finding, Model
+from drift_merge.names.tokens.files import Vocabularies
+from drift_merge.plans.copies import find_copies
 from drift_merge.plans.merge import plan_merge
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.prior import plan_prior
+from drift_merge.plans.vocabularies import read_vocabularies
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.sources import as_model, open_sources
 from drift_merge.recipes.words import PRIOR
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.quantized import refuse_quantized
-
-TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,72 +70,61 @@ def prepare(
     Raises:
         SourceError, CheckpointError, AlignmentError, RecipeError: see the parts.
     """
-    name_map = read_name_map(recipe.map_file) if recipe.map_file else None
     mllm, reasoners, base = open_sources(
         recipe, headers_only=headers_only, stream=stream, quiet=quiet
     )
-    known = Vocabularies()
-    aligned = [(other, pair(other, mllm, recipe, name_map, known)) for other in reasoners]
-    with_base = (base, pair(base, mllm, recipe, name_map, known)) if base else None
+    others = [*reasoners, *([base] if base else [])]
+    aligned = list(zip(others, _align_all(others, mllm, recipe), strict=True))
+    with_base = aligned.pop() if base else None
     return Prepared(recipe, mllm, tuple(aligned), with_base)
 
 
-def pair(
-    reasoner: Checkpoint,
-    mllm: Checkpoint,
-    recipe: Recipe,
-    name_map: NameMap | None = None,
-    known: Vocabularies | None = None,
-) -> Alignment:
-    """Align one checkpoint with the mllm, reading both vocabularies if rows are selected."""
-    if recipe.options.get("is_delta"):
-        alignment = _pair_deltas(reasoner, mllm, recipe)
-    else:
-        alignment = align(
-            as_model(reasoner),
-            as_model(mllm),
-            modules=recipe.modules,
-            layers=recipe.layers,
-            name_map=name_map,
-            vocabularies=_vocabularies(reasoner, mllm, recipe.modules, known or Vocabularies()),
-        )
-    notes = (Finding("adapter", "info", n, "") for n in (*reasoner.notes, *mllm.notes))
-    return replace(alignment, findings=(*alignment.findings, *notes))
+def _align_all(others: Sequence[Checkpoint], mllm: Checkpoint, recipe: Recipe) -> list[Alignment]:
+    """Align each checkpoint with the mllm; all take the same names for one parameter."""
+    copies = find_copies(mllm)
+    is_delta = bool(recipe.options.get("is_delta"))
+    is_plain = not copies  # then only a reasoner's own head may be a copy that matters
+    models = [
+        as_model(other, None if is_delta else find_copies(other, tables_only=is_plain))
+        for other in others
+    ]
+    name_map = read_name_map(recipe.map_file) if recipe.map_file else None
+    known = Vocabularies()
+
+    def align_one(other: Checkpoint, model: Model) -> Alignment:
+        if is_delta:
+            found = _align_deltas(model, as_model(mllm, copies), recipe)
+        else:
+            found = align(
+                model,
+                as_model(mllm, copies),
+                modules=recipe.modules,
+                layers=recipe.layers,
+                name_map=name_map,
+                vocabularies=lambda: read_vocabularies(other, mllm, known),
+            )
+        notes = (Finding("adapter", "info", note, "") for note in (*other.notes, *mllm.notes))
+        return replace(found, findings=(*found.findings, *notes))
+
+    while True:
+        found = [align_one(*each) for each in zip(others, models, strict=True)]
+        apart = frozenset().union(*(alignment.copies_apart for alignment in found))
+        if copies is None or all(alignment.copies_apart == apart for alignment in found):
+            return found
+        # What is two parameters to one of them is two to all.
+        copies = {name: first for name, first in copies.items() if name not in apart}
 
 
-def _pair_deltas(deltas: Checkpoint, mllm: Checkpoint, recipe: Recipe) -> Alignment:
+def _align_deltas(deltas: Model, mllm: Model, recipe: Recipe) -> Alignment:
     """Pair the deltas of a prior, by canonical name, with the mllm."""
     return align(
-        as_model(deltas),
-        as_model(mllm),
+        deltas,
+        mllm,
         modules=recipe.modules,
         layers=recipe.layers,
         name_map=NameMap(reasoner=SideMap(tower="")),
-        # Rows of a prior are already those of the mllm: equal vocabularies pair them by number.
-        vocabularies=({}, {}),
+        rows_by_number=True,
     )
-
-
-def _vocabularies(
-    reasoner: Checkpoint, mllm: Checkpoint, modules: str, known: Vocabularies
-) -> tuple[Vocabulary, Vocabulary] | None:
-    """Both vocabularies if rows may be selected and can be read; else None, and align refuses."""
-    if not re.search(r"embed|head|full|re:", modules) or find_spec("tokenizers") is None:
-        return None
-    paths = [_tokenizer(reasoner), _tokenizer(mllm)]
-    if paths[0] is None or paths[1] is None:
-        return None
-    return known.read(paths[0]), known.read(paths[1])
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Path | None:
-    if TOKENIZER not in checkpoint.sidecars:
-        return None
-    if checkpoint.path is not None and (checkpoint.path / TOKENIZER).is_file():
-        return checkpoint.path / TOKENIZER
-    from drift_merge.storage.hub import models
-
-    return models.fetch_file(checkpoint.source, TOKENIZER)
 
 
 def changed_sources(layouts: Mapping[str, str], prepared: Prepared, file: str) -> list[str]:

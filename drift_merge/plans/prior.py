@@ -33,10 +33,10 @@ def plan_prior(
     """
     sources = (mllm, reasoner) if base is None else (mllm, reasoner, base[0])
     base_pairs = {pair.canonical: pair for pair in base[1].pairs} if base else {}
-    base_rows = base[1].vocabulary if base else {}
+    base_rows = base[1].rows if base else {}
     steps = []
     for pair in alignment.pairs:
-        inputs = [_mllm_view(pair), view_of(1, pair, alignment.vocabulary, reasoner)]
+        inputs = [_mllm_view(pair), view_of(1, pair, alignment.rows, reasoner)]
         if base is not None:
             if pair.canonical not in base_pairs:
                 continue
@@ -72,6 +72,7 @@ def _share_missing_rows(views: list[View], num_rows: int) -> list[View]:
         rows = array("q", view.rows.rows if view.rows else range(num_rows))
         for i in missing:
             rows[i] = -1
-        joined = RowMap(rows, num_rows - len(missing), len(missing), is_identity=False)
+        counts = view.rows.num_unexplained if view.rows else 0
+        joined = RowMap(rows, num_rows - len(missing), len(missing), False, counts)
         shared.append(View(view.source, view.parts, joined, is_identity=False))
     return shared

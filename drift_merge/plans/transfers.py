@@ -144,9 +144,8 @@ def _tickets(
     for number, owner in enumerate(passes):
         if owner is not None:
             plan = plans[owner]
-            for step in plan.steps:
-                if step.method == plan.recipe.method:
-                    yield (number, step.name), [(plan, step)]
+            for step in plan.parameters:
+                yield (number, step.name), [(plan, step)]
             continue
         by_name: dict[str, Steps] = {}
         for plan, done in zip(plans, finished, strict=True):

@@ -1,6 +1,6 @@
 """Opens the checkpoints that a recipe names: headers and configs, no tensor data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -17,12 +17,17 @@ from drift_merge.storage.sources import Source, parse_source
 from drift_merge.storage.weight_map import ADAPTER_CONFIG
 
 
-def as_model(checkpoint: Checkpoint) -> Model:
-    """What the alignment needs to know of a checkpoint."""
+def as_model(checkpoint: Checkpoint, copies: Mapping[str, str] | None = None) -> Model:
+    """What the alignment needs to know of a checkpoint.
+
+    Args:
+        checkpoint: opened.
+        copies: which tensors have equal bytes; None where no data was compared.
+    """
     parts = set(checkpoint.scales.values())
     parts.update(name for adapter in checkpoint.adapters.values() for name in adapter.names)
     shapes = {n: info.shape for n, info in checkpoint.tensors.items() if n not in parts}
-    return Model(checkpoint.source.given, shapes, checkpoint.config)
+    return Model(checkpoint.source.given, shapes, checkpoint.config, copies)
 
 
 def open_sources(

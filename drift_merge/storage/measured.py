@@ -44,10 +44,12 @@ class TensorRecord(TypedDict, total=False):
     scale: str  # name of the scales
     reasoner: list[str]  # stored names of the reasoner's tensors
     mllm: str  # stored name
-    rows_matched: int  # of a vocabulary
-    rows_unmatched: int
+    rows_matched: int | list[int]  # of a vocabulary; of a merge input by input
+    rows_unmatched: int | list[int]
+    rows_unexplained: int  # of these, rows that no tokenizer file of the mllm explains
     method: str  # of a merge: its name, or copy, or cast
     canonical: str
+    second_name_of: str  # the tensor that is the same parameter
     reasoners: list[list[str]]  # stored names, reasoner by reasoner
 
 

@@ -29,7 +29,7 @@ def test_a_complete_pair_gives_a_table_a_verdict_and_the_next_command(call, pair
 
 
 def check_schema(value, pair):
-    assert set(value) == {"schema", "coverage", "tensors", "findings"}
+    assert set(value) == {"schema", "coverage", "tensors", "rows", "findings"}
     assert value["schema"] == 1
     assert set(value["coverage"]) == {"selected", "matched"}
     for tensor in value["tensors"]:

@@ -6,23 +6,13 @@ import numpy as np
 import pytest
 
 from drift_merge.engine import workspace
-from drift_merge.engine.job import RunOptions
 from drift_merge.errors import AlignmentError, CheckpointError, VerificationError
-from drift_merge.merges.apply import apply_prior, apply_recipe
 from drift_merge.merges.verify import verify_merge
-from drift_merge.plans.prepare import prepare
 from drift_merge.priors.manifest import open_prior
 from tests import checkpoints as c
-from tests.runs import run_prior
+from tests.runs import run_apply, run_prior
 
 UP = "layers.0.mlp.up_proj.weight"
-
-
-def run_apply(prior, mllm, out, *, scale=0.5, threads=1, **values):
-    manifest = open_prior(prior).manifest
-    recipe = apply_recipe(str(prior), manifest, str(mllm), scale=scale, **values)
-    prepared = prepare(recipe, quiet=True)
-    return apply_prior(manifest, prepared, prepared.plan(), out, RunOptions(threads=threads))
 
 
 @pytest.fixture(params=["int8", "float8_e4m3fn"])

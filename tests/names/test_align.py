@@ -1,6 +1,7 @@
 """The account of an alignment: records, selection, heads, refusals."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_embed_of_another_width_is_a_mismatch_whatever_the_vocabularies():
 
 def test_equal_tokenizers_and_rows_need_no_row_map():
     result = align(TEXT, f.mllm(), modules="embed,head", vocabularies=(TOKENS, TOKENS))
-    assert result.vocabulary == {}
+    assert all(rows.is_identity for rows in result.rows.values())
     assert [p.parts[0].rows for p in result.pairs] == [20, 20]
 
 
@@ -70,7 +71,7 @@ def test_rows_of_another_vocabulary_are_matched_by_token():
     text = Model("text", f.decoder(vocab=4))
     result = align(text, f.mllm(vocab=6), modules="embed,head", vocabularies=(ours, theirs))
     require_complete(result)
-    rows = result.vocabulary["embed_tokens.weight"]
+    rows = result.rows["embed_tokens.weight"]
     assert list(rows.rows) == [1, 0, -1, 2, -1, -1]
     assert (rows.num_matched, rows.num_unmatched, rows.is_identity) == (3, 3, False)
     assert result.pairs[0].shape == (6, 8)
@@ -84,7 +85,7 @@ def test_a_model_aligned_with_itself_needs_no_vocabularies():
     for other in (model, copy):
         result = align(model, other, modules="full")
         assert result.num_selected == result.num_matched == 39
-        assert result.vocabulary == {}
+        assert result.rows == {}
 
 
 def test_a_head_missing_on_both_sides_is_no_mismatch():
@@ -106,12 +107,26 @@ def test_a_head_on_one_side_is_selected_without_a_partner(reasoner_has_it):
         require_complete(result)
 
 
-def test_a_head_that_its_own_config_calls_tied_is_an_alias_and_not_selected():
+def test_a_head_that_the_config_calls_tied_is_a_second_name_where_no_data_was_compared():
     text = Model("text", f.decoder(head=None), {"tie_word_embeddings": True})
     model = f.mllm(config={"tie_word_embeddings": True, "vision_config": {"depth": 1}})
     result = align(text, model, modules="full", vocabularies=(TOKENS, TOKENS))
-    assert status_of(result, "lm_head.weight") == "not_selected"
     require_complete(result)
+    embedding = next(r for r in result.records if r.name == "embed_tokens.weight")
+    assert embedding.second_names == ("language_model.lm_head.weight",)
+    assert not any(r.name == "lm_head.weight" for r in result.records)
+    (found,) = [x for x in result.findings if x.code == "second_names"]
+    assert "no data was compared" in found.message
+
+
+def test_a_head_that_differs_from_the_embedding_is_two_parameters_whatever_the_config_says():
+    text = Model("text", f.decoder(), copies={})
+    config = {"tie_word_embeddings": True, "vision_config": {"depth": 1}}
+    model = replace(f.mllm(config=config), copies={})
+    result = align(text, model, modules="full", vocabularies=(TOKENS, TOKENS))
+    require_complete(result)
+    assert status_of(result, "lm_head.weight") == "matched"
+    assert "tied_apart" in codes(result)
 
 
 def test_swapped_arguments_are_refused_with_the_right_order():

@@ -76,8 +76,17 @@ def _alignment_json(alignment: Alignment) -> dict[str, Any]:
                 "mllm": side(record.mllm),
                 "shape": list(record.shape) if record.shape is not None else None,
                 "status": record.status,
+                **({"second_names": record.second_names} if record.second_names else {}),
             }
             for record in alignment.records
         ],
+        "rows": {
+            name: {
+                "matched": rows.num_matched,
+                "unmatched": rows.num_unmatched,
+                "unexplained": rows.num_unexplained,
+            }
+            for name, rows in alignment.rows.items()
+        },
         "findings": describe_findings(alignment.findings),
     }

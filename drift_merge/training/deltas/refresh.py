@@ -19,10 +19,12 @@ from drift_merge.engine.reader import Reader
 from drift_merge.errors import AlignmentError, RecipeError
 from drift_merge.names.align import align
 from drift_merge.names.name_map import NameMap, SideMap, read_name_map
+from drift_merge.names.tables import table_of
 from drift_merge.names.tensors import Alignment, Model, matrix_shape
-from drift_merge.names.vocabulary import Vocabularies, Vocabulary
+from drift_merge.names.vocabulary import Vocabulary
 from drift_merge.plans.plan import Step
 from drift_merge.plans.views import view_of
+from drift_merge.plans.vocabularies import read_vocabularies
 from drift_merge.recipes.adapted import join_adapter
 from drift_merge.storage.adapters.factors import is_adapter
 from drift_merge.storage.adapters.fields import base_of
@@ -33,7 +35,6 @@ from drift_merge.training.deltas.placement import Regions, Resident, numel_of
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.units import Block, Unit, blocks_of
 
-_TOKENIZER = "tokenizer.json"
 _CHUNK = 2**18  # elements
 
 
@@ -95,8 +96,8 @@ def _align(checkpoint: Checkpoint, opened: OpenPrior, names: set[str]) -> Alignm
         Model(str(opened.prior.path), dict(opened.shapes)),
         modules=manifest["parameters"]["modules"],
         name_map=NameMap(reasoner=maps.reasoner, mllm=SideMap(tower="")),
-        vocabularies=_vocabularies(checkpoint, manifest["sources"]["mllm"], names),
         is_tower=True,
+        vocabularies=lambda: _vocabularies(checkpoint, manifest["sources"]["mllm"], names),
     )
     missing = sorted(names - {pair.canonical for pair in alignment.pairs})
     if missing:
@@ -111,16 +112,11 @@ def _align(checkpoint: Checkpoint, opened: OpenPrior, names: set[str]) -> Alignm
 
 def _vocabularies(
     reasoner: Checkpoint, mllm: Mapping[str, str], names: set[str]
-) -> tuple[Vocabulary, Vocabulary] | None:
-    """Both vocabularies, where rows must be matched by token."""
-    if not names & {"embed_tokens.weight", "lm_head.weight"}:
+) -> tuple[Vocabulary, Vocabulary]:
+    """Both vocabularies, where rows in use must be matched by token."""
+    if not any(map(table_of, names)):
         return {}, {}
-    found = [reasoner, open_checkpoint(mllm["repo_id"] or mllm["source"])]
-    paths = [one.path / _TOKENIZER for one in found if one.path and _TOKENIZER in one.sidecars]
-    if len(paths) < 2:
-        return None
-    known = Vocabularies()
-    return known.read(paths[0]), known.read(paths[1])
+    return read_vocabularies(reasoner, open_checkpoint(mllm["repo_id"] or mllm["source"]))
 
 
 @dataclass(slots=True)
@@ -148,7 +144,7 @@ class _Recompute:
 
     def _unit(self, unit: Unit, cuts: Iterable[Block], target: Tensor) -> None:
         pair = next(pair for pair in self.alignment.pairs if pair.canonical == unit.name)
-        view = view_of(0, pair, self.alignment.vocabulary, self.reasoner)
+        view = view_of(0, pair, self.alignment.rows, self.reasoner)
         step = Step(unit.name, "cast", "F32", pair.shape, (view,))
         reader, cols = Reader(self.run, step), matrix_shape(pair.shape)[1]
         values = self.layout.values(unit)
