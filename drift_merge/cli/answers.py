@@ -28,6 +28,7 @@ def describe_merge(made: MadeMerge, plan: Plan, out: Path, run: CommandOptions) 
         return
     print_merge(manifest)
     _say_rounding(manifest)
+    _say_nonfinite(manifest)
     say_done(out, plan, made.outcome)
     render.note(f"Next: drift-merge verify {shlex.quote(str(out))}")
 
@@ -73,6 +74,20 @@ def _say_rounding(manifest: Mapping[str, Any]) -> None:
             f"Warning [rounding]: the output dtype keeps {kept:.0%} of the change, so that the "
             "effective weights are that much smaller (measured on a sample of every tensor).\n"
             "  To keep all of it: --dtype float32"
+        )
+
+
+def _say_nonfinite(manifest: Mapping[str, Any]) -> None:
+    """Count what was copied though it is no number: clip bounds, or damage of the mllm's own."""
+    copied = [
+        sum(entry["nonfinite"].values())
+        for entry in manifest["tensors"].values()
+        if entry["method"] in ("copy", "cast") and "nonfinite" in entry
+    ]
+    if copied:
+        render.note(
+            f"Note [nonfinite]: {sum(copied):,} values of {len(copied):,} tensors are NaN or Inf "
+            "in the mllm, and are copied as they are."
         )
 
 

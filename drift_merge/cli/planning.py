@@ -14,12 +14,14 @@ from drift_merge.plans.plan import Plan
 from drift_merge.plans.prepare import Prepared, prepare
 from drift_merge.plans.transfers import Transfers
 from drift_merge.recipes.recipe import Recipe
+from drift_merge.storage.sources import mistaken_path
 
 
 def plan_run(
     recipe: Recipe, out: Path, run: CommandOptions
 ) -> tuple[Prepared, Plan, Transfers | None]:
     """Prepare and plan; report findings; with --dry-run, print the plan."""
+    say_absent(recipe, quiet=run.quiet or run.as_json)
     quiet = run.quiet or run.as_json or run.dry_run
     prepared = prepare(recipe, headers_only=run.dry_run, stream=run.stream, quiet=quiet)
     plan = prepared.plan()
@@ -28,7 +30,7 @@ def plan_run(
     if not run.quiet and not run.as_json:
         render.findings(prepared.findings)
         _say_skipped(prepared)
-    size = plan.layout.size_bytes
+    size = plan.layout.size_bytes + plan.beside_bytes
     if run.dry_run and run.as_json:
         moved = transfers_json(transfers, size) if run.stream else {}
         value = render.plan_json(plan, verbose=run.verbose) | moved
@@ -41,6 +43,14 @@ def plan_run(
             render.plan_steps(plan)
         render.note("Nothing was written (--dry-run).")
     return prepared, plan, transfers
+
+
+def say_absent(recipe: Recipe, *, quiet: bool) -> None:
+    """Say of a source that may be a mistyped path that the Hub is about to be asked for it."""
+    sources = (*recipe.reasoners, recipe.mllm, *([recipe.base] if recipe.base else []))
+    for text in () if quiet else sources:
+        if path := mistaken_path(text):
+            render.note(f"Note [absent]: There is no directory {path}: asking the Hub for {text}.")
 
 
 def _say_skipped(prepared: Prepared) -> None:

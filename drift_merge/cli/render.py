@@ -86,6 +86,9 @@ def plan_summary(plan: Plan) -> None:
     print(f"Tensors   {counts}")
     print(f"Reads     {size(plan.read_bytes)}")
     print(f"Writes    {size(plan.layout.size_bytes)} in {len(plan.layout.shards):,} shard(s)")
+    if plan.beside_bytes:
+        count = len(plan.sources[0].sidecars)
+        print(f"Carries   {size(plan.beside_bytes)} in {count:,} file(s) of the mllm's folder")
 
 
 def plan_steps(plan: Plan) -> None:
@@ -106,6 +109,7 @@ def plan_json(plan: Plan, *, verbose: bool) -> dict[str, Any]:
         "tensors": plan.counts(),
         "read_bytes": plan.read_bytes,
         "write_bytes": plan.layout.size_bytes,
+        "carried_bytes": plan.beside_bytes,
         "shards": [{"file": s.file, "bytes": s.file_bytes} for s in plan.layout.shards],
     }
     if verbose:

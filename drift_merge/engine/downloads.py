@@ -159,7 +159,9 @@ def _require_space(jobs: PlannedOutputs, transfers: Transfers) -> None:
     """Refuse a disk that is too small before anything is fetched or written."""
     place = jobs[0][1]
     here = [path.stat().st_blocks * 512 for path in place.shards.rglob("*") if path.is_file()]
-    outputs = sum(unwritten_bytes(plan.layout, output.payload) for plan, output in jobs)
+    outputs = sum(
+        unwritten_bytes(plan.layout, output.payload) + plan.beside_bytes for plan, output in jobs
+    )
     shards = max(0, transfers.cache_bytes - sum(here))
     free = free_bytes(place.partial)
     if outputs + shards <= free:

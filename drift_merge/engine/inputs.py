@@ -27,7 +27,7 @@ class Inputs(AbstractContextManager["Inputs"]):
     """The mapped sources of a plan. Safe to share between threads."""
 
     def __init__(self, sources: Sequence[Checkpoint], cache: ShardCache | None = None) -> None:
-        self._maps = [MappedCheckpoint(source, cache) for source in sources]
+        self._maps = [MappedCheckpoint(one, cache, share=len(sources)) for one in sources]
         if cache is not None:
             cache.on_evict = self._drop
 

@@ -31,6 +31,7 @@ from drift_merge.storage.mapped import RELEASE_BYTES
 from drift_merge.storage.measured import TensorRecord
 
 _COPY_WINDOW = 2**20  # bytes
+_RESULT = "the result"  # how the label of a count in an output begins
 
 Formula = Callable[[int, list[Tensor]], Tensor]  # first element and loaded chunks -> output chunk
 
@@ -70,12 +71,14 @@ def run_bundle(run: WorkerContext, bundle: Bundle) -> list[Made]:
 
     Raises:
         Stopped: another worker has failed.
-        CheckpointError: an input holds NaN or Inf.
+        CheckpointError: what is computed is or holds NaN or Inf.
     """
     with torch.inference_mode(), run.workspace().on_stream():
         make = _copy if bundle[0].step.method == "copy" else _combine
         results = make(run, bundle)
     for target, result in zip(bundle, results, strict=True):
+        if target.step.method == "copy":
+            continue  # nothing is computed: NaN and Inf are counted, and kept
         refuse_nonfinite(target.plan, target.step, result.get("nonfinite", {}))
     return [(t.number, t.step.name, r) for t, r in zip(bundle, results, strict=True)]
 
@@ -237,9 +240,10 @@ def _count_all(work: _StepWork, raw: Raw, out: Tensor) -> None:
         if bad := count_nonfinite(tensor):
             label = f"{plan.sources[view.source].source.label}: {view.parts[0].name}"
             counts[label] = counts.get(label, 0) + bad
-            bad_output = 0
+            # A cast keeps each: what there are more of has become too large for the dtype.
+            bad_output = bad_output - bad if step.method == "cast" else 0
     if bad_output:
-        label = f"the result in {step.dtype}: {step.name}"
+        label = f"{_RESULT} in {step.dtype}: {step.name}"
         counts[label] = counts.get(label, 0) + bad_output
 
 
@@ -299,6 +303,8 @@ def _statistics(sums: PairSums) -> TensorRecord:
 
 def refuse_nonfinite(plan: Plan, step: Step, counts: Mapping[str, int]) -> None:
     """Raise CheckpointError for counted NaN and Inf, unless the recipe allows them."""
+    if step.method == "cast":  # a copy in another dtype: only what overflowed in it is computed
+        counts = {label: n for label, n in counts.items() if label.startswith(_RESULT)}
     if not counts or plan.recipe.allow_nonfinite:
         return
     found = "; ".join(f"{label}: {n:,} values" for label, n in counts.items())

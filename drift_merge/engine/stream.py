@@ -66,7 +66,12 @@ def stream(
     with ExitStack() as stack:
         inputs = stack.enter_context(Inputs(jobs[0][0].sources, downloads.cache))
         writers = [
-            stack.enter_context(ShardWriter(plan.layout, output.payload)) for plan, output in jobs
+            stack.enter_context(
+                ShardWriter(
+                    plan.layout, output.payload, beside_bytes=plan.beside_bytes, share=len(jobs)
+                )
+            )
+            for plan, output in jobs
         ]
         stack.enter_context(_one_torch_thread())
         flushers = [

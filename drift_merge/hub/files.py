@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import SourceError
-from drift_merge.storage.checkpoint import list_files
+from drift_merge.storage.folder.scan import list_files
 from drift_merge.storage.hub.artifacts import RemoteFile, listed_files
 from drift_merge.storage.manifests import seal, to_json
 

@@ -71,6 +71,11 @@ def build_manifest(
         "sidecars": sidecars,
         "tensors": _tensors(plan, results, has_mllm_weight=_has_mllm_weight(prepared.recipe)),
     }
+    if prepared.mllm.folder.left_out:
+        manifest["left_out"] = {
+            name: {"reason": found.reason, "files": found.num_files, "bytes": found.size_bytes}
+            for name, found in prepared.mllm.folder.left_out.items()
+        }
     return seal(manifest)
 
 

@@ -1,18 +1,18 @@
 """Everything beside the weights of a merged checkpoint: taken from the mllm, byte for byte.
 
 Config, generation config, tokenizer, chat template, image and video processors, remote code,
-license. Only `config.json` is ever changed, and only its dtype, when another one is written.
+license, adapters, weights of other models. Only `config.json` is ever changed, and only its
+dtype, when another one is written.
 """
 
 import re
-from collections.abc import Iterator
 
-from drift_merge.errors import CheckpointError
 from drift_merge.merges.manifest import MANIFEST
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import SOURCE_DTYPE
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.folder.faults import cannot_open
 from drift_merge.storage.output import OutputDirectory
 
 # A key and its text value; the quote before the key keeps out text that only quotes such a pair.
@@ -30,27 +30,22 @@ def copy_sidecars(mllm: Checkpoint, recipe: Recipe, output: OutputDirectory) -> 
     Raises:
         CheckpointError: a sidecar of the mllm cannot be read.
     """
-    written = {}
-    for name, data in _sidecars(mllm):
-        if name == "config.json" and recipe.dtype != SOURCE_DTYPE:
-            data = _with_dtype(data, recipe.dtype)
-        output.write_file(name, data)
-        written[name] = fingerprints.of_bytes(data)
-    return written
-
-
-def _sidecars(mllm: Checkpoint) -> Iterator[tuple[str, bytes]]:
     assert mllm.path is not None
+    written = {}
     for name in mllm.sidecars:
         if name in (MANIFEST, CARD):
             continue
+        label = f"{mllm.source.given}: {name}"
+        if name != "config.json" or recipe.dtype == SOURCE_DTYPE:
+            written[name] = output.copy_file(name, mllm.path / name, label)
+            continue
         try:
-            yield name, (mllm.path / name).read_bytes()
+            data = _with_dtype((mllm.path / name).read_bytes(), recipe.dtype)
         except OSError as error:
-            raise CheckpointError(
-                f"{mllm.source.given}: {name} cannot be read ({error.strerror}).",
-                remedy="Check that the file exists and is readable, or download it again.",
-            ) from error
+            raise cannot_open(label, mllm.path / name, error) from error
+        output.write_file(name, data)
+        written[name] = fingerprints.of_bytes(data)
+    return written
 
 
 def _with_dtype(data: bytes, dtype: str) -> bytes:

@@ -2,5 +2,5 @@
 
 Must not know tensor data or torch: a plan is printed by --dry-run and executed by the engine.
 
-Read: plan, views, prior, merge, vocabularies, copies, prepare, arrange, transfers.
+Read: plan, views, folders, prior, merge, vocabularies, copies, prepare, arrange, transfers.
 """

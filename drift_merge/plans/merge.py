@@ -11,7 +11,7 @@ from drift_merge.errors import RecipeError
 from drift_merge.names.modules import parse_layers
 from drift_merge.names.tensors import Alignment, Pair, identity_parts
 from drift_merge.plans.plan import Plan, Step, View, build_plan
-from drift_merge.plans.views import output_dtype, view_of
+from drift_merge.plans.views import is_table, output_dtype, view_of
 from drift_merge.recipes.recipe import Recipe, method_of, method_options, method_variant
 from drift_merge.recipes.weights import Weight
 from drift_merge.storage.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ def plan_merge(
         CheckpointError: a selected tensor is quantized.
         RecipeError: no term of a weight covers a selected tensor.
     """
-    found = _find_entries(recipe, reasoners)
+    found = _find_entries(recipe, mllm, reasoners)
     bases = {}
     if base is not None:
         number = len(reasoners) + 1
@@ -77,13 +77,17 @@ def first_names(reasoners: Sequence[Aligned]) -> dict[str, str]:
     }
 
 
-def _find_entries(recipe: Recipe, reasoners: Sequence[Aligned]) -> dict[str, list[_Entry]]:
-    """What the reasoners have for each tensor of the mllm, by its stored name."""
+def _find_entries(
+    recipe: Recipe, mllm: Checkpoint, reasoners: Sequence[Aligned]
+) -> dict[str, list[_Entry]]:
+    """What the reasoners have for each tensor of the mllm, by its stored name; no tables."""
     found: dict[str, list[_Entry]] = {}
     weighted = zip(reasoners, recipe.parsed_weights, strict=True)
     for source, ((checkpoint, alignment), weight) in enumerate(weighted, start=1):
         swapped = _layer_factors(recipe, alignment.mllm.num_layers)
         for pair in alignment.pairs:
+            if is_table(pair, mllm, checkpoint):
+                continue
             value = _resolve(weight, pair, alignment.mllm.num_layers)
             value *= 1.0 if pair.layer is None else swapped.get(pair.layer, 1.0)
             view = view_of(source, pair, alignment.rows, checkpoint)

@@ -11,6 +11,7 @@ from typing import Any
 
 from drift_merge.names.tensors import Part, RowMap
 from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.words import PRIOR
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint, StoredAdapter
 from drift_merge.storage.compressed import (
@@ -18,7 +19,7 @@ from drift_merge.storage.compressed import (
 )
 from drift_merge.storage.headers import TensorInfo, tensor_bytes
 from drift_merge.storage.manifests import TOOL
-from drift_merge.storage.quantized import FLOATS, _quantized, refuse_quantized
+from drift_merge.storage.quantized import FLOATS, quantized_error
 from drift_merge.storage.shards import ShardLayout, lay_out
 
 
@@ -90,6 +91,11 @@ class Plan:
         """Bytes of tensor data that will be written."""
         return sum(info.size_bytes for info in self.layout.tensors.values())
 
+    @property
+    def beside_bytes(self) -> int:
+        """Bytes of the files that are carried over from the mllm's folder; none into a prior."""
+        return 0 if self.recipe.method == PRIOR else self.sources[0].folder.size_bytes
+
     def counts(self) -> dict[str, int]:
         """Number of output tensors by method."""
         return dict(sorted(Counter(step.method for step in self.steps).items()))
@@ -153,10 +159,9 @@ def require_plain(sources: Sequence[Checkpoint], steps: Sequence["Step"]) -> Non
     for step in steps:
         for view in step.inputs:
             used.setdefault(view.source, []).extend(part.name for part in view.parts)
-    refuse_quantized([sources[index] for index in used])
     for index, names in used.items():
         source = sources[index]
         plain = {name for name in names if source.tensors[name].dtype in FLOATS}
         codes = [name for name in names if name not in plain and name not in source.scales]
         if codes:
-            raise _quantized(source, None, codes)
+            raise quantized_error(source, codes)

@@ -8,6 +8,7 @@ from drift_merge.names.name_map import NameMap, SideMap, read_name_map
 from drift_merge.names.tensors import Alignment, Finding, Model
 from drift_merge.names.tokens.files import Vocabularies
 from drift_merge.plans.copies import find_copies
+from drift_merge.plans.folders import folder_notes, table_notes
 from drift_merge.plans.merge import plan_merge
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.prior import plan_prior
@@ -17,7 +18,11 @@ from drift_merge.recipes.sources import as_model, open_sources
 from drift_merge.recipes.words import PRIOR
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.folder.notes import CheckpointNote
+from drift_merge.storage.folder.scan import require_carried
 from drift_merge.storage.quantized import refuse_quantized
+
+_UNUSED = ("outside_tower", "not_selected")  # records of tensors that nothing is computed of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +36,14 @@ class Prepared:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """The findings of all alignments, each once."""
+        """What is to be known of the checkpoints, and of all alignments; each once."""
         pairs = [*self.reasoners, *([self.base] if self.base else [])]
-        found = [finding for _, alignment in pairs for finding in alignment.findings]
+        notes: list[CheckpointNote] = []
+        if self.recipe.method != PRIOR:
+            notes += folder_notes(self.mllm)
+        notes += table_notes(self.mllm, self.reasoners)
+        found = [Finding(note.code, "info", note.message, "") for note in notes]
+        found += [finding for _, alignment in pairs for finding in alignment.findings]
         return tuple(dict.fromkeys(found))
 
     def plan(self) -> Plan:
@@ -44,13 +54,17 @@ class Prepared:
             CheckpointError: a selected tensor is quantized.
         """
         if self.recipe.computes:
-            others = [*self.reasoners, *([self.base] if self.base else [])]
-            refuse_quantized([self.mllm, *(checkpoint for checkpoint, _ in others)])
+            for checkpoint, alignment in [*self.reasoners, *([self.base] if self.base else [])]:
+                used = [r for r in alignment.records if r.status not in _UNUSED]
+                refuse_quantized(self.mllm, [name for record in used for name in record.mllm])
+                refuse_quantized(checkpoint, [n for record in used for n in record.reasoner])
         for _, alignment in self.reasoners:
             require_complete(alignment, on_mismatch=self.recipe.on_mismatch)
         if self.base is not None:
             require_complete(self.base[1], on_mismatch=self.recipe.on_mismatch)
         if self.recipe.method != PRIOR:
+            if self.mllm.path is not None and self.mllm.source.kind == "local":
+                require_carried(self.mllm.path, self.mllm.folder, self.mllm.source.given)
             return plan_merge(self.recipe, self.mllm, self.reasoners, self.base)
         reasoner, alignment = self.reasoners[0]
         return plan_prior(self.recipe, self.mllm, reasoner, alignment, self.base)
@@ -103,7 +117,7 @@ def _align_all(others: Sequence[Checkpoint], mllm: Checkpoint, recipe: Recipe) -
                 name_map=name_map,
                 vocabularies=lambda: read_vocabularies(other, mllm, known),
             )
-        notes = (Finding("adapter", "info", note, "") for note in (*other.notes, *mllm.notes))
+        notes = (Finding(n.code, "info", n.message, "") for n in (*other.notes, *mllm.notes))
         return replace(found, findings=(*found.findings, *notes))
 
     while True:

@@ -5,7 +5,7 @@ from array import array
 from drift_merge.errors import AlignmentError
 from drift_merge.names.tensors import Alignment, RowMap
 from drift_merge.plans.plan import Plan, Step, View, build_plan
-from drift_merge.plans.views import _mllm_view, store_as, view_of
+from drift_merge.plans.views import _mllm_view, is_table, store_as, view_of
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.storage.checkpoint import Checkpoint
 
@@ -36,6 +36,8 @@ def plan_prior(
     base_rows = base[1].rows if base else {}
     steps = []
     for pair in alignment.pairs:
+        if is_table(pair, mllm, reasoner):
+            continue
         inputs = [_mllm_view(pair), view_of(1, pair, alignment.rows, reasoner)]
         if base is not None:
             if pair.canonical not in base_pairs:

@@ -12,7 +12,7 @@ from drift_merge.storage.adapters.fields import read_fields
 from drift_merge.storage.adapters.refusals import merge_by_peft
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.compressed import CODES, COMPRESSED, SCALE_SUFFIX, scale_name, stored_as
-from drift_merge.storage.quantized import FLOATS
+from drift_merge.storage.quantized import FLOATS, TABLES
 
 
 def output_dtype(recipe: Recipe, stored: str) -> str:
@@ -49,6 +49,12 @@ def store_as(recipe: Recipe, step: Step) -> Step:
 
 def _mllm_view(pair: Pair) -> View:
     return View(0, identity_parts(pair.mllm, pair.shape))
+
+
+def is_table(pair: Pair, mllm: Checkpoint, other: Checkpoint) -> bool:
+    """Whether a pair holds indices or masks on both sides, such as a routing table: no numbers."""
+    dtypes = {mllm.tensors[pair.mllm].dtype, *(other.tensors[p.name].dtype for p in pair.parts)}
+    return dtypes <= TABLES
 
 
 def view_of(

@@ -6,6 +6,7 @@ from drift_merge.names.tokens.files import TOKEN_FILES, Vocabularies, vocabulary
 from drift_merge.names.tokens.formats import VOCABULARIES
 from drift_merge.names.vocabulary import Vocabulary
 from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.folder.faults import refuse_pointer
 
 
 def read_vocabularies(
@@ -37,7 +38,9 @@ def _files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 def _path(checkpoint: Checkpoint, name: str) -> Path:
     if checkpoint.path is not None and (checkpoint.path / name).is_file():
-        return checkpoint.path / name
+        path = checkpoint.path / name
+        refuse_pointer(f"{checkpoint.source.given}: {name}", path)
+        return path
     from drift_merge.storage.hub import models
 
     return models.fetch_file(checkpoint.source, name)

@@ -26,6 +26,7 @@ from drift_merge.storage.adapters.fields import AdapterConfig, read_adapter_conf
 from drift_merge.storage.adapters.refusals import damaged
 from drift_merge.storage.adapters.selection import is_adapted
 from drift_merge.storage.checkpoint import Checkpoint, StoredAdapter, assemble
+from drift_merge.storage.folder.notes import CheckpointNote
 from drift_merge.storage.headers import ShardHeader, TensorInfo
 from drift_merge.storage.sources import Source
 
@@ -53,9 +54,9 @@ def join_adapter(source: Source, base: Checkpoint) -> Checkpoint:
     shards = [_without(header, adapted.replaced) for header in _shards_of(base)]
     own = _absolute(source.path / ADAPTER_WEIGHTS, stored.header)
     shards.append(_as_base(own, adapted.replaced))
-    joined = assemble(source, Path("/"), base.config, shards, ())
+    joined = assemble(source, Path("/"), base.config, shards)
     remote = {shard.place: shard for shard in base.remote.values()}
-    notes = (*base.notes, *adapted.notes())
+    notes = (*base.notes, *(CheckpointNote("adapter", text) for text in adapted.notes()))
     return replace(joined, adapters=adapted.adapters, remote=remote, notes=notes)
 
 

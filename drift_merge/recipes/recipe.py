@@ -116,7 +116,7 @@ class Recipe:
         default=DEFAULT_SHARD_SIZE, metadata=_row("Of a shard.", metavar="SIZE")
     )
     allow_nonfinite: bool = field(
-        default=False, metadata=_row("Accept NaN and Inf in the inputs.", kind=bool)
+        default=False, metadata=_row("Accept NaN and Inf in what is computed.", kind=bool)
     )
     own_method: Method | None = None  # a user's own, in the place of the table's row
 

@@ -9,10 +9,12 @@ from drift_merge.errors import SourceError
 from drift_merge.names.tensors import Model
 from drift_merge.recipes.adapted import join_adapter
 from drift_merge.recipes.recipe import Recipe
+from drift_merge.recipes.unwrap import unwrap
 from drift_merge.recipes.words import PRIOR
 from drift_merge.storage.adapters.factors import is_adapter
 from drift_merge.storage.adapters.fields import base_of, named_base
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint, open_prior_checkpoint
+from drift_merge.storage.folder.notes import CheckpointNote
 from drift_merge.storage.sources import Source, parse_source
 from drift_merge.storage.weight_map import ADAPTER_CONFIG
 
@@ -57,13 +59,10 @@ def open_sources(
         return _join(source, recipe, open_one)
 
     reasoners = [open_reasoner(text) for text in recipe.reasoners]
-    mllm = open_one(recipe.mllm)
+    mllm = unwrap(open_one(recipe.mllm))
     base = open_one(recipe.base) if recipe.base else None
-    is_streamed = stream and mllm.source.kind == "hub"
-    if is_streamed and recipe.method != PRIOR and not headers_only:
-        from drift_merge.storage.hub.shards import fetch_sidecars
-
-        fetch_sidecars(mllm.source, mllm.sidecars)  # a merge is a whole checkpoint
+    if recipe.method != PRIOR and not headers_only:
+        fetch_carried(mllm)
     return mllm, reasoners, base
 
 
@@ -86,10 +85,10 @@ def _join(source: Source, recipe: Recipe, open_one: Callable[[str], Checkpoint])
     joined = join_adapter(source, base)
     if named is None or _is_same(named, text):
         return joined
-    note = (
+    message = (
         f"{source.given} was trained on {named}, by its {ADAPTER_CONFIG}; {text} stands for that."
     )
-    return replace(joined, notes=(*joined.notes, note))
+    return replace(joined, notes=(*joined.notes, CheckpointNote("adapter", message)))
 
 
 def _is_same(one: str, other: str) -> bool:
@@ -100,3 +99,17 @@ def _is_same(one: str, other: str) -> bool:
     if all(path.exists() for path in paths):
         return paths[0].resolve() == paths[1].resolve()
     return not any(path.exists() for path in paths) and one.split("@")[0] == other.split("@")[0]
+
+
+def fetch_carried(mllm: Checkpoint) -> None:
+    """Fetch what an output takes over from an mllm on the Hub into the Hub's cache.
+
+    Raises:
+        SourceError, OutputError: it cannot be fetched, or not stored.
+    """
+    if mllm.source.kind == "local" or mllm.path is None:
+        return
+    from drift_merge.storage.hub.shards import fetch_sidecars
+
+    absent = [name for name in mllm.sidecars if not (mllm.path / name).is_file()]
+    fetch_sidecars(mllm.source, absent)

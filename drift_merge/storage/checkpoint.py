@@ -4,16 +4,23 @@ Opening reads a few kilobytes per shard. Whatever a header says is the truth; th
 checked against it, and a directory that two readers could understand differently is refused.
 """
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from drift_merge.errors import CheckpointError
 from drift_merge.storage.compressed import find_scales
+from drift_merge.storage.folder.contents import Folder, sort_files
+from drift_merge.storage.folder.faults import (
+    cannot_open,
+    in_two_shards,
+    is_pointer,
+    parse_config,
+    pointer_error,
+)
+from drift_merge.storage.folder.notes import CheckpointNote, adapter_notes, choice_notes
+from drift_merge.storage.folder.scan import scan
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
 from drift_merge.storage.sources import RemoteShard, Source, parse_source
 from drift_merge.storage.weight_map import (
@@ -21,13 +28,10 @@ from drift_merge.storage.weight_map import (
     INDEX,
     find_weights,
     holds_model,
-    is_sidecar,
     parse_index,
     require_shards,
     shard_names,
 )
-
-_ADAPTER_BESIDE = "{} holds a whole model and an adapter: the model counts, without the adapter."
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +63,23 @@ class Checkpoint:
     config: dict[str, Any]  # config.json
     tensors: dict[str, TensorInfo]  # by stored name, sorted
     shards: dict[str, ShardHeader]  # by file name, sorted
-    sidecars: tuple[str, ...]  # files that are not weights, relative to `path`, sorted
+    folder: Folder = field(default_factory=Folder)  # its other files: carried over, or left out
+    notes: tuple[CheckpointNote, ...] = ()  # what was decided while it was opened
     adapters: Mapping[str, StoredAdapter] = field(
         default_factory=dict
     )  # by stored name of the tensor
     scales: Mapping[str, str] = field(default_factory=dict)  # compressed tensor -> its scales
     remote: Mapping[str, RemoteShard] = field(default_factory=dict)  # by file name: not here yet
-    notes: tuple[str, ...] = ()  # sentences: what was found in it and is not used
 
     @property
     def size_bytes(self) -> int:
         """Bytes of tensor data, headers excluded."""
         return sum(info.size_bytes for info in self.tensors.values())
+
+    @property
+    def sidecars(self) -> tuple[str, ...]:
+        """Files that are not the model's weights and belong to it, relative to `path`, sorted."""
+        return tuple(self.folder.carried)
 
     @property
     def directories(self) -> list[Path]:
@@ -112,9 +121,10 @@ def open_checkpoint(
 
     source = models.resolve_revision(source)
     if not (headers_only or stream):
-        return _open_local(source, models.fetch_snapshot(source, quiet=quiet))
-    config, shards, sidecars = models.fetch_headers(source)
-    checkpoint = assemble(source, None, config, shards.values(), sidecars)
+        return _open_local(source, *models.fetch_snapshot(source, quiet=quiet))
+    config, shards, folder = models.fetch_headers(source)
+    checkpoint = assemble(source, None, config, shards.values(), folder)
+    checkpoint = _with_choice(checkpoint)
     if not stream:
         return checkpoint
     from drift_merge.storage.hub.shards import find_remote
@@ -123,9 +133,9 @@ def open_checkpoint(
     return replace(checkpoint, path=path, remote=remote)
 
 
-def _open_local(source: Source, path: Path) -> Checkpoint:
+def _open_local(source: Source, path: Path, folder: Folder | None = None) -> Checkpoint:
     directory = path if path.is_dir() else path.parent
-    files = list_files(directory)
+    files, astray = scan(directory)
     if ADAPTER_CONFIG in files and not holds_model(files):
         find_weights(files, where=source.given, directory=str(directory))  # says what it is
     config = read_config(directory, source.given)
@@ -139,26 +149,35 @@ def _open_local(source: Source, path: Path) -> Checkpoint:
         weight_map = parse_index(_read_index(directory / INDEX, index_name), where=index_name)
         names = shard_names(weight_map)
         require_shards(names, files, where=index_name)
+    if folder is None:
+        folder = sort_files(files, [*names, *([INDEX] if weight_map else [])], astray)
     shards = [_read_shard(directory, name, source.given) for name in names]
-    sidecars = [name for name in files if is_sidecar(name)]
-    checkpoint = assemble(source, directory, config, shards, sidecars)
+    checkpoint = assemble(source, directory, config, shards, folder, weight_map)
     for name, shard in weight_map.items():
         if name not in checkpoint.tensors or checkpoint.tensors[name].shard != shard:
             raise CheckpointError(
                 f"{index_name} says that {name} is in {shard}, but it is not.",
                 remedy="The index and the shards are of different models: download both again.",
             )
-    return checkpoint
+    if weight_map or path.is_file():
+        return checkpoint
+    return _with_choice(checkpoint)
+
+
+def _with_choice(checkpoint: Checkpoint) -> Checkpoint:
+    """The same with a note where names alone have decided which files are the model."""
+    chosen = choice_notes(checkpoint.source.label, checkpoint.shards, checkpoint.folder)
+    return replace(checkpoint, notes=(*checkpoint.notes, *chosen))
 
 
 def _read_index(path: Path, label: str) -> bytes:
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(
-            f"{label} cannot be read: {error.strerror or error}.",
-            remedy=f"Check that the file exists and is readable: ls -lL {quote(str(path))}",
-        ) from error
+        raise cannot_open(label, path, error) from error
+    if is_pointer(data):
+        raise pointer_error(label, path)
+    return data
 
 
 def _read_shard(directory: Path, name: str, label: str) -> ShardHeader:
@@ -173,7 +192,10 @@ def read_config(directory: Path, label: str) -> dict[str, Any]:
     """The `config.json` of a directory, checked to be a JSON object."""
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        if is_pointer(data):
+            raise pointer_error(f"{label}: config.json", path)
+        config = parse_config(data)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{label} has no config.json beside its weights.",
@@ -191,26 +213,13 @@ def read_config(directory: Path, label: str) -> dict[str, Any]:
     return config
 
 
-def list_files(directory: Path) -> list[str]:
-    """Every file below a directory, as sorted paths relative to it, with `/`.
-
-    Hidden folders are left out. Links to files count, since the Hub's cache is made of them;
-    folders behind links are not entered.
-    """
-    found = []
-    for folder, subfolders, names in os.walk(directory):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths = (Path(folder) / name for name in names)
-        found += [path.relative_to(directory).as_posix() for path in paths if path.is_file()]
-    return sorted(found)
-
-
 def assemble(
     source: Source,
     path: Path | None,
     config: dict[str, Any],
     shards: Iterable[ShardHeader],
-    sidecars: Iterable[str],
+    folder: Folder | None = None,
+    weight_map: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Join shard headers to one checkpoint.
 
@@ -222,26 +231,22 @@ def assemble(
     for header in by_name.values():
         for name, info in header.tensors.items():
             if name in tensors:
-                raise CheckpointError(
-                    f"{source.given}: {name} is in two shards, "
-                    f"{tensors[name].shard} and {info.shard}.",
-                    remedy="One of them is left over from another model: delete it.",
-                )
+                both, named = (tensors[name].shard, info.shard), (weight_map or {}).get(name)
+                raise in_two_shards(source.given, path, name, both, named)
             tensors[name] = info
     if not tensors:
         raise CheckpointError(
             f"{source.given} is empty: its headers list no tensor.",
             remedy="Download the checkpoint again.",
         )
-    files = tuple(sidecars)
     return Checkpoint(
         source=source,
         path=path,
         config=config,
         tensors=dict(sorted(tensors.items())),
         shards=dict(sorted(by_name.items())),
-        sidecars=files,
-        notes=(_ADAPTER_BESIDE.format(source.given),) if ADAPTER_CONFIG in files else (),
+        folder=folder or Folder(),
+        notes=adapter_notes(source.given, folder or Folder()),
     )
 
 
@@ -266,7 +271,7 @@ def open_prior_checkpoint(
 
         if headers_only:
             source, headers = artifacts.fetch_prior_headers(source)
-            return _with_scales(assemble(source, None, {}, headers, ()))
+            return _with_scales(assemble(source, None, {}, headers))
         manifest = artifacts.PRIOR_MANIFEST
         source, directory = artifacts.fetch_artifact(source, manifest, quiet=quiet)
     names = sorted(p.name for p in directory.glob("prior-*.safetensors")) if directory else []
@@ -276,7 +281,7 @@ def open_prior_checkpoint(
             remedy="Make one with: drift-prior compute REASONER MLLM -o PRIOR",
         )
     shards = [read_header(directory / name, name) for name in names]
-    return _with_scales(assemble(source, directory, {}, shards, ()))
+    return _with_scales(assemble(source, directory, {}, shards))
 
 
 def _with_scales(deltas: Checkpoint) -> Checkpoint:

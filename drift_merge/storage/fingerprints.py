@@ -7,13 +7,15 @@ covers names, dtypes and shapes, so that it does not depend on how the files are
 
 import json
 from collections.abc import Iterable, Mapping
-from shlex import quote
+from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from drift_merge.errors import CheckpointError
 from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.folder.faults import cannot_open
+
+WINDOW_BYTES = 2**22  # of a file that is read through
 
 
 class Fingerprint:
@@ -36,6 +38,16 @@ class Fingerprint:
 def of_bytes(data: Any) -> str:
     """The fingerprint of one buffer."""
     return f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"
+
+
+def of_file(path: Path) -> str:
+    """The fingerprint of a file, read in windows; OSError where it cannot be."""
+    fingerprint = Fingerprint()
+    window = memoryview(bytearray(WINDOW_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while size := file.readinto(window):
+            fingerprint.update(window[:size])
+    return fingerprint.text()
 
 
 def of_json(value: Any) -> str:
@@ -66,10 +78,7 @@ def of_files(checkpoint: Checkpoint) -> str:
         try:
             stat = path.stat()
         except OSError as error:
-            raise CheckpointError(
-                f"{name} cannot be read: {error.strerror or error}.",
-                remedy=f"Check that the file exists and is readable: ls -lL {quote(str(path))}",
-            ) from error
+            raise cannot_open(name, path, error) from error
         rows.append([name, header.file_bytes, stat.st_mtime_ns])
     return of_json([rows, of_layout(checkpoint), checkpoint.config])
 

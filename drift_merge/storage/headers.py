@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from drift_merge.errors import CheckpointError
+from drift_merge.storage.folder.faults import cannot_open, refuse_pointer
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 MAX_COUNT = 2**63  # no file is larger, so no size or offset of an honest header is
@@ -133,13 +133,12 @@ def read_header(path: Path, shard: str) -> ShardHeader:
         with open(path, "rb") as file:
             file_bytes = os.fstat(file.fileno()).st_size
             first = file.read(8)
+            if first == b"version ":  # as a length, larger than any file
+                refuse_pointer(shard, path)
             length = header_length(first, shard=shard, file_bytes=file_bytes)
             return parse_header(first + file.read(length - 8), shard=shard, file_bytes=file_bytes)
     except OSError as error:
-        raise CheckpointError(
-            f"{shard} cannot be read: {error.strerror or error}",
-            remedy=f"Check that the file exists and is readable: ls -lL {quote(str(path))}",
-        ) from error
+        raise cannot_open(shard, path, error) from error
 
 
 def encode_header(

@@ -55,7 +55,7 @@ def check_beside(directory: Path, expected: Mapping[str, str], *, remedy: str) -
         path = directory / name
         if not path.is_file():
             raise VerificationError(f"{name} is missing from {directory}.", remedy=remedy)
-        found = fingerprints.of_bytes(path.read_bytes())
+        found = fingerprints.of_file(path)
         if found != fingerprint:
             raise VerificationError(
                 f"{name} in {directory} was changed: expected {fingerprint}, got {found}.",

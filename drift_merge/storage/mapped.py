@@ -6,13 +6,13 @@ are handed back, so that the resident size stays small however large the model i
 
 import mmap
 import os
-import threading
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from shlex import quote
 
 from drift_merge.errors import CheckpointError
 from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.folder.faults import cannot_open
+from drift_merge.storage.folder.limits import Recent, share_of_files
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.loans.cache import ShardCache
 
@@ -24,13 +24,16 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
     """The shards of a checkpoint, mapped on first use. Safe to share between threads.
 
     Shards that are on the Hub are looked for in `cache`, where they are while they are held.
+    A map keeps its file open. `share` checkpoints are read side by side: each keeps its part of
+    the files that a process may open, and maps the longest unused shard anew if it is wanted.
     """
 
-    def __init__(self, checkpoint: Checkpoint, cache: ShardCache | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, cache: ShardCache | None = None, *, share: int = 1
+    ) -> None:
         self.checkpoint = checkpoint
         self._cache = cache
-        self._maps: dict[str, mmap.mmap] = {}
-        self._lock = threading.Lock()
+        self._maps: Recent[mmap.mmap] = Recent(share_of_files(share))
 
     def view(self, info: TensorInfo, begin: int = 0, end: int | None = None) -> memoryview:
         """Bytes [begin, end) of the data of a tensor, without a copy.
@@ -57,19 +60,20 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
         if begin >= end:
             return
         first = (info.start + begin) // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map(info.shard).madvise(mmap.MADV_DONTNEED, first, info.start + end - first)
+        mapped = self._maps.find(info.shard)  # what is not mapped holds no pages
+        if mapped is not None:
+            mapped.madvise(mmap.MADV_DONTNEED, first, info.start + end - first)
 
     def drop(self, shard: str) -> None:
         """Unmap a shard that is about to be deleted; it is mapped anew if it comes back."""
-        with self._lock:
-            mapped = self._maps.pop(shard, None)
+        mapped = self._maps.drop(shard)
         if mapped is not None:
             with suppress(BufferError):  # something still looks at it: it lives until that ends
                 mapped.close()
 
     def drop_remote(self) -> None:
         """Unmap every shard of the cache."""
-        for shard in [shard for shard in self._maps if shard in self.checkpoint.remote]:
+        for shard in [shard for shard in self._maps.names() if shard in self.checkpoint.remote]:
             self.drop(shard)
 
     def _require_data(self, info: TensorInfo) -> None:
@@ -85,10 +89,7 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
         return self._cache.path(remote)
 
     def _map(self, shard: str) -> mmap.mmap:
-        with self._lock:
-            if shard not in self._maps:
-                self._maps[shard] = self._open(shard)
-            return self._maps[shard]
+        return self._maps.get(shard, lambda: self._open(shard))
 
     def _open(self, shard: str) -> mmap.mmap:
         path = self._file(shard)
@@ -97,10 +98,7 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
                 self._require_size(shard, os.fstat(file.fileno()).st_size)
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise CheckpointError(
-                f"{shard} cannot be read: {error.strerror or error}.",
-                remedy=f"Check that the file exists and is readable: ls -lL {quote(str(path))}",
-            ) from error
+            raise cannot_open(shard, path, error) from error
 
     def _require_size(self, shard: str, found: int) -> None:
         expected = self.checkpoint.shards[shard].file_bytes
@@ -113,8 +111,7 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
 
     def close(self) -> None:
         """Drop the maps; a map that is still looked at lives until its views do."""
-        with self._lock:
-            self._maps.clear()
+        self._maps.clear()
 
     def __exit__(self, *_: object) -> None:
         self.close()

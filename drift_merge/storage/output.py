@@ -21,6 +21,7 @@ from pathlib import Path
 from shlex import quote
 
 from drift_merge.errors import CheckpointError, OutputError, VerificationError
+from drift_merge.storage.copying import copy_file, write_file
 from drift_merge.storage.journal import Journal, read_journal
 from drift_merge.storage.measured import Results
 from drift_merge.storage.shards import cannot_read, cannot_write
@@ -226,15 +227,11 @@ class OutputDirectory:
 
     def write_file(self, name: str, data: bytes) -> None:
         """Write one small file of the payload and flush it."""
-        path = self.payload / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise cannot_write(path, error) from error
+        write_file(self.payload / name, data)
+
+    def copy_file(self, name: str, source: Path, label: str) -> str:
+        """Copy one file, of any size, into the payload; returns its fingerprint."""
+        return copy_file(source, self.payload / name, label)
 
     def publish(self) -> None:
         """Rename the payload to its final name; from here on the output exists, whole."""

@@ -15,6 +15,8 @@ from shlex import quote
 from typing import Any
 
 from drift_merge.errors import OutputError
+from drift_merge.storage.folder.faults import too_many_files_remedy
+from drift_merge.storage.folder.limits import Descriptor, Recent, share_of_files
 from drift_merge.storage.headers import DTYPE_BITS, TensorInfo, encode_header, tensor_bytes
 
 Entry = tuple[str, str, tuple[int, ...]]  # name, dtype code, shape
@@ -111,12 +113,19 @@ def _index(stem: str, tensors: Mapping[str, TensorInfo]) -> tuple[str, bytes]:
 
 
 class ShardWriter:
-    """Open output shards: space reserved, headers written, data put anywhere, any thread."""
+    """Open output shards: space reserved, headers written, data put anywhere, any thread.
 
-    def __init__(self, layout: ShardLayout, directory: Path) -> None:
+    `beside_bytes` more will be written to the directory; `share` writers are at work side by side.
+    """
+
+    def __init__(
+        self, layout: ShardLayout, directory: Path, *, beside_bytes: int = 0, share: int = 1
+    ) -> None:
         self.layout = layout
         self.directory = directory
-        self._files: dict[str, int] = {}
+        self.beside_bytes = beside_bytes
+        # Data of a file that is closed before its turn is flushed: its errors are seen here.
+        self._files: Recent[Descriptor] = Recent(share_of_files(share), self._sync)
         self._flush_error: OutputError | None = None
 
     def open(self) -> None:
@@ -135,12 +144,21 @@ class ShardWriter:
         for shard in self.layout.shards:
             path = self.directory / shard.file
             try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                self._files[shard.file] = descriptor
-                _reserve(descriptor, shard.file_bytes)
-                _write_all(descriptor, memoryview(shard.header), 0)
+                descriptor = self._file(shard.file, os.O_CREAT)
+                reserve(descriptor.number, shard.file_bytes)
+                _write_all(descriptor.number, memoryview(shard.header), 0)
             except OSError as error:
                 raise cannot_write(path, error, needed=shard.file_bytes) from error
+
+    def _file(self, name: str, flags: int = 0) -> Descriptor:
+        return self._files.get(name, lambda: Descriptor(self.directory / name, os.O_RDWR | flags))
+
+    def _sync(self, descriptor: Descriptor) -> None:
+        try:
+            os.fdatasync(descriptor.number)
+        except OSError as error:
+            self._flush_error = cannot_write(self.directory, error)
+            raise self._flush_error from error
 
     def _remove_others(self) -> None:
         ours = {shard.file for shard in self.layout.shards}
@@ -149,7 +167,8 @@ class ShardWriter:
                 path.unlink()
 
     def _check_space(self) -> None:
-        needed, free = unwritten_bytes(self.layout, self.directory), free_bytes(self.directory)
+        needed = unwritten_bytes(self.layout, self.directory) + self.beside_bytes
+        free = free_bytes(self.directory)
         if needed > free:
             raise OutputError(
                 f"the disk of {self.directory.parent} is too small: "
@@ -160,7 +179,8 @@ class ShardWriter:
     def write(self, info: TensorInfo, begin: int, data: Any) -> None:
         """Put bytes at [begin, begin + len) of the data of a tensor."""
         try:
-            _write_all(self._files[info.shard], memoryview(data).cast("B"), info.start + begin)
+            file = self._file(info.shard)
+            _write_all(file.number, memoryview(data).cast("B"), info.start + begin)
         except OSError as error:
             raise cannot_write(self.directory / info.shard, error) from error
 
@@ -173,17 +193,16 @@ class ShardWriter:
         """
         if self._flush_error is not None:
             raise self._flush_error
-        for name, descriptor in self._files.items():
+        for name in [shard.file for shard in self.layout.shards]:
             try:
-                os.fdatasync(descriptor)
+                os.fdatasync(self._file(name).number)
             except OSError as error:
                 self._flush_error = cannot_write(self.directory / name, error)
                 raise self._flush_error from error
 
     def close(self) -> None:
         """Close the files; nothing is flushed."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._files.clear()
 
     def __enter__(self) -> "ShardWriter":
         try:
@@ -215,6 +234,8 @@ def cannot_write(path: Path, error: OSError, *, needed: int | None = None) -> Ou
     want = f" ({needed:,} bytes)" if needed is not None else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "Free some space and run the same command again: it resumes where it stopped."
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = too_many_files_remedy()
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "Choose a directory you may write to with -o."
     else:
@@ -230,7 +251,8 @@ def cannot_read(path: Path, error: OSError) -> OutputError:
     )
 
 
-def _reserve(descriptor: int, size: int) -> None:
+def reserve(descriptor: int, size: int) -> None:
+    """Give an open file its size, and space on the disk where the file system can promise it."""
     if size == 0:
         return
     try:

@@ -104,6 +104,18 @@ def parse_source(text: str) -> Source:
     return _hub_id(text)
 
 
+def mistaken_path(text: str) -> str:
+    """The absolute path that a Hub id may have been meant for; "" where nothing speaks for it.
+
+    It has no `/`, or stands below a directory that is here.
+    """
+    source = parse_source(text)
+    repo_id = str(source.repo_id)
+    organization = repo_id.rpartition("/")[0]
+    is_likely = source.kind == "hub" and (not organization or os.path.isdir(organization))
+    return os.path.abspath(text) if is_likely else ""
+
+
 def _expand(text: str) -> Path:
     try:
         return Path(text).expanduser()

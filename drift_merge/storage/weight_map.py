@@ -7,35 +7,26 @@ the Hub's listing of a repository, and the Hub's cache. Nothing is opened here.
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 from drift_merge.errors import CheckpointError
+from drift_merge.storage.folder.contents import is_training_state
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 # An index has about 80 bytes a tensor; the largest public ones (91,000 tensors) are 9 MB.
 MAX_INDEX_BYTES = 100_000_000
+MAX_SHARDS = 100_000  # that are looked for by the count in a name
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 GGUF = ("*.gguf", "*.ggml")
-# Other copies of the weights, training state, and the folders that hold them. `*` crosses `/`.
-NOT_SIDECARS = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.bin.index.json",
-    "*.h5.index.json",
-    "*.msgpack.index.json",
-    *PICKLES,
-    *GGUF,
-    *("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.onnx.data", "*.ot", "*.npz", "*.tflite"),
-    *("original/*", "onnx/*", "openvino/*", "coreml/*", "gguf/*"),
-    *(".*", "*/.*", "__pycache__/*", "*/__pycache__/*"),
-)
-# Qwen2.5-Omni's voices: from_pretrained reads them, copying them runs nothing.
-_KEPT = ("spk_dict.pt",)
+# A shard by its name: stem, number, how many there are, and a variant.
+_SHARD = re.compile(r"(.+?)[-_.](\d+)-of-(\d+)((?:\.\w+)?)\.safetensors")
+_MODEL_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_MODEL_LIKE = re.compile(r"(?:pytorch_)?model\b")
 
 _CONVERT = (
     "Only safetensors is read: a pickle can run code. Convert each file once, running none:\n"
@@ -45,17 +36,9 @@ _CONVERT = (
 )
 
 
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-
-
-def is_sidecar(name: str) -> bool:
-    """Say whether a file (path relative to the checkpoint, with `/`) belongs beside the weights."""
-    return name in _KEPT or not any(fnmatchcase(name, pattern) for pattern in NOT_SIDECARS)
-
-
 def holds_model(files: Iterable[str]) -> bool:
     """Whether files of one folder hold the weights of a model, whatever adapter lies beside."""
-    return any(name in (SINGLE, INDEX) or _SHARD.fullmatch(name) for name in files)
+    return any(name in (SINGLE, INDEX) or _MODEL_SHARD.fullmatch(name) for name in files)
 
 
 def find_weights(
@@ -70,16 +53,15 @@ def find_weights(
         download: command that fills that directory first, when it is on the Hub.
 
     Returns:
-        `[INDEX]`, or one or more safetensors files that lie beside config.json.
+        `[INDEX]`, or one or more safetensors files that lie beside config.json: of several
+        formats the one that is named as transformers names it.
 
     Raises:
         CheckpointError: no safetensors weights, both an index and a single file, an adapter,
-            a prior, or only formats that are not read (pickles, GGUF).
+            a prior, several models, or only formats that are not read (pickles, GGUF).
     """
     top = sorted(name for name in files if "/" not in name)
-    shards = [name for name in top if name.endswith(".safetensors")]
-    if ADAPTER_CONFIG in top:
-        shards = [name for name in shards if not name.startswith("adapter_")]
+    shards = [name for name in top if name.endswith(".safetensors") and not _is_other(name)]
     _refuse_other_artifacts(top, where=where)
     if INDEX in top and SINGLE in top:
         raise CheckpointError(
@@ -91,7 +73,7 @@ def find_weights(
     if SINGLE in top:
         return [SINGLE]
     if shards:
-        return shards
+        return _choose(shards, where=where)
     if found := [name for name in top if is_pickle(name) or is_gguf(name)]:
         refuse_format(found, where=where, directory=directory, download=download)
     below = sorted({name.rpartition("/")[0] for name in files if name.endswith(".safetensors")})
@@ -104,6 +86,53 @@ def find_weights(
         f"{where} holds no weights: none of its {len(files):,} files is a .safetensors file.",
         remedy="Give a checkpoint directory (config.json and *.safetensors), or a Hub id org/name.",
     )
+
+
+def _is_other(name: str) -> bool:
+    return name.startswith("adapter_") or is_training_state(name)
+
+
+def _choose(shards: Sequence[str], *, where: str) -> list[str]:
+    """The files of one model among those that no index orders: never two formats of it."""
+
+    def keep(rule: Callable[[str], object]) -> dict[str, list[str]]:
+        return {key: names for key, names in series.items() if rule(key)} or series
+
+    series: dict[str, list[str]] = {}
+    for name in shards:
+        match = _SHARD.fullmatch(name)
+        key = f"{match[1]}-of-{int(match[3])}{match[4]}" if match else name
+        series.setdefault(key, []).append(name)
+    series = keep(lambda key: not key.startswith("consolidated"))
+    series = keep(_MODEL_LIKE.match)
+    series = keep(lambda key: not _absent(series[key]))
+    found = [name for names in series.values() for name in names]
+    is_plain = not any(_SHARD.fullmatch(name) or _MODEL_LIKE.match(name) for name in found)
+    if len(series) > 1 and not is_plain:
+        raise CheckpointError(
+            f"{where} holds several models and no {INDEX}: {_examples(sorted(series))}.",
+            remedy="Work on a local copy that holds one of them.",
+        )
+    if absent := _absent(found):
+        raise CheckpointError(
+            f"{where} lacks {len(absent):,} of its shards: {_examples(absent)}.",
+            remedy="The checkpoint is incomplete. Download or copy it again.",
+        )
+    return sorted(found)
+
+
+def _absent(names: Sequence[str]) -> list[str]:
+    """The shards that are missing by the count in their own names; those may start at 0 or 1."""
+    numbers = {int(match[2]) for name in names if (match := _SHARD.fullmatch(name))}
+    match = _SHARD.fullmatch(names[0])
+    if match is None:
+        return []
+    first, count = (0 if 0 in numbers else 1), min(int(match[3]), MAX_SHARDS)
+    missing = sorted(set(range(first, first + count)) - numbers)
+    return [
+        f"{names[0][: match.start(2)]}{number:0{len(match[2])}d}{names[0][match.end(2) :]}"
+        for number in missing
+    ]
 
 
 def refuse_format(

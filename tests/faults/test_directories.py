@@ -110,7 +110,7 @@ def test_a_secret_outside_the_checkpoint_is_not_read(whole: Pair, tmp_path: Path
 
 def empty(directory: Path) -> None:
     (directory / INDEX).unlink()
-    (directory / OTHER).unlink()
+    write_shard(directory / OTHER, {})
     write_shard(directory / SHARD, {})
 
 

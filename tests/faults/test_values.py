@@ -44,18 +44,45 @@ def test_nan_and_inf_are_named_and_counted(
     refused(command(name, pair, tmp_path / "out"), 5, f"{role}: {Q}: 3 values", "--allow-nonfinite")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_and_inf_in_a_copied_tensor_are_named_and_counted(value: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("options", [(), ("--dtype", "float32"), ("--dtype", "float16")])
+def test_nan_and_inf_in_a_copied_tensor_are_counted_and_kept(
+    value: float, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Clip bounds that were never set are infinite; a cast to another dtype keeps them so."""
     name = "visual.merger.mlp.2.weight"
-    pair = make_pair(tmp_path, layers=1, mllm=poisoned(name, 2, value))
-    refused(command("linear", pair, tmp_path / "out"), 5, f"mllm: {name}: 2 values")
+    bound = store(np.array(value))  # of no dimension
+    pair = make_pair(tmp_path, layers=1, mllm={**poisoned(name, 2, value), "visual.bound": bound})
+    out = tmp_path / "out"
+    result = run(*command("linear", pair, out), *options)
+    assert result.code == 0, result
+    assert "Note [nonfinite]: 3 values of 2 tensors" in result.stderr
+    tensors = json.loads((out / "drift_merge.json").read_text())["tensors"]
+    counted = {n: entry["nonfinite"] for n, entry in tensors.items() if "nonfinite" in entry}
+    assert counted == {name: {f"mllm: {name}": 2}, "visual.bound": {"mllm: visual.bound": 1}}
+    written = read_tensors(out)
+    assert np.array_equal(written["visual.bound"].values, np.array(value), equal_nan=True)
+    assert run("drift-merge", "verify", str(out)).code == 0
 
 
-def test_a_float8_nan_in_a_copied_tensor_is_named_and_counted(tmp_path: Path) -> None:
+def test_a_cast_that_overflows_beside_an_infinity_is_refused(tmp_path: Path) -> None:
+    name = "visual.merger.mlp.2.weight"
+    values = poisoned(name, 2, float("inf"))[name].values.copy()
+    values.flat[5] = 1e30  # more than float16 can hold
+    pair = make_pair(tmp_path, layers=1, mllm={name: store(values)})
+    arguments = [*command("linear", pair, tmp_path / "out"), "--dtype", "float16"]
+    refused(arguments, 5, f"the result in F16: {name}: 1 values")
+
+
+def test_a_float8_nan_in_a_copied_tensor_is_counted_and_kept(tmp_path: Path) -> None:
     name = "visual.scale"
     codes = Stored("F8_E4M3", (4,), b"\x7f\x38\xff\x00")  # NaN, 1, NaN, 0
     pair = make_pair(tmp_path, layers=1, mllm={name: codes})
-    refused(command("linear", pair, tmp_path / "out"), 5, f"mllm: {name}: 2 values")
+    out = tmp_path / "out"
+    assert run(*command("linear", pair, out)).code == 0
+    entry = json.loads((out / "drift_merge.json").read_text())["tensors"][name]
+    assert entry["nonfinite"] == {f"mllm: {name}": 2}
+    assert read_tensors(out)[name] == codes
 
 
 def test_nan_where_it_is_not_read_is_no_concern_of_a_prior(tmp_path: Path) -> None:
@@ -85,16 +112,6 @@ def test_nan_is_accepted_on_request_and_counted_in_the_manifest(
     written = read_tensors(out)[Q.removeprefix(cut)].values
     assert int(np.isnan(written).sum()) == 3
     assert run(command(name, pair, out)[0], "verify", str(out)).code == 0
-
-
-def test_nan_in_a_copied_tensor_is_accepted_on_request_and_counted(tmp_path: Path) -> None:
-    name = "visual.merger.mlp.2.weight"
-    pair = make_pair(tmp_path, layers=1, mllm=poisoned(name, 2, float("nan")))
-    out = tmp_path / "out"
-    assert run(*command("linear", pair, out), "--allow-nonfinite").code == 0
-    entry = json.loads((out / "drift_merge.json").read_text())["tensors"][name]
-    assert entry["nonfinite"] == {f"mllm: {name}": 2}
-    assert read_tensors(out)[name] == read_tensors(pair.mllm)[name]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from drift_merge.errors import CheckpointError
-from drift_merge.storage.checkpoint import list_files, open_checkpoint
+from drift_merge.storage.checkpoint import open_checkpoint
+from drift_merge.storage.folder.scan import list_files
 from tests.checkpoints import (
     SIDECARS,
     Stored,

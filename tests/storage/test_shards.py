@@ -268,3 +268,41 @@ def test_the_disk_is_asked_only_for_what_is_not_reserved_yet(
         ShardWriter(layout, tmp_path),
     ):
         pass
+
+
+def test_more_shards_than_files_are_written_by_threads_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drift_merge.storage.shards.share_of_files", lambda _: 2)
+    layout = layout_of([(f"t{i}", "U8", (40,)) for i in range(30)], 40)
+    assert len(layout.shards) == 30
+    before = len(os.listdir("/proc/self/fd"))
+    pieces = [(info, at) for info in layout.tensors.values() for at in range(0, 40, 4)]
+    random.Random(0).shuffle(pieces)
+    with ShardWriter(layout, tmp_path) as writer, ThreadPoolExecutor(8) as pool:
+        for write in [
+            pool.submit(writer.write, info, at, data_of(info.name, 40)[at : at + 4])
+            for info, at in pieces
+        ]:
+            write.result()
+        writer.flush()
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert_filled(tmp_path, layout)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_data_that_is_lost_when_a_file_makes_room_fails_every_later_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("drift_merge.storage.shards.share_of_files", lambda _: 2)
+    layout = layout_of([(f"t{i}", "U8", (40,)) for i in range(3)], 40)
+    with ShardWriter(layout, tmp_path) as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fail)
+            with pytest.raises(OutputError, match="Input/output error"):
+                fill(writer)
+        with pytest.raises(OutputError, match="Input/output error"):
+            writer.flush()

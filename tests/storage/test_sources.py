@@ -3,14 +3,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from drift_merge.errors import CheckpointError, SourceError
-from drift_merge.storage.sources import Source, parse_source
+from drift_merge.storage.folder.contents import is_sidecar
+from drift_merge.storage.sources import Source, mistaken_path, parse_source
 from drift_merge.storage.weight_map import (
     INDEX,
     SINGLE,
     find_weights,
-    is_sidecar,
     parse_index,
     require_shards,
     shard_names,
@@ -212,8 +214,44 @@ def test_a_shard_that_the_index_names_must_be_there() -> None:
 def test_sidecars_are_all_files_but_weights_their_copies_and_hidden_ones() -> None:
     kept = ["config.json", "tokenizer.model", "chat_template.jinja", "LICENSE", "code/modeling.py"]
     kept += ["spk_dict.pt", "video_preprocessor_config.json", "assets/demo.png", "README.md"]
+    kept += ["adapter_model.safetensors", "vocoder/model.safetensors", "flow.pt", "m.nemo"]
     left = ["model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json"]
     left += ["original/params.json", "onnx/config.json", "tf_model.h5", "m.gguf", "optimizer.pt"]
     left += [".gitattributes", "code/.DS_Store", ".cache/x.json", "__pycache__/modeling.pyc"]
+    left += ["checkpoint-9/model.safetensors", "consolidated.safetensors", "model.fp16.safetensors"]
+    left += ["model-00001-of-00009.safetensors", "wandb/debug.log", "a/runs/x", "latest"]
     assert [name for name in kept if not is_sidecar(name)] == []
     assert [name for name in left if is_sidecar(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_likely"),
+    [
+        ("merged", True),
+        ("merged@main", True),
+        ("here/merged", True),
+        ("Qwen/Qwen2-7B", False),
+        ("here", False),  # it is there
+    ],
+)
+def test_a_hub_id_that_may_be_a_mistyped_path_is_known_as_such(
+    text: str, is_likely: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert mistaken_path(text) == (str(tmp_path / text) if is_likely else "")
+
+
+@given(st.sets(st.integers(1, 6)), st.booleans(), st.booleans())
+def test_the_files_of_one_model_are_a_whole_set_or_an_error(
+    numbers: set[int], consolidated: bool, adapter: bool
+) -> None:
+    """Of a set of six, however many are there; beside another format and an adapter."""
+    shards = [f"model-{number:05d}-of-00006.safetensors" for number in sorted(numbers)]
+    others = ["consolidated.safetensors"] * consolidated + ["adapter_model.safetensors"] * adapter
+    try:
+        found = find_weights([*shards, *others, "config.json"], where="m", directory="m")
+    except CheckpointError:
+        found = []
+    whole = shards if len(shards) == 6 else []
+    assert found == (whole if shards else ["consolidated.safetensors"] * consolidated)

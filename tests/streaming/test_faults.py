@@ -158,7 +158,8 @@ def test_a_disk_that_is_too_small_for_output_and_shards_is_found_before_the_work
     dry = json.loads(stream(COMMANDS["linear"], tmp_path / "out", "-n", "--json").stdout)
     monkeypatch.setattr(engine_downloads, "free_bytes", lambda _: dry["disk_bytes"] - 1)
     result = stream(COMMANDS["linear"], tmp_path / "out")
-    mentions = [f"{dry['write_bytes']:,} bytes", f"{dry['cache_bytes']:,} for shards"]
+    output = dry["write_bytes"] + dry["carried_bytes"]
+    mentions = [f"{output:,} bytes", f"{dry['cache_bytes']:,} for shards"]
     assert_refusal(result, 6, [*mentions, "--cache-limit"])
     assert downloads(hub) == []
     assert not (tmp_path / "out.partial").exists()

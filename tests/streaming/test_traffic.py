@@ -96,7 +96,7 @@ def test_shards_are_unmapped_before_they_are_deleted(
     real = mapped.MappedCheckpoint.drop
 
     def drop(self: mapped.MappedCheckpoint, shard: str) -> None:
-        found = self._maps.get(shard)
+        found = self._maps.find(shard)
         path = self._file(shard)
         assert path.exists()
         real(self, shard)
@@ -123,7 +123,7 @@ def test_a_dry_run_says_what_would_travel_and_what_the_disk_must_hold(
     assert plan["download_bytes"] == total
     assert (plan["download_shards"], plan["download_again_bytes"]) == (7, 0)
     assert plan["cache_bytes"] == 20_000
-    assert plan["disk_bytes"] == plan["write_bytes"] + 20_000
+    assert plan["disk_bytes"] == plan["write_bytes"] + plan["carried_bytes"] + 20_000
     assert f"Disk      {plan['disk_bytes'] / 1000:.1f} kB at the most" in text.stdout
     assert downloads(hub) == []
     assert not list((tmp_path / "home").rglob("*.safetensors"))

@@ -1,5 +1,6 @@
 """`drift-prior align`: who is who in two models, from headers and configs alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -8,9 +9,10 @@ from drift_merge.artifacts.describe import describe_findings
 from drift_merge.cli import config_file, options, render
 from drift_merge.cli.answers import command_line
 from drift_merge.cli.entry import print_json
+from drift_merge.cli.planning import say_absent
 from drift_merge.errors import AlignmentError
 from drift_merge.names.align import require_complete
-from drift_merge.names.tensors import Alignment
+from drift_merge.names.tensors import Alignment, Finding
 from drift_merge.plans.prepare import prepare
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import PRIOR
@@ -36,6 +38,7 @@ def align(ctx: click.Context, /, sources: tuple[str, ...], as_json: bool, **valu
 
 def align_action(recipe: Recipe, *, as_json: bool) -> int:
     """Align and print; 0 when every selected tensor is matched, else 4."""
+    say_absent(recipe, quiet=as_json)
     prepared = prepare(recipe, headers_only=True, quiet=True)
     alignment = prepared.reasoners[0][1]
     refusal: AlignmentError | None = None
@@ -44,14 +47,14 @@ def align_action(recipe: Recipe, *, as_json: bool) -> int:
     except AlignmentError as error:
         refusal = error
     if as_json:
-        print_json(_alignment_json(alignment))
+        print_json(_alignment_json(alignment, prepared.findings))
         return refusal.exit_code if refusal else 0
     render.alignment_table(alignment)
     verdict = f"{alignment.num_matched:,} of {alignment.num_selected:,} selected tensors matched"
     print(
         f"{verdict}: {'REFUSED' if refusal else 'complete' if _is_full(alignment) else 'partial'}."
     )
-    render.findings(alignment.findings)
+    render.findings(prepared.findings)
     if refusal:
         raise refusal  # says which tensors, and what to do
     render.note(f"Next: {command_line('drift-prior compute', recipe, '-o', 'prior/')}")
@@ -62,7 +65,7 @@ def _is_full(alignment: Alignment) -> bool:
     return alignment.num_matched == alignment.num_selected
 
 
-def _alignment_json(alignment: Alignment) -> dict[str, Any]:
+def _alignment_json(alignment: Alignment, findings: Sequence[Finding]) -> dict[str, Any]:
     def side(names: tuple[str, ...]) -> str | list[str] | None:
         return names[0] if len(names) == 1 else list(names) or None
 
@@ -88,5 +91,5 @@ def _alignment_json(alignment: Alignment) -> dict[str, Any]:
             }
             for name, rows in alignment.rows.items()
         },
-        "findings": describe_findings(alignment.findings),
+        "findings": describe_findings(findings),
     }

@@ -10,6 +10,7 @@ import click
 
 from drift_merge.cli import options, render, running
 from drift_merge.cli.entry import print_json
+from drift_merge.cli.planning import say_absent
 from drift_merge.cli.running import CommandOptions
 from drift_merge.cli.traffic import (
     engine_options,
@@ -48,6 +49,7 @@ def sweep_action(
     settings = parse_settings(texts)
     recipe = read_recipe(file, own).recipe()
     quiet = run.quiet or run.as_json
+    say_absent(recipe, quiet=quiet)
     prepared = prepare(recipe, headers_only=run.dry_run or budget, stream=run.stream, quiet=quiet)
     jobs: Jobs = []
     for setting in settings:
@@ -124,7 +126,8 @@ def _require_space(jobs: Jobs, out: Path) -> None:
 
 
 def _needed(jobs: Jobs) -> int:
-    return sum(plan.layout.size_bytes for _, plan, path in jobs if not path.exists())
+    new = [plan for _, plan, path in jobs if not path.exists()]
+    return sum(plan.layout.size_bytes + plan.beside_bytes for plan in new)
 
 
 def _free(out: Path) -> int:

@@ -70,13 +70,14 @@ def explain(error: Exception, source: Source) -> DriftMergeError:
             remedy="Free some space, or put the cache elsewhere: export HF_HOME=/path/with/space",
         )
     detail = first_line(error)
+    here = f"There is no directory {source.given} here. "
     if "Timeout" in type(error).__name__ or isinstance(error, TimeoutError):
         return SourceError(
-            f"{endpoint()} did not answer in time while fetching {source.label} ({detail}).",
+            f"{here}{endpoint()} did not answer in time while fetching {source.label} ({detail}).",
             remedy="Try again; for a slow line: export HF_HUB_DOWNLOAD_TIMEOUT=60",
         )
     return SourceError(
-        f"Fetching {source.label} from {endpoint()} failed: {detail}.",
+        f"{here}Fetching {source.label} from {endpoint()} failed: {detail}.",
         remedy="Check the network and the proxy settings, then run the same command again: "
         "finished parts are kept.\nA copy in the cache needs no network: export HF_HUB_OFFLINE=1",
     )

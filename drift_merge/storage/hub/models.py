@@ -6,7 +6,6 @@ huggingface_hub is imported inside the functions, since it costs a third of a se
 """
 
 import glob
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from drift_merge.errors import CheckpointError, SourceError
+from drift_merge.storage.folder.contents import Folder, is_foreign_weight, sort_files
+from drift_merge.storage.folder.faults import parse_config
 from drift_merge.storage.headers import ShardHeader
 from drift_merge.storage.hub.faults import (
     LIBRARY,
@@ -29,9 +30,7 @@ from drift_merge.storage.sources import Source
 from drift_merge.storage.weight_map import (
     INDEX,
     MAX_INDEX_BYTES,
-    NOT_SIDECARS,
     find_weights,
-    is_sidecar,
     parse_index,
     require_shards,
     shard_names,
@@ -50,7 +49,7 @@ class Headers(NamedTuple):
 
     config: dict[str, Any]  # config.json
     shards: dict[str, ShardHeader]  # by file name
-    sidecars: list[str]  # files that are not weights, relative paths, sorted
+    folder: Folder  # its other files
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +114,26 @@ def fetch_headers(source: Source) -> Headers:
     headers = _in_parallel(read)
     shards = {header.shard: header for header in headers}
     _check_index(weights.weight_map, shards, where=source.label)
-    return Headers(config, shards, sorted(filter(is_sidecar, sizes)))
+    return Headers(config, shards, sort_files(sizes, weights.files))
 
 
-def fetch_snapshot(source: Source, *, quiet: bool = False) -> Path:
-    """Download the weights and sidecars of a Hub checkpoint into the Hub's cache.
+class Snapshot(NamedTuple):
+    """A checkpoint of the Hub in the Hub's cache."""
 
-    Pickles, GGUF, ONNX and other copies of the weights are left on the Hub. A download that
+    path: Path  # directory of the commit, inside the cache
+    folder: Folder  # the repository's other files; offline, those in the cache
+
+
+def fetch_snapshot(source: Source, *, quiet: bool = False) -> Snapshot:
+    """Download the weights and small sidecars of a Hub checkpoint into the Hub's cache.
+
+    Second copies of the weights and states of training are left on the Hub, and so, until
+    `fetch_sidecars` is told to, weights of other models that are carried over. A download that
     was cut goes on where it stopped. In offline mode nothing is asked and all must be there.
 
     Args:
         source: a Hub source, pinned or not.
         quiet: no progress bars of huggingface_hub.
-
-    Returns:
-        Directory of the snapshot of that commit, inside the cache.
 
     Raises:
         SourceError: as `resolve_revision`.
@@ -141,24 +145,20 @@ def fetch_snapshot(source: Source, *, quiet: bool = False) -> Path:
     source = resolve_revision(source)
     sizes = _list_files(source)
     weights = _find_weights(source, sizes)
-    selected: dict[str, Any] = {"ignore_patterns": list(NOT_SIDECARS)}
-    if not is_offline():
-        wanted = [*weights.files, *filter(is_sidecar, sizes)]
-        selected = {"allow_patterns": [glob.escape(name) for name in wanted]}
+    folder = sort_files(sizes, weights.files)
+    small = [name for name in folder.carried if not is_foreign_weight(name)]
+    wanted = [glob.escape(name) for name in (*weights.files, *small)]
 
     def download() -> Path:
-        return Path(
-            snapshot_download(
-                str(source.repo_id), revision=source.revision, library_name=LIBRARY, **selected
-            )
-        )
+        place: dict[str, Any] = {"revision": source.revision, "allow_patterns": wanted}
+        return Path(snapshot_download(str(source.repo_id), library_name=LIBRARY, **place))
 
     with progress_bars(shown=not (quiet or is_offline())):
         # snapshot_download waits half a minute for a failing Hub by itself (2.x).
         directory = patiently(download, source, retry_answers=False)
     for name in weights.files:
         check_arrived(source, directory / name, name, sizes[name])
-    return directory
+    return Snapshot(directory, folder)
 
 
 def _ask_hub(source: Source) -> tuple[str, dict[str, int]]:
@@ -256,7 +256,7 @@ def _read_config(source: Source, sizes: dict[str, int]) -> dict[str, Any]:
             remedy="Choose a repository in the Hugging Face format, config.json included.",
         )
     try:
-        config = json.loads(fetch_file(source, "config.json").read_bytes())
+        config = parse_config(fetch_file(source, "config.json").read_bytes())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{where} is not JSON: {error}.", remedy="Choose another revision of the model."

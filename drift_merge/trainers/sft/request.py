@@ -17,6 +17,7 @@ from shlex import quote
 from typing import Any
 
 from drift_merge.errors import OutputError
+from drift_merge.recipes.sources import fetch_carried
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
 from drift_merge.storage.manifests import to_json
@@ -78,6 +79,7 @@ def prepare_training(request: TrainingRequest, *, quiet: bool = False) -> Traini
     """
     examples = read_examples(request.data)
     checkpoint = open_checkpoint(request.mllm, quiet=quiet)
+    fetch_carried(checkpoint)
     seal = None if request.prior is None else load_prior(request.prior).manifest.get("seal")
     batches = -(-len(examples) // request.batch_size)
     per_epoch = -(-batches // request.accumulation)

@@ -220,7 +220,9 @@ def _write(
 ) -> None:
     """Fill the payload: the mllm's sidecars, the model, the course of the training."""
     for name in prepared.checkpoint.sidecars:
-        output.write_file(name, (prepared.directory / name).read_bytes())
+        output.copy_file(
+            name, prepared.directory / name, f"{prepared.checkpoint.source.given}: {name}"
+        )
     model.to(_dtype(prepared)).save_pretrained(output.payload)
     output.write_file(CSV, to_csv(history))
     kind = "plain SFT" if prepared.request.prior is None else f"DRIFT, {prepared.request.rule}"

@@ -92,7 +92,7 @@ def test_headers_cost_kilobytes_and_equal_those_of_the_files(hub: HubServer, sha
 
 
 def test_sidecars_are_the_files_that_are_not_weights(hub: HubServer, sharded: Path) -> None:
-    assert fetch_headers(parse_source(REPO)).sidecars == [
+    assert list(fetch_headers(parse_source(REPO)).folder.carried) == [
         "README.md",
         "chat_template.jinja",
         "code/__init__.py",
@@ -131,9 +131,9 @@ def test_a_mirror_that_ignores_ranges_is_not_read_to_the_end(
 def test_a_snapshot_has_weights_and_sidecars_and_no_other_copies(
     hub: HubServer, sharded: Path
 ) -> None:
-    directory = fetch_snapshot(parse_source(REPO), quiet=True)
+    directory = fetch_snapshot(parse_source(REPO), quiet=True).path
     found = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
-    sidecars = fetch_headers(parse_source(REPO)).sidecars
+    sidecars = fetch_headers(parse_source(REPO)).folder.carried
     assert found == sorted([*SHARDS, INDEX, *sidecars])
     assert all((directory / name).read_bytes() == (sharded / name).read_bytes() for name in found)
     assert directory.name == hub.repos[REPO].refs["main"]
@@ -163,13 +163,16 @@ def test_what_is_cached_works_offline(
     hub: HubServer, sharded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = resolve_revision(parse_source(REPO))
-    directory = fetch_snapshot(source, quiet=True)
+    directory = fetch_snapshot(source, quiet=True).path
     online = fetch_headers(source)
     go_offline(monkeypatch)
     hub.forget_requests()
     assert resolve_revision(parse_source(REPO)) == source
-    assert fetch_snapshot(parse_source(REPO)) == directory
-    assert fetch_headers(parse_source(REPO)) == online
+    assert fetch_snapshot(parse_source(REPO)).path == directory
+    found = fetch_headers(parse_source(REPO))
+    assert (found.config, found.shards) == (online.config, online.shards)
+    assert found.folder.carried == online.folder.carried
+    assert online.folder.left_out  # which offline nobody can know
     assert hub.requests() == []
 
 
@@ -180,7 +183,7 @@ def test_what_is_not_cached_offline_names_the_variable(
     if cached != "nothing":
         fetch_headers(parse_source(REPO))
     if cached == "one shard":
-        (fetch_snapshot(parse_source(REPO), quiet=True) / SHARDS[1]).unlink()
+        (fetch_snapshot(parse_source(REPO), quiet=True).path / SHARDS[1]).unlink()
     go_offline(monkeypatch)
     for fetch in (fetch_headers, fetch_snapshot):
         with pytest.raises(SourceError, match="HF_HUB_OFFLINE") as caught:
@@ -303,7 +306,7 @@ def test_a_download_that_is_cut_resumes_and_gives_the_same_bytes(
 ) -> None:
     path = single(hub, tmp_path / "m", ["a"])
     hub.inject("GET /lfs/", cut_after=1_500_000, times=1)
-    directory = fetch_snapshot(parse_source(REPO), quiet=True)
+    directory = fetch_snapshot(parse_source(REPO), quiet=True).path
     assert (directory / path.name).read_bytes() == path.read_bytes()
 
 
@@ -315,13 +318,13 @@ def test_a_snapshot_that_failed_is_completed_by_the_same_call(
         fetch_snapshot(parse_source(REPO), quiet=True)
     fault.times = 0
     hub.forget_requests()
-    directory = fetch_snapshot(parse_source(REPO), quiet=True)
+    directory = fetch_snapshot(parse_source(REPO), quiet=True).path
     assert (directory / SHARDS[1]).read_bytes() == (sharded / SHARDS[1]).read_bytes()
     assert hub.bytes_sent("GET /lfs/") < 1.5 * SHARD_BYTES
 
 
 def test_a_cached_shard_of_the_wrong_size_is_named(hub: HubServer, sharded: Path) -> None:
-    directory = fetch_snapshot(parse_source(REPO), quiet=True)
+    directory = fetch_snapshot(parse_source(REPO), quiet=True).path
     os.truncate(directory / SHARDS[0], 1000)
     with pytest.raises(SourceError, match=f"{SHARDS[0]} .* has 1,000 bytes in the cache") as caught:
         fetch_snapshot(parse_source(REPO), quiet=True)

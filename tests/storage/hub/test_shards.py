@@ -69,7 +69,7 @@ def test_shards_are_located_with_their_sizes_and_hashes(hub: HubServer, folder: 
 
 
 def test_shards_in_the_users_cache_are_not_remote(hub: HubServer, folder: Path) -> None:
-    snapshot = fetch_snapshot(pinned(hub), quiet=True)
+    snapshot = fetch_snapshot(pinned(hub), quiet=True).path
     headers = {path.name: read_header(path, path.name) for path in folder.glob("*.safetensors")}
     (snapshot / FILE).unlink()
     path, remote = find_remote(pinned(hub), headers, with_digests=True)
