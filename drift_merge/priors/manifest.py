@@ -66,7 +66,7 @@ def build_manifest(prepared: Prepared, plan: Plan, results: Results) -> dict[str
         "parameters": prepared.recipe.parameters(),
         "sources": sources,
         "coverage": describe_coverage(alignment) | _missing_in_base(prepared, plan),
-        "second_names": describe_second_names([alignment]),
+        **describe_second_names([alignment]),
         "findings": describe_findings(prepared.findings),
         "num_elements": sum(prod(step.shape) for step in plan.steps),
         "size_bytes": plan.write_bytes,
