@@ -99,7 +99,8 @@ def _record(step: Step, measured: TensorRecord) -> TensorRecord:
     if reasoner.rows is not None:
         record["rows_matched"] = reasoner.rows.num_matched
         record["rows_unmatched"] = reasoner.rows.num_unmatched
-        record["rows_unexplained"] = reasoner.rows.num_unexplained
+        if reasoner.rows.num_unexplained:
+            record["rows_unexplained"] = reasoner.rows.num_unexplained
     record.update(of_delta(measured))
     record["dtype_mllm"] = record.pop("dtype_mllm")  # these two come last
     record["sample_mllm"] = record.pop("sample_mllm")
