@@ -53,9 +53,10 @@ def describe_coverage(alignment: Alignment) -> dict[str, Any]:
     }
 
 
-def describe_second_names(alignments: Iterable[Alignment]) -> dict[str, list[str]]:
-    """Stored name of a parameter of the mllm -> its other stored names."""
-    return {name: list(rest) for a in alignments for name, rest in a.second_names.items()}
+def describe_second_names(alignments: Iterable[Alignment]) -> dict[str, dict[str, list[str]]]:
+    """`second_names`: stored name of a parameter of the mllm -> its other ones; {} without any."""
+    found = {name: list(rest) for a in alignments for name, rest in a.second_names.items()}
+    return {"second_names": found} if found else {}
 
 
 def describe_rows(step: Step) -> TensorRecord:

@@ -61,7 +61,7 @@ def build_manifest(
         "parameters": prepared.recipe.parameters(),
         "sources": sources,
         "coverage": [describe_coverage(alignment) for _, alignment in prepared.reasoners],
-        "second_names": describe_second_names(alignment for _, alignment in prepared.reasoners),
+        **describe_second_names(alignment for _, alignment in prepared.reasoners),
         "findings": describe_findings(prepared.findings),
         "counts": plan.counts(),
         "change_kept": _change_kept(plan, results),

@@ -66,7 +66,7 @@ def build_manifest(prepared: Prepared, plan: Plan, results: Results) -> dict[str
         "parameters": prepared.recipe.parameters(),
         "sources": sources,
         "coverage": describe_coverage(alignment) | _missing_in_base(prepared, plan),
-        "second_names": describe_second_names([alignment]),
+        **describe_second_names([alignment]),
         "findings": describe_findings(prepared.findings),
         "num_elements": sum(prod(step.shape) for step in plan.steps),
         "size_bytes": plan.write_bytes,
@@ -99,7 +99,8 @@ def _record(step: Step, measured: TensorRecord) -> TensorRecord:
     if reasoner.rows is not None:
         record["rows_matched"] = reasoner.rows.num_matched
         record["rows_unmatched"] = reasoner.rows.num_unmatched
-        record["rows_unexplained"] = reasoner.rows.num_unexplained
+        if reasoner.rows.num_unexplained:
+            record["rows_unexplained"] = reasoner.rows.num_unexplained
     record.update(of_delta(measured))
     record["dtype_mllm"] = record.pop("dtype_mllm")  # these two come last
     record["sample_mllm"] = record.pop("sample_mllm")

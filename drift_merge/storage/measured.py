@@ -46,7 +46,9 @@ class TensorRecord(TypedDict, total=False):
     mllm: str  # stored name
     rows_matched: int | list[int]  # of a vocabulary; of a merge input by input
     rows_unmatched: int | list[int]
-    rows_unexplained: int  # of these, rows that no tokenizer file of the mllm explains
+    rows_unexplained: (
+        int  # of these, rows that no tokenizer file of the mllm explains; absent where 0
+    )
     method: str  # of a merge: its name, or copy, or cast
     canonical: str
     second_name_of: str  # the tensor that is the same parameter

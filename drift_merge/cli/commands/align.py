@@ -25,7 +25,7 @@ from drift_merge.recipes.words import PRIOR
 @options.json_option
 @click.pass_context
 def align(ctx: click.Context, /, sources: tuple[str, ...], as_json: bool, **values: Any) -> None:
-    """Pair the tensors of two models, from headers and configs alone.
+    """Pair the tensors of two models, from headers and configs.
 
     Guide: drift-prior guide priors
 
