@@ -8,6 +8,7 @@ from torch import nn
 
 from drift_merge.errors import one_of
 from drift_merge.maths.injection import Rule, rule_named
+from drift_merge.names.name_map import SideMap, read_name_map
 from drift_merge.priors.manifest import Prior
 from drift_merge.training.deltas.files import FileDeltas, combine_weights, open_all
 from drift_merge.training.deltas.placement import DEVICES
@@ -17,6 +18,7 @@ from drift_merge.training.gradients.layout import PlainLayout
 from drift_merge.training.gradients.microbatch import require_hookable
 from drift_merge.training.handle import Handle
 from drift_merge.training.match.matching import match
+from drift_merge.training.match.pairs import Hints
 from drift_merge.training.schedules import Alpha, Schedule, alphas_of, factor_of, name_of
 from drift_merge.training.settings import WHEN, InjectionSettings
 
@@ -39,6 +41,8 @@ def attach(
     total_steps: int | None = None,
     weights: Sequence[float] | None = None,
     state: Mapping[str, Any] | None = None,
+    map_file: str | Path | None = None,
+    tower: str | None = None,
 ) -> Handle:
     """Bias a model's gradients with a prior: g' = g - alpha * coefficient * delta.
 
@@ -67,6 +71,10 @@ def attach(
         total_steps: optimizer steps, for "cosine" and "linear".
         weights: of several priors: delta = sum of weight * delta; 1 each by default.
         state: `state_dict()` of the run that is resumed; the weights are not checked then.
+        map_file: YAML of name patterns as for `--map`; its mllm side may name tensors on the disk
+            or in memory.
+        tower: prefix in memory of the language tower, such as "model.decoder", where there are
+            several; by default the one whose names, shapes and values are the prior's.
 
     Returns:
         The handle; keep it.
@@ -75,7 +83,7 @@ def attach(
         AlignmentError: prior and model do not match; nothing to train; quantized weights.
         VerificationError: the weights are not those that the prior was computed against. (Where
             gradients are sharded: at the first step.)
-        RecipeError: an argument is not valid; the optimizer is of another model.
+        RecipeError: an argument or the map is not valid; the optimizer is of another model.
 
     Source: DRIFT, arXiv 2510.15050.
     """
@@ -92,6 +100,12 @@ def attach(
         layers=layers,
         is_strict=strict,
         command=priors[0].command,
+        hints=Hints(
+            entries=priors[0].prior.tensors,
+            name_map=SideMap() if map_file is None else read_name_map(map_file).mllm,
+            tower=tower,
+            by_value=dict(state.get("by_value", {})) if state is not None else {},
+        ),
     )
     settings = InjectionSettings(
         rule=name,
@@ -106,6 +120,7 @@ def attach(
         weights=files.weights,
         seals=tuple(opened.seal for opened in priors),
         command=priors[0].command,
+        by_value=matching.by_value,
     )
     layout = layout_for(model, optimizer)
     if when == "microbatch":
