@@ -10,14 +10,15 @@ from drift_merge.errors import one_of
 from drift_merge.maths.injection import Rule, rule_named
 from drift_merge.names.name_map import SideMap, read_name_map
 from drift_merge.priors.manifest import Prior
-from drift_merge.training.deltas.files import FileDeltas, combine_weights, open_all
+from drift_merge.training.deltas.files import FileDeltas, OpenPrior, combine_weights, open_all
 from drift_merge.training.deltas.placement import DEVICES
 from drift_merge.training.gradient_bias import GradientBias
 from drift_merge.training.gradients.choose import layout_for
 from drift_merge.training.gradients.layout import PlainLayout
 from drift_merge.training.gradients.microbatch import require_hookable
 from drift_merge.training.handle import Handle
-from drift_merge.training.match.matching import match
+from drift_merge.training.match.live import checkpoint_of
+from drift_merge.training.match.matching import joined, match
 from drift_merge.training.match.pairs import Hints
 from drift_merge.training.schedules import Alpha, Schedule, alphas_of, factor_of, name_of
 from drift_merge.training.settings import WHEN, InjectionSettings
@@ -99,11 +100,12 @@ def attach(
         modules=modules,
         layers=layers,
         is_strict=strict,
-        command=priors[0].command,
+        command=priors[0].command(modules=joined(modules)),
         hints=Hints(
             entries=priors[0].prior.tensors,
             name_map=SideMap() if map_file is None else read_name_map(map_file).mllm,
             tower=tower,
+            computed=_asked(priors[0]),
             by_value=dict(state.get("by_value", {})) if state is not None else {},
         ),
     )
@@ -119,7 +121,7 @@ def attach(
         is_strict=strict,
         weights=files.weights,
         seals=tuple(opened.seal for opened in priors),
-        command=priors[0].command,
+        command=priors[0].command(mllm=checkpoint_of(model)),
         by_value=matching.by_value,
     )
     layout = layout_for(model, optimizer)
@@ -131,3 +133,9 @@ def attach(
         handle.load_state_dict(state)
     handle.begin(model, optimizer, layout)
     return handle
+
+
+def _asked(opened: OpenPrior) -> tuple[str, str | None]:
+    """The modules and layers that a prior was computed for."""
+    parameters = opened.prior.manifest["parameters"]
+    return str(parameters["modules"]), parameters["layers"]

@@ -7,6 +7,7 @@ way. How a delta is stored (or compressed) is known to `priors.deltas` alone.
 Shapes: a stored delta is seen as a matrix, see `names.tensors.matrix_shape`.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +42,29 @@ class OpenPrior:
         """The fingerprint of the manifest, which holds those of all deltas."""
         return str(self.prior.manifest.get("seal"))
 
-    @property
-    def command(self) -> str:
-        """How a prior for other weights is computed, for messages."""
-        source = self.prior.manifest["sources"]["reasoner"]
-        return f"drift-prior compute {source['repo_id'] or source['source']} MLLM -o PRIOR"
+    def command(self, *, modules: str | None = None, mllm: str | None = None) -> str:
+        """The command that computes a prior like this one.
+
+        Args:
+            modules: other ones, as `--modules`.
+            mllm: another checkpoint, or a word that stands for it.
+        """
+        parameters, sources = (self.prior.manifest[key] for key in ("parameters", "sources"))
+        named = {
+            side: f"{source['repo_id']}@{source['revision']}"
+            if source["repo_id"]
+            else source["source"]
+            for side, source in sources.items()
+        }
+        options = {
+            "-o": f"{self.prior.path.name}-2",
+            "--base": named.get("base"),
+            "--modules": modules or parameters["modules"],
+            "--layers": parameters["layers"],
+        }
+        words = ["drift-prior", "compute", named["reasoner"], mllm or named["mllm"]]
+        words += [word for pair in options.items() if pair[1] is not None for word in pair]
+        return shlex.join(words)
 
 
 def load_prior(where: str | Path) -> Prior:

@@ -6,7 +6,7 @@ Nothing is left out without a number and a name.
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from drift_merge.errors import AlignmentError
 from drift_merge.names.layouts import strip_wrappers
-from drift_merge.names.modules import classify, layer_of
+from drift_merge.names.modules import ModuleSelection, classify, layer_of
 from drift_merge.names.pairing import TowerSide
 from drift_merge.training.match.coverage import Coverage, some
 from drift_merge.training.match.live import LiveModel
@@ -31,7 +31,7 @@ class Asked:
 
     label: str  # of the prior
     modules: str
-    command: str  # how to compute the prior again
+    command: str  # how to compute a prior of these modules
 
 
 @dataclass(slots=True)
@@ -49,6 +49,7 @@ class Account:
     quantised: list[str] = field(default_factory=list)  # names in memory
     mismatched: list[Line] = field(default_factory=list)  # other shape, or not in the model
     lacking: list[Place] = field(default_factory=list)  # in the model, not in the prior
+    inserted: list[str] = field(default_factory=list)  # modules of the mllm alone; names in memory
     num_matched: int = 0  # tensors of the prior
     _seen: set[int] = field(default_factory=set)  # parameters
 
@@ -74,9 +75,28 @@ class Account:
             frozen=tuple(self.frozen),
             buffers=tuple(self.buffers),
             tied=tuple(self.tied),
+            inserted=tuple(self.inserted),
             by_value=by_value,
             unmatched=(*map(_name, self.mismatched), *(place.name for place in self.lacking)),
         )
+
+    def leave_insertions(self, computed: ModuleSelection) -> None:
+        """Leave alone what the mllm adds to its layers and the reasoner lacks, module by module.
+
+        The prior was asked for it and does not hold it, but holds its neighbors of the same kind.
+        A module of which it holds a part is no insertion, and nothing is while it holds tensors
+        that are not found.
+        """
+        if self.mismatched:
+            return
+        modules = {parent for name in self.ours.stored for parent in _parents(name)}
+        kinds = {(layer_of(name), classify(name)) for name in self.ours.stored}
+        for place in list(self.lacking):
+            kind = layer_of(place.name), classify(place.name)
+            is_alone = place.name.rpartition(".")[0] not in modules
+            if computed.takes(place.name) and is_alone and kind in kinds and kind[0] is not None:
+                self.lacking.remove(place)
+                self.inserted.append(place.stored)
 
     def require_plain(self) -> None:
         """Refuse packed weights.
@@ -156,9 +176,7 @@ class Account:
                 " out, e.g. modules='attn,mlp'."
             )
         if self.lacking and not self.mismatched:
-            return f"Select less, or compute a prior with them: {asked.command} --modules" + (
-                f" {asked.modules}"
-            )
+            return f"Select less, or compute a prior with them: {asked.command}"
         rules = self._rules()
         if rules:
             return (
@@ -188,6 +206,13 @@ class Account:
             free.remove(near)
             rules[_pattern(strip_wrappers(near.stored), name)] = _pattern(name, name)
         return [f'  "{left}": "{right}"' for left, right in rules.items()]
+
+
+def _parents(name: str) -> Iterator[str]:
+    """The modules that a tensor is in."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _name(line: Line) -> str:

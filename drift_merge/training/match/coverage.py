@@ -8,6 +8,7 @@ _WORDS = {
     "frozen": "frozen",
     "buffers": "buffers, never trained",
     "tied": "tied",
+    "inserted": "of the mllm alone, left as they are",
     "by_value": "paired by their values",
     "unmatched": "unmatched",
 }
@@ -24,6 +25,7 @@ class Coverage:
     frozen: tuple[str, ...]  # parameters that match but require no gradient; names in memory
     buffers: tuple[str, ...]  # in the model's state, but no parameters; names in memory
     tied: tuple[str, ...]  # further names of a parameter that is biased once, under its first
+    inserted: tuple[str, ...]  # modules that the mllm adds to its layers; names in memory
     by_value: tuple[str, ...]  # whose partner has another name, and the values recorded
     unmatched: tuple[str, ...]  # without a partner
 

@@ -75,6 +75,11 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield leaf, buffer
 
 
+def checkpoint_of(model: nn.Module) -> str:
+    """Where transformers has loaded a model from; MLLM where it does not say."""
+    return str(_config(model).get("_name_or_path") or "MLLM")
+
+
 def is_quantised(parameter: Tensor | None) -> bool:
     """Whether the values of a parameter are packed into integers (bitsandbytes, GPTQ, AWQ)."""
     if parameter is None:

@@ -7,6 +7,7 @@ hold several deltas. Nothing is left out without a number and a name.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from shlex import quote
 
 from torch import nn
 
@@ -56,7 +57,7 @@ def match(
     modules: str | Sequence[str] = "attn,mlp",
     layers: str | int | Sequence[int | str] | None = None,
     is_strict: bool = True,
-    command: str = COMPUTE,
+    command: str | None = None,
     hints: Hints | None = None,
 ) -> Matching:
     """Match a prior's tensors to the parameters of a model.
@@ -68,7 +69,7 @@ def match(
         modules: as `--modules`, "attn,mlp"; or a sequence of such words.
         layers: as `--layers`, "0:28"; or numbers; None for all.
         is_strict: refuse selected tensors without a partner; otherwise warn with their number.
-        command: how to compute the prior again, for messages.
+        command: how to compute a prior of these modules, for messages.
         hints: of the prior's manifest and of the user, where names alone do not tell.
 
     Raises:
@@ -78,12 +79,19 @@ def match(
     live = look_at(model)
     ours = _prior_side(tensors, label)
     paired = pair_live(model, live, ours, hints or Hints())
-    words = _joined(modules) or ""
-    selection = parse_selection(words, _joined(layers), paired.num_layers)
-    account = Account(Asked(label, words, command), ours, live, hints or Hints())
+    words = joined(modules) or ""
+    selection = parse_selection(words, joined(layers), paired.num_layers)
+    account = Account(
+        Asked(label, words, command or f"{COMPUTE} --modules {quote(words)}"),
+        ours,
+        live,
+        hints or Hints(),
+    )
     for line in sorted(paired.lines, key=lambda line: _order(line.names[0])):
         if any(selection.takes(name) for name in line.names):
             _take(line, selection, live, ours, account)
+    if account.hints.computed is not None:
+        account.leave_insertions(parse_selection(*account.hints.computed, paired.num_layers))
     account.require_plain()
     account.require_partners(is_strict=is_strict)
     by_value = {name: stored for name, stored in paired.by_value.items() if selection.takes(name)}
@@ -95,7 +103,7 @@ def match(
     return Matching(tuple(account.units), coverage, adapted, by_value)
 
 
-def _joined(value: str | int | Sequence[int | str] | None) -> str | None:
+def joined(value: str | int | Sequence[int | str] | None) -> str | None:
     """Options of the command line as text: a list must not be read character by character."""
     if value is None or isinstance(value, str):
         return value

@@ -60,6 +60,9 @@ class Hints:
     name_map: SideMap = field(default_factory=SideMap)  # the mllm's side of a `--map` file
     tower: str | None = None  # prefix in memory of the tower to train
     by_value: Mapping[str, str] = field(default_factory=dict)  # pairs of the run that goes on
+    computed: tuple[str, str | None] | None = (
+        None  # modules and layers that the prior was asked for
+    )
 
 
 @dataclass(frozen=True, slots=True)
