@@ -201,11 +201,13 @@ def _find_tower(live: LiveModel, ours: TowerSide, hints: Hints, converted: list[
             continue
         try:
             (tower,) = find_towers(model, name_map=SideMap(root, hints.name_map.rules))
+            return tower_side(model, tower)
         except AlignmentError as error:
             if root == hints.tower:
-                raise _for_attach(error) from error
-            continue
-        return tower_side(model, tower)
+                others = _find_tower(live, ours, replace(hints, tower=None), converted).tower
+                raise AlignmentError(
+                    error.message, remedy=_call(others.root or "layers")
+                ) from error
     try:
         towers = find_towers(model, name_map=SideMap(None, hints.name_map.rules))
     except AlignmentError as error:
@@ -241,7 +243,7 @@ def _choose(towers: list[Tower], live: LiveModel, ours: TowerSide, hints: Hints)
             f"{LABEL} has {len(best)} language towers that neither shapes nor values tell apart: "
             + ", ".join(f"{tower.root}layers" for tower in best)
             + ".",
-            remedy=f'Say which one: attach(..., tower="{best[0].root.rstrip(".")}")',
+            remedy=_call(best[0].root),
         )
     return best[0]
 
@@ -260,11 +262,15 @@ def _first_tensor(tower: Tower, live: LiveModel) -> int:
     return id(live.tensor(min(n for n, c in tower.canonical.items() if c.startswith("layers."))))
 
 
+def _call(root: str) -> str:
+    return f'Say which is the language tower: attach(..., tower="{root.rstrip(".")}")'
+
+
 def _for_attach(error: AlignmentError) -> AlignmentError:
     """The words of a command line as those of attach()."""
     remedy = error.remedy
     if found := re.search(r"\n\w+:\n  tower: (\S+)", remedy):
-        remedy = f'Say which of the lists is the language tower: attach(..., tower="{found[1]}")'
+        remedy = _call(found[1])
     remedy = remedy.replace("Pass a file with --map.", "Pass a file: attach(..., map_file=FILE).")
     return AlignmentError(error.message, remedy=remedy)
 
