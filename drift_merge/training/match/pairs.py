@@ -20,9 +20,10 @@ from drift_merge.names.naming import Tower
 from drift_merge.names.pairing import PairedRecord, TowerSide, pair_up, tower_side
 from drift_merge.names.tensors import Part, identity_parts
 from drift_merge.names.towers import find_towers, tower_score
+from drift_merge.storage.measured import TensorRecord
 from drift_merge.training.match.conversions import convert
 from drift_merge.training.match.live import LABEL, LiveModel
-from drift_merge.training.match.samples import Entry, count_alike, find_partners
+from drift_merge.training.match.samples import count_alike, find_partners
 
 _SEEN = 16  # tensors of a tower that are compared with the prior, where there are two towers
 
@@ -56,7 +57,9 @@ class Line:
 class Hints:
     """What helps to tell names in memory: all of it optional."""
 
-    entries: Mapping[str, Entry] = field(default_factory=dict)  # the manifest's, by canonical name
+    entries: Mapping[str, TensorRecord] = field(
+        default_factory=dict
+    )  # the manifest's, by canonical name
     name_map: SideMap = field(default_factory=SideMap)  # the mllm's side of a `--map` file
     tower: str | None = None  # prefix in memory of the tower to train
     by_value: Mapping[str, str] = field(default_factory=dict)  # pairs of the run that goes on

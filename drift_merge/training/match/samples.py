@@ -6,7 +6,6 @@ in the layer has them; names and shapes alone never do.
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,10 @@ from torch import Tensor, nn
 from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.measures import positions
 from drift_merge.names.tensors import Shape
+from drift_merge.storage.measured import TensorRecord
 
-Entry = Mapping[str, Any]  # what the manifest records of a tensor
 
-
-def rounding(live: torch.dtype, entry: Entry) -> float:
+def rounding(live: torch.dtype, entry: TensorRecord) -> float:
     """The relative error of a live dtype that cannot hold the stored one; 0 where it can."""
     stored = TORCH_DTYPES.get(entry.get("dtype_mllm", ""))
     if stored is not None and torch.promote_types(live, stored) == live:
@@ -32,7 +30,7 @@ def is_recorded(live: float, recorded: float, dtype: torch.dtype, eps: float) ->
     return abs(live - recorded) <= eps * abs(recorded) + tiny
 
 
-def looks_like(tensor: Tensor | None, entry: Entry) -> bool | None:
+def looks_like(tensor: Tensor | None, entry: TensorRecord) -> bool | None:
     """Whether a tensor has the shape and the values that were recorded; None if it cannot be seen.
 
     Args:
@@ -56,7 +54,7 @@ def looks_like(tensor: Tensor | None, entry: Entry) -> bool | None:
 
 
 def find_partners(
-    entries: Mapping[str, Entry], tensors: Mapping[str, Tensor | None]
+    entries: Mapping[str, TensorRecord], tensors: Mapping[str, Tensor | None]
 ) -> dict[str, str]:
     """Pair what was recorded with what is there, one layer at a time.
 
@@ -79,7 +77,7 @@ def find_partners(
     }
 
 
-def count_alike(entries: Sequence[tuple[Entry, Tensor | None]]) -> int:
+def count_alike(entries: Sequence[tuple[TensorRecord, Tensor | None]]) -> int:
     """How many tensors have the values that were recorded of them."""
     return sum(looks_like(tensor, entry) is True for entry, tensor in entries)
 
