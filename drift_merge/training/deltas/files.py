@@ -166,16 +166,14 @@ class FileDeltas:
 
 
 def _read_unit(opened: OpenPrior, unit: Unit, block: Block, out: Tensor) -> None:
-    """Read a block of a unit, which may be stored transposed."""
-    origin = unit.origin
-    if not origin.is_transposed:
-        place = Block(origin.row + block.row, block.rows, origin.col + block.col, block.cols)
-        read_delta(opened, unit.name, place, out.view(block.rows, block.cols))
+    """Read a block of a unit, which may be stored transposed or between other rows."""
+    place, target = unit.origin.span(block), out.view(block.rows, block.cols)
+    if not unit.origin.is_transposed and unit.origin.step == 1:
+        read_delta(opened, unit.name, place, target)
         return
-    turned = torch.empty(block.cols, block.rows, dtype=out.dtype)
-    place = Block(origin.row + block.col, block.cols, origin.col + block.row, block.rows)
-    read_delta(opened, unit.name, place, turned)
-    out.view(block.rows, block.cols).copy_(turned.T)
+    stored = torch.empty(place.rows, place.cols, dtype=out.dtype)
+    read_delta(opened, unit.name, place, stored)
+    target.copy_(unit.origin.pick(stored))
 
 
 def combine_weights(count: int, weights: Sequence[float] | None) -> tuple[float, ...]:

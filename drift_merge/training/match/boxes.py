@@ -85,6 +85,23 @@ def cut(layout: Layout, dim: int, sizes: Sequence[int]) -> list[Layout]:
     return found
 
 
+def deal(layout: Layout, dim: int) -> Layout:
+    """The even rows of a dimension, then the odd ones: what was interleaved, one after the other.
+
+    Raises ValueError if their number is odd.
+    """
+    if layout.shape[dim] % 2:
+        raise ValueError(f"{layout.shape[dim]} rows are not interleaved in pairs")
+    halves = (
+        Layout(
+            _put(layout.shape, dim, layout.shape[dim] // 2),
+            tuple(b for box in layout.boxes if (b := _every_other(box, dim, first))),
+        )
+        for first in (0, 1)
+    )
+    return join(tuple(halves), dim)
+
+
 def parts_of(layout: Layout) -> tuple[Part, ...]:
     """The rectangles of the matrix view, in the order of its rows; few where rows go together."""
     first = layout.boxes[0]
@@ -133,6 +150,21 @@ def _joined(one: Part, other: Part) -> Part | None:
         offset=one.offset + one.rows * one.row_stride,
     )
     return replace(one, rows=one.rows + other.rows) if goes_on == other else None
+
+
+def _every_other(box: Box, dim: int, first: int) -> Box | None:
+    """The rows of a box with an even (0) or odd (1) number in the target, numbered anew."""
+    skipped = (first - box.start[dim]) % 2
+    size = (box.size[dim] - skipped + 1) // 2
+    if size < 1:
+        return None
+    return Box(
+        box.name,
+        _put(box.start, dim, (box.start[dim] + skipped) // 2),
+        _put(box.size, dim, size),
+        box.offset + skipped * box.strides[dim],
+        _put(box.strides, dim, 2 * box.strides[dim]),
+    )
 
 
 def _put(values: Shape, dim: int, value: int) -> Shape:

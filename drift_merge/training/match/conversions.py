@@ -17,7 +17,7 @@ from torch import nn
 
 from drift_merge.names.layouts import strip_wrappers
 from drift_merge.names.tensors import Part, Shape
-from drift_merge.training.match.boxes import Layout, cut, join, parts_of, stack, swap, whole
+from drift_merge.training.match.boxes import Layout, cut, deal, join, parts_of, stack, swap, whole
 
 _Pieces = dict[str, list[Layout]]  # by pattern, as the operations pass them on
 _NUMBER = re.compile(r"\d+")
@@ -203,6 +203,13 @@ def _transpose(op: Any, pieces: _Pieces, sources: list[str], targets: _Shapes) -
     return {target: [swap(layout, op.dim0, op.dim1)]}
 
 
+def _interleave(op: Any, pieces: _Pieces, sources: list[str], targets: _Shapes) -> _Pieces:
+    if op.inverse:
+        raise ValueError("transformers does this only when it saves")
+    ((layout,),) = pieces.values()
+    return {next(iter(targets)): [deal(layout, op.dim)]}
+
+
 def _ernie(op: Any, pieces: _Pieces, sources: list[str], targets: _Shapes) -> _Pieces:
     """One list of experts: first those of text, then those of vision."""
     found: _Pieces = {}
@@ -222,6 +229,7 @@ _OPERATIONS: dict[str, Callable[[Any, _Pieces, list[str], _Shapes], _Pieces]] = 
     "Chunk": _chunk,
     "Split": _split,
     "Transpose": _transpose,
+    "Interleave": _interleave,
     "ErnieFuseAndSplitTextVisionExperts": _ernie,
 }
 

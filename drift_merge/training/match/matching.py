@@ -194,5 +194,6 @@ def _rows_of(part: Part, shape: Shape, name: str) -> tuple[int, Shape]:
 def _origin(part: Part, stored: Shape) -> Origin:
     cols = matrix_shape(stored)[1]
     row, col = divmod(part.offset, cols)
-    is_row = len(stored) < 2
-    return Origin(row, col, is_transposed=not is_row and part.row_stride != cols)
+    # Rows that are cut out of a matrix follow each other in it, at a distance of whole rows.
+    is_transposed = len(stored) > 1 and part.col_stride != 1 and part.row_stride != cols
+    return Origin(row, col, is_transposed, 1 if is_transposed else max(1, part.row_stride // cols))

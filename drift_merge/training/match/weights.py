@@ -99,7 +99,7 @@ def _inspect(
     dtypes = {values.dtype for _, values in held if values is not None}
     found.eps = max((rounding(dtype, entry) for dtype in dtypes), default=0.0)
     is_here = all(v is not None and v.numel() == unit.numel for unit, v in held)
-    is_straight = not any(unit.origin.is_transposed for unit in units)
+    is_straight = all(u.origin.step == 1 and not u.origin.is_transposed for u in units)
     if stored and not found.eps and group is None and found.is_whole and is_here and is_straight:
         found.fingerprint = _fingerprint(held, stored)
         return found
@@ -152,9 +152,10 @@ def _local_index(
     row, col = row - unit.origin.row, col - unit.origin.col
     if unit.origin.is_transposed:
         row, col = col, row
+    row, beside = divmod(row, unit.origin.step)
     rows, cols = matrix_shape(unit.shape)
     region = layout.region(unit)
-    if region is None or not (0 <= row < rows and 0 <= col < cols):
+    if region is None or beside or not (0 <= row < rows and 0 <= col < cols):
         return None
     flat = row * cols + col
     if region.flat is not None:

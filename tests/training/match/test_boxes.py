@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_merge.training.match.boxes import Layout, cut, join, parts_of, stack, swap, whole
+from drift_merge.training.match.boxes import Layout, cut, deal, join, parts_of, stack, swap, whole
 
 
 def gather(layout: Layout, stored: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -39,7 +39,7 @@ def numbered(shapes: list[tuple[int, ...]]) -> tuple[dict[str, torch.Tensor], li
 @given(
     shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     steps=st.lists(
-        st.tuples(st.sampled_from(["stack", "join", "cut", "swap"]), st.integers(0, 3)),
+        st.tuples(st.sampled_from(["stack", "join", "cut", "swap", "deal"]), st.integers(0, 3)),
         max_size=4,
     ),
     data=st.data(),
@@ -62,6 +62,14 @@ def test_any_sequence_of_operations_equals_torch(shape, steps, data):
                 continue
             layouts = [cut(layout, dim, sizes)[1] for layout in layouts]
             tensors = [tensor.split(sizes, dim)[1] for tensor in tensors]
+        elif kind == "deal":
+            if tensors[0].shape[dim] % 2:
+                continue
+            layouts = [deal(layout, dim) for layout in layouts]
+            tensors = [
+                torch.cat([t.transpose(0, dim)[i::2].transpose(0, dim) for i in (0, 1)], dim)
+                for t in tensors
+            ]
         else:
             other = (dim + 1) % tensors[0].ndim
             layouts = [swap(layout, dim, other) for layout in layouts]
@@ -87,3 +95,5 @@ def test_what_does_not_fit_is_refused():
         join([one, other], 0)
     with pytest.raises(ValueError, match="cannot be cut"):
         cut(one, 0, [1, 2])
+    with pytest.raises(ValueError, match="3 rows"):
+        deal(one, 1)

@@ -216,6 +216,42 @@ def test_what_the_disk_fuses_is_found_in_the_tensors_it_is_cut_into(made, is_equ
     require_deltas(model, prior, lay, reasoner, mllm)
 
 
+def test_rows_that_the_disk_interleaves_are_read_one_after_the_other(made):
+    """Gate and up take turns, row by row; of experts fused, of a dense block cut in two."""
+    prior, reasoner, mllm = made(
+        {"mlp.experts.w13": (3, 2 * WIDTH, HIDDEN), "mlp.w13_dn.weight": (2 * WIDTH, HIDDEN)}
+    )
+
+    def lay(tensors):
+        found = moved({n: t for n, t in tensors.items() if "w13" not in n})
+        for layer in range(LAYERS):
+            at, to = f"{DISK}.{layer}.mlp", f"{MEMORY}.{layer}.mlp"
+            both = tensors[f"{at}.experts.w13"]
+            found[f"{to}.experts.gate_up_proj"] = torch.cat([both[:, ::2], both[:, 1::2]], 1)
+            both = tensors[f"{at}.w13_dn.weight"]
+            found |= {f"{to}.gate_proj.weight": both[::2], f"{to}.up_proj.weight": both[1::2]}
+        return found
+
+    deal = [operation("Interleave", dim=dim, inverse=False) for dim in (0, 1)]
+    halves = operation("Chunk", dim=0, num_shards_attribute=None)
+    model = live(
+        lay(mllm),
+        PREFIX,
+        Converter(["mlp.experts.w13"], ["mlp.experts.gate_up_proj"], deal[1]),
+        Converter(["mlp.w13_dn"], ["mlp.gate_proj", "mlp.up_proj"], deal[0], halves),
+    )
+    require_deltas(model, prior, lay, reasoner, mllm)
+    refreshed = drift_merge.attach(model, prior, rule="absolute")
+    refreshed.refresh()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    refreshed.apply()
+    for name, tensor in lay(reasoner).items():
+        if ".layers." in name:
+            parameter = model.get_parameter(name)
+            assert torch.allclose(parameter - parameter.grad, tensor, atol=1e-7), name
+
+
 @pytest.mark.parametrize("is_checked", [False, True])
 def test_experts_that_are_turned_on_loading_are_read_turned(made, is_checked):
     prior, reasoner, mllm = made({"mlp.experts.down_proj": (3, WIDTH, HIDDEN)})
