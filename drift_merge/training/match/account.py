@@ -46,7 +46,7 @@ class Account:
     frozen: list[str] = field(default_factory=list)  # names in memory
     buffers: list[str] = field(default_factory=list)  # names in memory
     tied: list[str] = field(default_factory=list)
-    quantised: list[str] = field(default_factory=list)  # names in memory
+    quantized: list[str] = field(default_factory=list)  # names in memory
     mismatched: list[Line] = field(default_factory=list)  # other shape, or not in the model
     lacking: list[Place] = field(default_factory=list)  # in the model, not in the prior
     inserted: list[str] = field(default_factory=list)  # modules of the mllm alone; names in memory
@@ -104,11 +104,11 @@ class Account:
         Raises:
             AlignmentError: naming the first.
         """
-        if self.quantised:
+        if self.quantized:
             raise AlignmentError(
-                f"{len(self.quantised):,} selected parameters are quantised, e.g."
-                f" {self.quantised[0]}: a delta cannot be added to packed values.",
-                remedy="Train LoRA adapters (PEFT) on the quantised model, or load it unquantised.",
+                f"{len(self.quantized):,} selected parameters are quantized, e.g."
+                f" {self.quantized[0]}: a delta cannot be added to packed values.",
+                remedy="Train LoRA adapters (PEFT) on the quantized model, or load it unquantized.",
             )
 
     def require_partners(self, *, is_strict: bool) -> None:

@@ -80,7 +80,7 @@ def checkpoint_of(model: nn.Module) -> str:
     return str(_config(model).get("_name_or_path") or "MLLM")
 
 
-def is_quantised(parameter: Tensor | None) -> bool:
+def is_quantized(parameter: Tensor | None) -> bool:
     """Whether the values of a parameter are packed into integers (bitsandbytes, GPTQ, AWQ)."""
     if parameter is None:
         return True

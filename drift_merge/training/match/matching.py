@@ -19,7 +19,7 @@ from drift_merge.names.tensors import Model, Part, Shape, matrix_shape
 from drift_merge.training.lora.layers import Adapted
 from drift_merge.training.match.account import Account, Asked
 from drift_merge.training.match.coverage import Coverage
-from drift_merge.training.match.live import LiveModel, is_quantised, look_at
+from drift_merge.training.match.live import LiveModel, is_quantized, list_parameters
 from drift_merge.training.match.pairs import Hints, Line, Place, pair_live
 from drift_merge.training.units import Origin, Unit
 
@@ -73,10 +73,10 @@ def match(
         hints: of the prior's manifest and of the user, where names alone do not tell.
 
     Raises:
-        AlignmentError: no tower, tensors without a partner, nothing to train, quantised weights.
+        AlignmentError: no tower, tensors without a partner, nothing to train, quantized weights.
         RecipeError: modules, layers or the map cannot be read.
     """
-    live = look_at(model)
+    live = list_parameters(model)
     ours = _prior_side(tensors, label)
     paired = pair_live(model, live, ours, hints or Hints())
     words = joined(modules) or ""

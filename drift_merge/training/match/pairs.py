@@ -17,7 +17,7 @@ from drift_merge.names.layouts import strip_wrappers
 from drift_merge.names.modules import layer_of
 from drift_merge.names.name_map import SideMap
 from drift_merge.names.naming import Tower
-from drift_merge.names.pairing import PairedRecord, TowerSide, pair_up, tower_side
+from drift_merge.names.pairing import DraftRecord, TowerSide, pair_up, tower_side
 from drift_merge.names.tensors import Part, identity_parts
 from drift_merge.names.towers import find_towers, tower_score
 from drift_merge.storage.measured import TensorRecord
@@ -98,7 +98,7 @@ def pair_live(model: nn.Module, live: LiveModel, ours: TowerSide, hints: Hints) 
     is_prior = {name for line in lines for name in line.prior}
     is_placed = {place.stored for line in lines for place in line.places}
     left = _without(ours, is_prior, set()), _without(theirs, set(), is_placed)
-    lines += [_line(record, theirs) for record in pair_up(*left)[0]]
+    lines += [_line(draft, theirs) for draft in pair_up(*left)[0]]
     lines, by_value = _pair_leftovers(lines, live, hints)
     return Paired(tuple(lines), (theirs if theirs.stored else ours).tower.num_layers, by_value)
 
@@ -182,13 +182,13 @@ def _name(line: Line, theirs: TowerSide) -> Line:
     )
 
 
-def _line(record: PairedRecord, theirs: TowerSide) -> Line:
-    views = record.views or ((),) * len(record.mllm)
+def _line(draft: DraftRecord, theirs: TowerSide) -> Line:
+    views = draft.views or ((),) * len(draft.mllm)
     places = (
         Place(name, theirs.stored[name], parts)
-        for name, parts in zip(record.mllm, views, strict=True)
+        for name, parts in zip(draft.mllm, views, strict=True)
     )
-    return Line(record.status, record.reasoner, tuple(places))
+    return Line(draft.status, draft.reasoner, tuple(places))
 
 
 def _without(side: TowerSide, names: set[str], stored: set[str]) -> TowerSide:

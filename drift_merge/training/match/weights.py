@@ -22,7 +22,7 @@ from drift_merge.names.tensors import matrix_shape
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.measured import TensorRecord
 from drift_merge.training.gradients.layout import GradientLayout
-from drift_merge.training.match.live import is_quantised
+from drift_merge.training.match.live import is_quantized
 from drift_merge.training.match.samples import is_recorded, rounding
 from drift_merge.training.units import Unit
 
