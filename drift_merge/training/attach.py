@@ -17,9 +17,9 @@ from drift_merge.training.gradients.choose import layout_for
 from drift_merge.training.gradients.layout import PlainLayout
 from drift_merge.training.gradients.microbatch import require_hookable
 from drift_merge.training.handle import Handle
+from drift_merge.training.match.lines import Hints
 from drift_merge.training.match.live import checkpoint_of
 from drift_merge.training.match.matching import joined, match
-from drift_merge.training.match.pairs import Hints
 from drift_merge.training.schedules import Alpha, Schedule, alphas_of, factor_of, name_of
 from drift_merge.training.settings import WHEN, InjectionSettings
 

@@ -17,8 +17,8 @@ from drift_merge.names.layouts import strip_wrappers
 from drift_merge.names.modules import ModuleSelection, classify, layer_of
 from drift_merge.names.pairing import TowerSide
 from drift_merge.training.match.coverage import Coverage, some
+from drift_merge.training.match.lines import Hints, Line, Place
 from drift_merge.training.match.live import LiveModel
-from drift_merge.training.match.pairs import Hints, Line, Place
 from drift_merge.training.match.samples import looks_like
 from drift_merge.training.units import Unit
 

@@ -19,8 +19,9 @@ from drift_merge.names.tensors import Model, Part, Shape, matrix_shape
 from drift_merge.training.lora.layers import Adapted
 from drift_merge.training.match.account import Account, Asked
 from drift_merge.training.match.coverage import Coverage
+from drift_merge.training.match.lines import Hints, Line, Place
 from drift_merge.training.match.live import LiveModel, is_quantized, list_parameters
-from drift_merge.training.match.pairs import Hints, Line, Place, pair_live
+from drift_merge.training.match.pairs import pair_live
 from drift_merge.training.units import Origin, Unit
 
 COMPUTE = "drift-prior compute REASONER MLLM -o PRIOR"

@@ -328,17 +328,30 @@ def test_a_map_of_which_nothing_applies_is_refused(toy, tmp_path):
     assert TOWER in e.value.remedy
 
 
+def without_embedding(tensors):
+    return {n: t for n, t in tensors.items() if "embed" not in n and "head" not in n}
+
+
 def test_a_model_without_a_tower_is_refused_and_the_remedy_works(toy):
-    tensors = {
-        n: t
-        for n, t in memory_tensors(toy.pair.mllm).items()
-        if "embed" not in n and "head" not in n
-    }
-    model = holder(tensors)
+    tensors = without_embedding(memory_tensors(toy.pair.mllm))
+    model = holder({n: t + 1 for n, t in tensors.items()})
     with pytest.raises(AlignmentError, match="no language tower") as e:
         drift_merge.attach(model, toy.prior)
-    handle = remedy_call(e.value.remedy, model, toy.prior, rule="absolute")
+    with pytest.warns(UserWarning, match="does not have the weights"):
+        handle = remedy_call(e.value.remedy, model, toy.prior, rule="absolute", strict=False)
     assert len(biases(handle, model)) == 20
+
+
+def test_a_model_whose_structure_says_nothing_is_paired_by_values_alone(toy):
+    """Layers that are no list, names that say nothing, no embedding: a pipeline's stage, say."""
+    tensors = without_embedding(memory_tensors(toy.pair.mllm))
+    numbered = {f"w{number}": name for number, name in enumerate(sorted(tensors))}
+    model = holder({short: tensors[name] for short, name in numbered.items()})
+    handle = drift_merge.attach(model, toy.prior, rule="absolute")
+    assert len(handle.coverage.by_value) == handle.coverage.matched == 20
+    found = biases(handle, model)
+    for short, bias in found.items():
+        assert torch.allclose(bias, toy.deltas()[numbered[short].removeprefix(TOWER)])
 
 
 def test_the_callback_of_a_trainer_takes_the_same_options(toy):
