@@ -74,6 +74,8 @@ def convert(
         ]
         if len(lines) > len(best):
             best = lines
+        if stored.keys() == {part.name for line in best for part in line.parts}:
+            break
     return best
 
 
@@ -93,7 +95,7 @@ def _conversions(model: nn.Module) -> Iterable[list[Any]]:
     module = sys.modules.get("transformers.conversion_mapping")
     known: Callable[[nn.Module], list[Any]] | None
     known = getattr(module, "get_model_conversion_mapping", None)
-    if known is not None and hasattr(model, "base_model_prefix"):
+    if known is not None and hasattr(model, "base_model_prefix") and hasattr(model, "config"):
         yield list(known(model))
     mapping = getattr(model, "_checkpoint_conversion_mapping", None)
     if isinstance(mapping, dict) and mapping:
