@@ -3,7 +3,8 @@
 plugins: [drift_merge.trainers.axolotl.DriftPlugin]
 drift_prior: prior/
 drift_alpha: 1.0            # also drift_rule, drift_modules, drift_layers, drift_schedule,
-                            # drift_when, drift_weights, drift_device and drift_strict
+                            # drift_when, drift_weights, drift_device, drift_strict, drift_map_file
+                            # and drift_tower
 """
 
 from typing import Any
@@ -32,6 +33,8 @@ class DriftArgs(_pydantic.BaseModel):  # type: ignore[misc, name-defined]
     drift_weights: list[float] | None = None
     drift_device: str | None = None
     drift_strict: bool | None = None
+    drift_map_file: str | None = None
+    drift_tower: str | None = None
 
 
 class DriftPlugin(_integrations.BasePlugin):  # type: ignore[misc, name-defined]

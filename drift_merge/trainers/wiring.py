@@ -36,6 +36,15 @@ def optional(module: str, *, install: str) -> Any:
         ) from error
 
 
+def options_of_attach() -> list[str]:
+    """What a user of an adapter may say: the options of attach() but those the trainer gives."""
+    return [
+        name
+        for name, parameter in inspect.signature(attach).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in _OURS
+    ]
+
+
 class Wiring:
     """The prior and options of a callback, checked when it is made, and its handle in training."""
 
@@ -45,11 +54,7 @@ class Wiring:
         Raises:
             RecipeError: an option that attach() does not have, or that the trainer provides.
         """
-        choices = [
-            name
-            for name, parameter in inspect.signature(attach).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in _OURS
-        ]
+        choices = options_of_attach()
         for name in options:
             if name not in choices:
                 raise RecipeError(

@@ -8,15 +8,18 @@ from torch import nn
 
 from drift_merge.errors import one_of
 from drift_merge.maths.injection import Rule, rule_named
+from drift_merge.names.name_map import SideMap, read_name_map
 from drift_merge.priors.manifest import Prior
-from drift_merge.training.deltas.files import FileDeltas, combine_weights, open_all
+from drift_merge.training.deltas.files import FileDeltas, OpenPrior, combine_weights, open_all
 from drift_merge.training.deltas.placement import DEVICES
 from drift_merge.training.gradient_bias import GradientBias
 from drift_merge.training.gradients.choose import layout_for
 from drift_merge.training.gradients.layout import PlainLayout
 from drift_merge.training.gradients.microbatch import require_hookable
 from drift_merge.training.handle import Handle
-from drift_merge.training.match.matching import match
+from drift_merge.training.match.lines import Hints
+from drift_merge.training.match.live import checkpoint_of
+from drift_merge.training.match.matching import joined, match
 from drift_merge.training.schedules import Alpha, Schedule, alphas_of, factor_of, name_of
 from drift_merge.training.settings import WHEN, InjectionSettings
 
@@ -39,6 +42,8 @@ def attach(
     total_steps: int | None = None,
     weights: Sequence[float] | None = None,
     state: Mapping[str, Any] | None = None,
+    map_file: str | Path | None = None,
+    tower: str | None = None,
 ) -> Handle:
     """Bias a model's gradients with a prior: g' = g - alpha * coefficient * delta.
 
@@ -67,6 +72,10 @@ def attach(
         total_steps: optimizer steps, for "cosine" and "linear".
         weights: of several priors: delta = sum of weight * delta; 1 each by default.
         state: `state_dict()` of the run that is resumed; the weights are not checked then.
+        map_file: YAML of name patterns as for `--map`; its mllm side may name tensors on the disk
+            or in memory.
+        tower: prefix in memory of the language tower, such as "model.decoder", where there are
+            several; by default the one whose names, shapes and values are the prior's.
 
     Returns:
         The handle; keep it.
@@ -75,7 +84,7 @@ def attach(
         AlignmentError: prior and model do not match; nothing to train; quantized weights.
         VerificationError: the weights are not those that the prior was computed against. (Where
             gradients are sharded: at the first step.)
-        RecipeError: an argument is not valid; the optimizer is of another model.
+        RecipeError: an argument or the map is not valid; the optimizer is of another model.
 
     Source: DRIFT, arXiv 2510.15050.
     """
@@ -91,7 +100,14 @@ def attach(
         modules=modules,
         layers=layers,
         is_strict=strict,
-        command=priors[0].command,
+        command=priors[0].command(modules=joined(modules)),
+        hints=Hints(
+            entries=priors[0].prior.tensors,
+            name_map=SideMap() if map_file is None else read_name_map(map_file).mllm,
+            tower=tower,
+            computed=_asked(priors[0]),
+            by_value=dict(state.get("by_value", {})) if state is not None else {},
+        ),
     )
     settings = InjectionSettings(
         rule=name,
@@ -105,7 +121,8 @@ def attach(
         is_strict=strict,
         weights=files.weights,
         seals=tuple(opened.seal for opened in priors),
-        command=priors[0].command,
+        command=priors[0].command(mllm=checkpoint_of(model)),
+        by_value=matching.by_value,
     )
     layout = layout_for(model, optimizer)
     if when == "microbatch":
@@ -116,3 +133,9 @@ def attach(
         handle.load_state_dict(state)
     handle.begin(model, optimizer, layout)
     return handle
+
+
+def _asked(opened: OpenPrior) -> tuple[str, str | None]:
+    """The modules and layers that a prior was computed for."""
+    parameters = opened.prior.manifest["parameters"]
+    return str(parameters["modules"]), parameters["layers"]

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from drift_merge.errors import RecipeError
@@ -30,6 +30,8 @@ class InjectionSettings:
     weights: tuple[float, ...]  # one per prior
     seals: tuple[str, ...]  # of the priors' manifests, in the same order
     command: str  # how a prior for other weights is computed
+    by_value: Mapping[str, str] = field(default_factory=dict)
+    # canonical name -> name in memory, of pairs that were told by weights which training changes
 
 
 def describe_state(
@@ -48,6 +50,7 @@ def describe_state(
         "tensors": fingerprints.of_json(list(names)),
         "start": start,
         "refreshed_at": refreshed_at,
+        "by_value": dict(settings.by_value),
         **_fixed(settings),
     }
 

@@ -7,22 +7,50 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from torch import Tensor
 from torch.nn import Parameter
 
 from drift_merge.names.tensors import Shape, matrix_shape
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """A rectangle of a unit's matrix view."""
+
+    row: int
+    rows: int
+    col: int
+    cols: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.rows * self.cols
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """Where the elements of a unit lie in the prior's tensor, seen as a matrix.
 
-    Element (i, j) of the unit is element (row + i, col + j) of the stored delta, or
+    Element (i, j) of the unit is element (row + i * step, col + j) of the stored delta, or
     (row + j, col + i) if it is stored transposed.
     """
 
     row: int
     col: int
     is_transposed: bool
+    step: int = 1  # rows of the stored delta from one row of the unit to the next
+
+    def span(self, block: Block) -> Block:
+        """The block of the stored matrix that holds a block of the unit."""
+        if self.is_transposed:
+            return Block(self.row + block.col, block.cols, self.col + block.row, block.rows)
+        rows = (block.rows - 1) * self.step + 1
+        return Block(self.row + block.row * self.step, rows, self.col + block.col, block.cols)
+
+    def pick(self, stored: Tensor) -> Tensor:
+        """The block of the unit within its `span`, both as matrices."""
+        return stored.T if self.is_transposed else stored[:: self.step]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,21 +83,6 @@ class Region:
 
     slices: tuple[slice, ...] | None = None  # rectangular block of the unit's shape (DTensor)
     flat: tuple[int, int] | None = None  # [begin, end) of the flattened unit (ZeRO)
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A rectangle of a unit's matrix view."""
-
-    row: int
-    rows: int
-    col: int
-    cols: int
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return self.rows * self.cols
 
 
 def region_shape(unit: Unit, region: Region) -> Shape:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from drift_merge.errors import RecipeError
+from drift_merge.trainers.wiring import options_of_attach
 from drift_merge.training.attach import attach as real_attach
 from tests.trainers.titan import StandIn
 
@@ -309,6 +310,10 @@ def test_axolotl_reads_the_options_of_its_yaml(hf, monkeypatch):
     assert callback._wiring.options == {"alpha": 2.0}
     with pytest.raises(RecipeError, match="no prior"):
         plugin.add_callbacks_post_trainer({}, None)
+    keys = {
+        key.removeprefix("drift_") for key in fresh(monkeypatch, "axolotl").DriftArgs.model_fields
+    }
+    assert keys - {"prior"} == set(options_of_attach())
 
 
 def test_verl_attaches_to_actors_but_not_to_critics_and_keeps_the_state(

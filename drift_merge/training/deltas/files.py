@@ -7,6 +7,7 @@ way. How a delta is stored (or compressed) is known to `priors.deltas` alone.
 Shapes: a stored delta is seen as a matrix, see `names.tensors.matrix_shape`.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +42,29 @@ class OpenPrior:
         """The fingerprint of the manifest, which holds those of all deltas."""
         return str(self.prior.manifest.get("seal"))
 
-    @property
-    def command(self) -> str:
-        """How a prior for other weights is computed, for messages."""
-        source = self.prior.manifest["sources"]["reasoner"]
-        return f"drift-prior compute {source['repo_id'] or source['source']} MLLM -o PRIOR"
+    def command(self, *, modules: str | None = None, mllm: str | None = None) -> str:
+        """The command that computes a prior like this one.
+
+        Args:
+            modules: other ones, as `--modules`.
+            mllm: another checkpoint, or a word that stands for it.
+        """
+        parameters, sources = (self.prior.manifest[key] for key in ("parameters", "sources"))
+        named = {
+            side: f"{source['repo_id']}@{source['revision']}"
+            if source["repo_id"]
+            else source["source"]
+            for side, source in sources.items()
+        }
+        options = {
+            "-o": f"{self.prior.path.name}-2",
+            "--base": named.get("base"),
+            "--modules": modules or parameters["modules"],
+            "--layers": parameters["layers"],
+        }
+        words = ["drift-prior", "compute", named["reasoner"], mllm or named["mllm"]]
+        words += [word for pair in options.items() if pair[1] is not None for word in pair]
+        return shlex.join(words)
 
 
 def load_prior(where: str | Path) -> Prior:
@@ -147,16 +166,14 @@ class FileDeltas:
 
 
 def _read_unit(opened: OpenPrior, unit: Unit, block: Block, out: Tensor) -> None:
-    """Read a block of a unit, which may be stored transposed."""
-    origin = unit.origin
-    if not origin.is_transposed:
-        place = Block(origin.row + block.row, block.rows, origin.col + block.col, block.cols)
-        read_delta(opened, unit.name, place, out.view(block.rows, block.cols))
+    """Read a block of a unit, which may be stored transposed or between other rows."""
+    place, target = unit.origin.span(block), out.view(block.rows, block.cols)
+    if not unit.origin.is_transposed and unit.origin.step == 1:
+        read_delta(opened, unit.name, place, target)
         return
-    turned = torch.empty(block.cols, block.rows, dtype=out.dtype)
-    place = Block(origin.row + block.col, block.cols, origin.col + block.row, block.rows)
-    read_delta(opened, unit.name, place, turned)
-    out.view(block.rows, block.cols).copy_(turned.T)
+    stored = torch.empty(place.rows, place.cols, dtype=out.dtype)
+    read_delta(opened, unit.name, place, stored)
+    target.copy_(unit.origin.pick(stored))
 
 
 def combine_weights(count: int, weights: Sequence[float] | None) -> tuple[float, ...]:

@@ -151,28 +151,15 @@ class _Recompute:
         assert values is not None
         theta, at = values.reshape(-1), 0
         for block in cuts:
-            row, rows = _stored_rows(unit, block)
+            place = unit.origin.span(block)
+            row, rows = place.row, place.rows
             begin, end = row * cols, (row + rows) * cols
             (loaded,) = reader.load(reader.raw(begin, end), begin, end)
-            wanted = _pick(unit, block, loaded.view(rows, cols)).reshape(-1)
+            stored = loaded.view(rows, cols)[:, place.col : place.col + place.cols]
+            wanted = unit.origin.pick(stored).reshape(-1)
             delta = wanted - theta[at : at + block.numel].to("cpu", wanted.dtype)
             if view.rows is not None:  # rows without a partner keep what they have
                 missing = self.run.inputs.missing_rows(view, row, row + rows)
                 delta.view(block.rows, block.cols)[missing] = 0.0
             target[at : at + block.numel].copy_(delta)
             at += block.numel
-
-
-def _stored_rows(unit: Unit, block: Block) -> tuple[int, int]:
-    """The rows of the prior's tensor that hold a block."""
-    if unit.origin.is_transposed:
-        return unit.origin.row + block.col, block.cols
-    return unit.origin.row + block.row, block.rows
-
-
-def _pick(unit: Unit, block: Block, rows: Tensor) -> Tensor:
-    """The block within whole rows of the prior's tensor."""
-    first = unit.origin.col + (block.row if unit.origin.is_transposed else block.col)
-    if unit.origin.is_transposed:
-        return rows[:, first : first + block.rows].T
-    return rows[:, first : first + block.cols]

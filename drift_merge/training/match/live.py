@@ -1,9 +1,11 @@
 """Lists the parameters of a live model by name and shape: tied, sharded, adapted or quantized.
 
+Buffers of its state are listed too: a checkpoint stores them, so that a prior may hold them.
+
 Reads no values. Shapes are those of the whole parameter, whatever of it this rank holds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +26,14 @@ class LiveModel:
     """The parameters of a model by name; a tied one under each of its names."""
 
     parameters: dict[str, nn.Parameter | None]  # None: a weight that is packed into other tensors
-    shapes: dict[str, Shape]
+    buffers: dict[str, Tensor]  # persistent ones of floating point
+    shapes: dict[str, Shape]  # of parameters and buffers
     adapted: dict[str, Adapted]  # base weights that PEFT trains through factors, by name
     config: Mapping[str, Any]  # transformers' config as plain data, or {}
+
+    def tensor(self, name: str) -> Tensor | None:
+        """A parameter or buffer; None where it is packed."""
+        return self.buffers[name] if name in self.buffers else self.parameters[name]
 
     def model(self) -> Model:
         """What the alignment needs of it."""
@@ -39,7 +46,7 @@ def list_parameters(model: nn.Module) -> LiveModel:
     Raises:
         AlignmentError: FSDP1 has flattened them, or some are on the meta device.
     """
-    live = LiveModel({}, {}, find_adapted(model), _config(model))
+    live = LiveModel({}, {}, {}, find_adapted(model), _config(model))
     for path, module in model.named_modules():
         _refuse_fsdp1(module)
         prefix = f"{path}." if path else ""
@@ -47,7 +54,11 @@ def list_parameters(model: nn.Module) -> LiveModel:
             if parameter is not None:
                 live.parameters[f"{prefix}{leaf}"] = parameter
                 live.shapes[f"{prefix}{leaf}"] = _full_shape(parameter, module)
-        if any(hasattr(module, name) for name in _PACKED) and (shape := _features(module)):
+        if not any(hasattr(module, name) for name in _PACKED):
+            for leaf, buffer in _buffers(module):
+                live.buffers[f"{prefix}{leaf}"] = buffer
+                live.shapes[f"{prefix}{leaf}"] = tuple(buffer.shape)
+        elif shape := _features(module):
             live.parameters[f"{prefix}weight"] = None
             live.shapes[f"{prefix}weight"] = shape
     for name, adapted in live.adapted.items():
@@ -55,6 +66,18 @@ def list_parameters(model: nn.Module) -> LiveModel:
         live.shapes[name] = adapted.shape
     _refuse_meta(live.parameters)
     return live
+
+
+def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for leaf, buffer in module._buffers.items():
+        is_stored = leaf not in module._non_persistent_buffers_set
+        if buffer is not None and is_stored and buffer.is_floating_point():
+            yield leaf, buffer
+
+
+def checkpoint_of(model: nn.Module) -> str:
+    """Where transformers has loaded a model from; MLLM where it does not say."""
+    return str(_config(model).get("_name_or_path") or "MLLM")
 
 
 def is_quantized(parameter: Tensor | None) -> bool:

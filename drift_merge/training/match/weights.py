@@ -23,6 +23,7 @@ from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.measured import TensorRecord
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.match.live import is_quantized
+from drift_merge.training.match.samples import is_recorded, rounding
 from drift_merge.training.units import Unit
 
 _CHUNK = 2**18  # elements
@@ -96,11 +97,10 @@ def _inspect(
     stored = TORCH_DTYPES.get(entry.get("dtype_mllm", ""))
     held = [(unit, layout.values(unit)) for unit in units]
     dtypes = {values.dtype for _, values in held if values is not None}
-    loses = stored is None or any(not _holds(dtype, stored) for dtype in dtypes)
-    found.eps = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0) if loses else 0.0
+    found.eps = max((rounding(dtype, entry) for dtype in dtypes), default=0.0)
     is_here = all(v is not None and v.numel() == unit.numel for unit, v in held)
-    is_straight = not any(unit.origin.is_transposed for unit in units)
-    if stored and not loses and group is None and found.is_whole and is_here and is_straight:
+    is_straight = all(u.origin.step == 1 and not u.origin.is_transposed for u in units)
+    if stored and not found.eps and group is None and found.is_whole and is_here and is_straight:
         found.fingerprint = _fingerprint(held, stored)
         return found
     for unit, values in held:
@@ -108,11 +108,6 @@ def _inspect(
             found.square += sum(float(torch.dot(c, c)) for c in _chunks(values))
             found.wrong += _wrong_values(unit, values, entry, layout, found.eps)
     return found
-
-
-def _holds(live: torch.dtype, stored: torch.dtype) -> bool:
-    """Whether every value of the stored dtype is one of the live dtype."""
-    return torch.promote_types(live, stored) == live
 
 
 def _fingerprint(held: Sequence[tuple[Unit, Tensor | None]], stored: torch.dtype) -> str:
@@ -145,9 +140,7 @@ def _wrong_values(
         index = _local_index(unit, position, tuple(entry["shape"]), layout)
         if index is None or recorded is None:
             continue
-        live = float(values[index])
-        tiny = torch.finfo(values.dtype).smallest_normal * eps
-        wrong += not abs(live - recorded) <= eps * abs(recorded) + tiny
+        wrong += not is_recorded(float(values[index]), recorded, values.dtype, eps)
     return wrong
 
 
@@ -159,9 +152,10 @@ def _local_index(
     row, col = row - unit.origin.row, col - unit.origin.col
     if unit.origin.is_transposed:
         row, col = col, row
+    row, beside = divmod(row, unit.origin.step)
     rows, cols = matrix_shape(unit.shape)
     region = layout.region(unit)
-    if region is None or not (0 <= row < rows and 0 <= col < cols):
+    if region is None or beside or not (0 <= row < rows and 0 <= col < cols):
         return None
     flat = row * cols + col
     if region.flat is not None:
