@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers")
 import drift_merge  # noqa: E402
 from drift_merge.training.lora.directions import directions  # noqa: E402
 from drift_merge.training.lora.layers import find_adapted, require_supported  # noqa: E402
+from tests import tiny_models
 from tests.real_trainers import tiny  # noqa: E402
 
 pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("default")]
@@ -32,7 +33,7 @@ def wrapped(config, model=None):
     """A tiny text model with adapters whose factors are all random, in float64."""
     torch.manual_seed(1)
     values = {"r": 4, "lora_alpha": 6, "target_modules": TARGETS} | config
-    base = model if model is not None else tiny.qwen2()
+    base = model if model is not None else tiny_models.qwen2(tiny.TEXT)
     model = peft.get_peft_model(base, peft.LoraConfig(**values)).double().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -8,6 +8,7 @@ import importlib.util
 import pytest
 import torch
 
+from tests import tiny_models
 from tests.real_engines.launch import launch
 from tests.real_trainers import tiny
 
@@ -21,7 +22,7 @@ pytestmark = [
 def test_an_external_module_hooks_the_engines_optimizer_and_its_checkpoints(tmp_path):
     setup = tiny.make_setup("qwen2_5_vl", tmp_path)
     # verl's patch of Qwen2.5-VL needs images in every batch: the tower alone, as a text model.
-    text, live = tiny.qwen2(), dict(setup.model().named_parameters())
+    text, live = tiny_models.qwen2(tiny.TEXT), dict(setup.model().named_parameters())
     with torch.no_grad():
         for name, parameter in text.named_parameters():
             tower = name.replace("model.", setup.family.tower, 1)
