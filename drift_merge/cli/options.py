@@ -40,7 +40,11 @@ def chain(*decorators: Decorator) -> Decorator:
 
 
 def click_option(
-    option: Option, default: Any = None, shown: str = "", choices: tuple[str, ...] = ()
+    option: Option,
+    default: Any = None,
+    shown: str = "",
+    choices: tuple[str, ...] = (),
+    callback: Any = None,
 ) -> Decorator:
     """A row of a table as an option of click.
 
@@ -49,10 +53,11 @@ def click_option(
         default: its value where it is not given; None: the recipe decides.
         shown: what the help says after the row's sentence.
         choices: in the place of the row's.
+        callback: click's, that parses the value.
     """
     name = f"--{option.long_name}"
     help = f"{option.help}{f'  [{shown}]' if shown else ''}"
-    more: dict[str, Any] = {"help": help, "default": default}
+    more: dict[str, Any] = {"help": help, "default": default, "callback": callback}
     if default is not None and option.kind is not bool:
         more |= {"show_default": True}
     if option.kind is bool:

@@ -7,11 +7,13 @@ drift_alpha: 1.0            # also drift_rule, drift_modules, drift_layers, drif
                             # and drift_tower
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from drift_merge.errors import RecipeError
+from drift_merge.maths.methods.options import Option
 from drift_merge.trainers.hf import DriftCallback
 from drift_merge.trainers.wiring import optional
+from drift_merge.training.options import ATTACH_OPTIONS
 
 _INSTALL = "pip install axolotl"
 _integrations = optional("axolotl.integrations.base", install=_INSTALL)
@@ -20,21 +22,22 @@ _pydantic = optional("pydantic", install=_INSTALL)
 PREFIX = "drift_"
 
 
-class DriftArgs(_pydantic.BaseModel):  # type: ignore[misc, name-defined]
-    """The keys of the YAML, as Axolotl checks them."""
+def _kind(option: Option) -> Any:
+    """How a YAML writes a value: alpha also by module, what may repeat as a list."""
+    if option.choices:
+        return Literal[option.choices] | None
+    if option.name == "alpha":  # a number, or one by module
+        return float | dict[str, float] | None
+    return (list[option.kind] if option.is_many else option.kind) | None  # type: ignore[name-defined]
 
-    drift_prior: str | list[str] | None = None
-    drift_alpha: float | dict[str, float] | None = None
-    drift_rule: str | None = None
-    drift_modules: str | None = None
-    drift_layers: str | None = None
-    drift_schedule: str | None = None
-    drift_when: str | None = None
-    drift_weights: list[float] | None = None
-    drift_device: str | None = None
-    drift_strict: bool | None = None
-    drift_map_file: str | None = None
-    drift_tower: str | None = None
+
+# The keys of the YAML, as Axolotl checks them: the options of attach(), and what they are.
+DriftArgs: Any = _pydantic.create_model(
+    "DriftArgs",
+    __module__=__name__,
+    drift_prior=(str | list[str] | None, None),
+    **{PREFIX + name: (_kind(option), None) for name, (option, _) in ATTACH_OPTIONS.items()},
+)
 
 
 class DriftPlugin(_integrations.BasePlugin):  # type: ignore[misc, name-defined]

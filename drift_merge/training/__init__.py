@@ -2,6 +2,6 @@
 
 Must not know any trainer: it sees a model, an optimizer and a prior, wherever they come from.
 
-Read: units, schedules, settings, lora, gradients, deltas, match, inject, gradient_bias, report,
-handle, attach.
+Read: options, units, schedules, settings, lora, gradients, deltas, match, inject,
+gradient_bias, report, handle, attach.
 """

@@ -11,7 +11,6 @@ from drift_merge.maths.injection import Rule, rule_named
 from drift_merge.names.name_map import SideMap, read_name_map
 from drift_merge.priors.manifest import Prior
 from drift_merge.training.deltas.files import FileDeltas, OpenPrior, combine_weights, open_all
-from drift_merge.training.deltas.placement import DEVICES
 from drift_merge.training.gradient_bias import GradientBias
 from drift_merge.training.gradients.choose import layout_for
 from drift_merge.training.gradients.layout import PlainLayout
@@ -20,8 +19,9 @@ from drift_merge.training.handle import Handle
 from drift_merge.training.match.lines import Hints
 from drift_merge.training.match.live import checkpoint_of
 from drift_merge.training.match.matching import joined, match
+from drift_merge.training.options import DEVICES, WHEN
 from drift_merge.training.schedules import Alpha, Schedule, alphas_of, factor_of, name_of
-from drift_merge.training.settings import WHEN, InjectionSettings
+from drift_merge.training.settings import InjectionSettings
 
 AnyPrior = Prior | str | Path
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from math import cos, isfinite, pi
 
 from drift_merge.errors import RecipeError
+from drift_merge.training.options import SCHEDULES
 
 Alpha = float | Mapping[str, float]
 Schedule = str | Callable[[int], float] | None
-
-SCHEDULES = ("constant", "cosine", "linear")
 
 
 def alphas_of(alpha: Alpha, modules: set[str]) -> dict[str, float]:

@@ -10,7 +10,6 @@ from drift_merge.maths.injection import Rule
 from drift_merge.storage import fingerprints
 
 STATE_VERSION = 1
-WHEN = ("step", "microbatch")
 State = dict[str, Any]
 
 
@@ -25,7 +24,7 @@ class InjectionSettings:
     schedule: str  # its name
     total_steps: int | None
     when: str  # one of WHEN
-    device: str  # one of placement.DEVICES
+    device: str  # one of options.DEVICES
     is_strict: bool
     weights: tuple[float, ...]  # one per prior
     seals: tuple[str, ...]  # of the priors' manifests, in the same order

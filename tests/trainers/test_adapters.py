@@ -295,14 +295,12 @@ def test_swift_finds_the_callback_under_its_name(hf, monkeypatch):
 
 
 def test_axolotl_reads_the_options_of_its_yaml(hf, monkeypatch):
-    class BaseModel:
-        """pydantic's, of which only the list of fields is used here."""
-
-        def __init_subclass__(cls):
-            cls.model_fields = dict(cls.__annotations__)
+    def create_model(name, __module__, **fields):
+        """pydantic's, of which only the name and the list of fields are used here."""
+        return type(name, (), {"model_fields": fields, "__module__": __module__})
 
     stand_in(monkeypatch, "axolotl.integrations.base", BasePlugin=type("BasePlugin", (), {}))
-    stand_in(monkeypatch, "pydantic", BaseModel=BaseModel)
+    stand_in(monkeypatch, "pydantic", create_model=create_model)
     plugin = fresh(monkeypatch, "axolotl").DriftPlugin()
     assert plugin.get_input_args() == "drift_merge.trainers.axolotl.DriftArgs"
     (callback,) = plugin.add_callbacks_post_trainer({"drift_prior": "p/", "drift_alpha": 2.0}, None)

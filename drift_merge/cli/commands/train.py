@@ -16,18 +16,18 @@ from drift_merge.cli.running import require_device
 from drift_merge.errors import RecipeError
 from drift_merge.storage.output import check_output
 from drift_merge.trainers.sft.request import TrainingRequest, prepare_training
+from drift_merge.training.options import ATTACH_OPTIONS
 
 Report = Callable[[int, int, Mapping[str, Any]], None]
 
 
-RULES = ("absolute", "absolute_param_norm", "gradnorm", "adaptive_cosine")
-SCHEDULES = ("constant", "cosine", "linear")
+_BIASING = ("alpha", "rule", "modules", "layers", "schedule")  # of attach()'s options
 
 
-def parse_alpha(_: click.Context, __: click.Parameter, text: str) -> float | dict[str, float]:
+def _parse_alpha(_: click.Context, __: click.Parameter, text: str) -> float | dict[str, float]:
     """Click callback: `1.0`, or `attn=1.0,mlp=0.5`."""
     try:
-        if "=" not in text:
+        if "=" not in str(text):
             return float(text)
         pairs = (word.split("=") for word in text.split(","))
         return {module.strip(): float(value) for module, value in pairs}
@@ -38,31 +38,11 @@ def parse_alpha(_: click.Context, __: click.Parameter, text: str) -> float | dic
 _prior_options = options.chain(
     click.option("--prior", help="Directory or Hub id of the prior."),
     click.option("--no-prior", is_flag=True, help="Plain fine-tuning, to compare with."),
-    click.option(
-        "--alpha",
-        default="1.0",
-        show_default=True,
-        metavar="X",
-        callback=parse_alpha,
-        help="Strength of the prior: a number, or attn=X,mlp=Y.",
-    ),
-    click.option(
-        "--rule",
-        type=click.Choice(RULES),
-        default="adaptive_cosine",
-        show_default=True,
-        help="How the gradient sets the strength of each tensor's bias.",
-    ),
-    click.option(
-        "--modules", default="attn,mlp", show_default=True, metavar="LIST", help="What is biased."
-    ),
-    click.option("--layers", metavar="RANGES", help="Such as 0:28 or 0,4:12; default all."),
-    click.option(
-        "--schedule",
-        type=click.Choice(SCHEDULES),
-        default="constant",
-        show_default=True,
-        help="How alpha changes over the steps.",
+    *(
+        options.click_option(
+            option, default, callback=_parse_alpha if option.name == "alpha" else None
+        )
+        for option, default in (ATTACH_OPTIONS[name] for name in _BIASING)
     ),
 )
 _training_options = options.chain(

@@ -38,7 +38,7 @@ class TrainingRequest:
     rule: str = "adaptive_cosine"
     modules: str = "attn,mlp"
     layers: str | None = None
-    schedule: str = "constant"
+    schedule: str | None = None  # constant
     epochs: float = 1.0
     steps: int | None = None  # optimizer steps; overrides epochs
     learning_rate: float = 1e-6  # peak; cosine to 0

@@ -19,7 +19,6 @@ from drift_merge.names.tensors import matrix_shape
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.units import Block, Region, Unit, blocks_of, region_shape
 
-DEVICES = ("auto", "cpu", "cuda")
 _PASS = 2**22  # elements that are widened on the host at once
 _HEADROOM = 0.9  # of the memory that is free; activations and fragments need the rest
 Regions = Mapping[Unit, Region]
@@ -40,7 +39,7 @@ def place(
         source: of the priors' files.
         regions: the region of every unit on this rank, in the order of use.
         device: where gradients lie.
-        wanted: one of `DEVICES`.
+        wanted: one of `training.options.DEVICES`.
         dtype: in which deltas are held on the device, that of the prior.
         state_bytes: what the optimizer will still allocate on the device.
     """

@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 import drift_merge  # noqa: E402
 from drift_merge.training.lora.directions import directions  # noqa: E402
 from drift_merge.training.lora.layers import find_adapted, require_supported  # noqa: E402
-from tests import tiny_models
+from tests import tiny_models  # noqa: E402
 from tests.real_trainers import tiny  # noqa: E402
 
 pytestmark = [pytest.mark.engines, pytest.mark.filterwarnings("default")]
