@@ -13,6 +13,7 @@ from typing import Any
 
 from drift_merge.errors import CheckpointError, RecipeError
 from drift_merge.storage.adapters.refusals import damaged, merge_by_peft, refuse_field
+from drift_merge.storage.folder.faults import refuse_pointer
 from drift_merge.storage.sources import Source
 from drift_merge.storage.weight_map import ADAPTER_CONFIG
 
@@ -149,6 +150,8 @@ def read_fields(source: Source) -> dict[str, Any]:
     try:
         fields = json.loads((source.path / ADAPTER_CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ValueError):
+            refuse_pointer(f"{source.given}: {ADAPTER_CONFIG}", source.path / ADAPTER_CONFIG)
         raise damaged(source.given, f"{ADAPTER_CONFIG} cannot be read ({error})") from error
     if not isinstance(fields, dict):
         raise damaged(source.given, f"{ADAPTER_CONFIG} is not a JSON object")

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from drift_merge.errors import CheckpointError
+from drift_merge.storage.adapters.fields import read_fields
 from drift_merge.storage.checkpoint import open_checkpoint
 from drift_merge.storage.folder.contents import sort_files
 from drift_merge.storage.folder.limits import Recent, share_of_files
 from drift_merge.storage.folder.scan import require_carried, scan
+from drift_merge.storage.sources import parse_source
 from tests import checkpoints as c
 
 ONE = {"a": c.Stored("BF16", (2,), bytes(4))}
@@ -85,6 +87,12 @@ def test_a_git_lfs_pointer_is_called_so_with_the_command_that_fetches_it(
     with pytest.raises(CheckpointError, match=f"{name} is a git-lfs pointer") as caught:
         checked(path)
     assert caught.value.remedy.endswith(f"cd '{path}' && git lfs pull")
+
+
+def test_the_config_of_an_adapter_may_be_a_pointer_too(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json is a git-lfs"):
+        read_fields(parse_source(str(tmp_path)))
 
 
 def test_a_file_that_only_begins_like_a_pointer_is_none(tmp_path: Path) -> None:
