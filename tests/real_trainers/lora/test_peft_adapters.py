@@ -39,11 +39,11 @@ def gpt2():
 
 
 MODELS = {
-    "qwen2": (tiny.qwen2, LINEAR),
+    "qwen2": (tiny.FAMILIES["qwen2_5_vl"].text, LINEAR),
     "gpt2": (gpt2, ["c_attn", "c_proj", "c_fc"]),
-    "llava": (tiny.llava, LINEAR),
-    "qwen2_5_vl": (tiny.qwen2_5_vl, [*LINEAR, "qkv"]),
-    "smolvlm": (tiny.smolvlm, LINEAR),
+    "llava": (tiny.FAMILIES["llava"].mllm, LINEAR),
+    "qwen2_5_vl": (tiny.FAMILIES["qwen2_5_vl"].mllm, [*LINEAR, "qkv"]),
+    "smolvlm": (tiny.FAMILIES["smolvlm"].mllm, LINEAR),
 }
 MLLMS = ("llava", "qwen2_5_vl", "smolvlm")
 
