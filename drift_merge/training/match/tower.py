@@ -103,8 +103,13 @@ def _call(root: str) -> str:
 
 def _for_attach(error: AlignmentError) -> AlignmentError:
     """The words of a command line as those of attach()."""
-    remedy = error.remedy
-    if found := re.search(r"\n\w+:\n  tower: (\S+)", remedy):
-        remedy = _call(found[1])
-    remedy = remedy.replace("Pass a file with --map.", "Pass a file: attach(..., map_file=FILE).")
+    found = re.search(r"\n\w+:\n  tower: (\S+)", error.remedy)
+    remedy = (
+        _call(found[1])
+        if found
+        else (
+            "Give the model that the prior was computed for; or name its tensors in a file as for"
+            " --map: attach(..., map_file=FILE)"
+        )
+    )
     return AlignmentError(error.message, remedy=remedy)

@@ -342,6 +342,13 @@ def test_a_model_without_a_tower_is_refused_and_the_remedy_works(toy):
     assert len(biases(handle, model)) == 20
 
 
+def test_a_model_of_which_nothing_is_known_is_refused_without_an_invented_name(toy):
+    with pytest.raises(AlignmentError, match="no language tower") as e:
+        drift_merge.attach(nn.Linear(3, 3), toy.prior)
+    assert "up_proj" not in e.value.remedy
+    assert "map_file=" in e.value.remedy
+
+
 def test_a_model_whose_structure_says_nothing_is_paired_by_values_alone(toy):
     """Layers that are no list, names that say nothing, no embedding: a pipeline's stage, say."""
     tensors = without_embedding(memory_tensors(toy.pair.mllm))
