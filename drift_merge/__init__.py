@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from drift_merge import trainers as trainers
     from drift_merge.api.merges import apply as apply
     from drift_merge.api.merges import linear as linear
     from drift_merge.api.merges import merge as merge
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from drift_merge.errors import VerificationError as VerificationError
     from drift_merge.hub.publish import pull as pull
     from drift_merge.hub.publish import push as push
+    from drift_merge.maths import injection as injection
     from drift_merge.maths.methods import METHODS as METHODS
     from drift_merge.maths.methods import Method as Method
     from drift_merge.maths.methods.own import merge_method as merge_method
@@ -69,13 +71,17 @@ _FACE = {
     "drift_merge.training.handle": ("Handle",),
 }
 _HOME = {name: module for module, names in _FACE.items() for name in names}
+# Whole modules: rules of your own (`injection.Sums`), and the adapters (`drift_merge.trainers.hf`).
+_MODULES = {"injection": "drift_merge.maths.injection", "trainers": "drift_merge.trainers"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name not in _HOME:
         raise AttributeError(f"module 'drift_merge' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOME)
+    return sorted({*_HOME, *_MODULES})

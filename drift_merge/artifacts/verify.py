@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from drift_merge.artifacts.checks import VerifyReport, check_files, check_sample
 from drift_merge.errors import RecipeError
@@ -28,6 +28,17 @@ class Artifact:
         """What is recorded of every tensor, by its name in the shards."""
         tensors: dict[str, TensorRecord] = self.manifest["tensors"]
         return tensors
+
+
+class Checking(TypedDict, total=False):
+    """How a check is made; see `verify`."""
+
+    sample: int
+    seed: int
+    threads: int
+    stream: bool
+    cache_limit: str
+    progress: Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from drift_merge.artifacts.checks import VerifyReport
-from drift_merge.artifacts.verify import GivenSources, verify
+from drift_merge.artifacts.verify import Checking, GivenSources, verify
 from drift_merge.errors import VerificationError
 from drift_merge.merges.manifest import MANIFEST, Merge
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def verify_merge(
@@ -18,7 +21,7 @@ def verify_merge(
     base: str | None = None,
     map_file: Path | None = None,
     methods_file: Path | None = None,
-    **how: Any,
+    **how: "Unpack[Checking]",
 ) -> VerifyReport:
     """Check a merge: weights and sidecars, and with its sources a sample of its tensors.
 

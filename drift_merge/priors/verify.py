@@ -1,12 +1,15 @@
 """Verify a prior; see `artifacts.verify`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from drift_merge.artifacts.checks import VerifyReport
-from drift_merge.artifacts.verify import GivenSources, verify
+from drift_merge.artifacts.verify import Checking, GivenSources, verify
 from drift_merge.priors.manifest import MANIFEST, Prior
 from drift_merge.recipes.words import PRIOR
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def verify_prior(
@@ -16,7 +19,7 @@ def verify_prior(
     mllm: str | None = None,
     base: str | None = None,
     map_file: Path | None = None,
-    **how: Any,
+    **how: "Unpack[Checking]",
 ) -> VerifyReport:
     """Check a prior: its files, and with its sources a sample of its tensors.
 
