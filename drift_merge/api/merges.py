@@ -16,8 +16,9 @@ from drift_merge.merges.manifest import Merge
 from drift_merge.plans.prepare import prepare
 from drift_merge.priors.manifest import Prior, open_prior
 from drift_merge.recipes.files import read_recipe
+from drift_merge.recipes.options import recipe_options
 from drift_merge.recipes.own_methods import load_methods
-from drift_merge.recipes.recipe import Recipe, recipe_options
+from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.sweep import output_name, parse_settings, vary
 from drift_merge.recipes.words import PRIOR
 

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, TypeVar
 
 from drift_merge.engine.job import RunOptions
 from drift_merge.plans.plan import Plan
-from drift_merge.recipes.recipe import recipe_options
+from drift_merge.recipes.options import recipe_options
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE, PRIOR
 from drift_merge.storage.processes import num_cores
 from drift_merge.storage.sizes import parse_size
@@ -42,6 +42,8 @@ class How(Running, Selecting, total=False):
 
     on_mismatch: str
     dtype: str
+    round: str
+    round_seed: int
     max_shard_size: str
     allow_nonfinite: bool
 
@@ -61,7 +63,9 @@ def takes(
 ) -> Callable[[_Function], _Function]:
     """Spell `**how` out in the signature and, at `{options}`, in the docstring of a function."""
     rows = {name: (default, o.help) for name, (o, default) in recipe_options(method).items()}
-    found = {name: (rows | _RUNNING)[name] for name in kind.__annotations__ if name not in without}
+    known = rows | _RUNNING
+    taken = (n for n in kind.__annotations__ if n in known and n not in without)
+    found = {name: known[name] for name in taken}
 
     def decorate(function: _Function) -> _Function:
         signature = inspect.signature(function)

@@ -18,7 +18,8 @@ from drift_merge.plans.prepare import prepare
 from drift_merge.priors.compress import compress_prior, compress_recipe, plan_compression
 from drift_merge.priors.compute import compute_prior
 from drift_merge.priors.manifest import Prior, open_prior
-from drift_merge.recipes.recipe import Recipe, recipe_options
+from drift_merge.recipes.options import recipe_options
+from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import PRIOR
 
 if TYPE_CHECKING:

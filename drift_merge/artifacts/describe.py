@@ -35,12 +35,21 @@ def describe_source(checkpoint: Checkpoint, tensors: dict[str, str]) -> dict[str
     }
 
 
+# They say whether data was compared, which --stream does not; what follows is recorded by itself.
+_OF_THE_DATA = ("second_names", "copies_apart")
+
+
 def describe_findings(findings: Sequence[Finding]) -> list[dict[str, str]]:
     """Findings as plain data."""
     return [
         {"code": f.code, "severity": f.severity, "message": f.message, "remedy": f.remedy}
         for f in findings
     ]
+
+
+def recorded_findings(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """The findings of a manifest, which is the same however the sources are read."""
+    return describe_findings([f for f in findings if f.code not in _OF_THE_DATA])
 
 
 def describe_coverage(alignment: Alignment) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from drift_merge.engine.job import Outcome
 from drift_merge.merges.card import show_weight
 from drift_merge.merges.make import MadeMerge
 from drift_merge.plans.plan import Plan
-from drift_merge.recipes.recipe import Recipe, recipe_options
+from drift_merge.recipes.options import recipe_options
+from drift_merge.recipes.recipe import Recipe
 from drift_merge.storage import sizes
 
 
@@ -73,7 +74,7 @@ def _say_rounding(manifest: Mapping[str, Any]) -> None:
         render.note(
             f"Warning [rounding]: the output dtype keeps {kept:.0%} of the change, so that the "
             "effective weights are that much smaller (measured on a sample of every tensor).\n"
-            "  To keep all of it: --dtype float32"
+            "  To keep it on average, with noise: --round stochastic. To keep all: --dtype float32"
         )
 
 

@@ -14,7 +14,7 @@ from drift_merge.cli import config_file
 from drift_merge.cli.running import check_device
 from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.options import OPTIONS, Option
-from drift_merge.recipes.recipe import recipe_options
+from drift_merge.recipes.options import recipe_options
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE, DTYPE_CODES, PRIOR, SOURCE_DTYPE
 from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.processes import num_cores
@@ -92,8 +92,8 @@ def selection(method: str) -> Decorator:
 
 def writing(method: str) -> Decorator:
     """How the output is written."""
-    through = ("through",) if method == PRIOR else ()
-    names = ("dtype", *through, "max_shard_size", "allow_nonfinite")
+    own = ("through",) if method == PRIOR else ("round", "round_seed")
+    names = ("dtype", *own, "max_shard_size", "allow_nonfinite")
     return chain(output_option, recipe(method, *names))
 
 

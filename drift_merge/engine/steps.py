@@ -19,10 +19,11 @@ from drift_merge.errors import CheckpointError
 from drift_merge.maths.chunks import MethodSettings
 from drift_merge.maths.differences import PairSums, delta_
 from drift_merge.maths.dtypes import TORCH_DTYPES
-from drift_merge.maths.measures import Sampler, change_kept, count_nonfinite
+from drift_merge.maths.measures import Sampler, count_nonfinite
+from drift_merge.maths.rounding import Kept, change_kept, round_stochastically
 from drift_merge.plans.plan import Plan, Step
 from drift_merge.recipes.recipe import method_of, method_options, method_variant
-from drift_merge.recipes.words import PRIOR
+from drift_merge.recipes.words import PRIOR, STOCHASTIC
 from drift_merge.storage import fingerprints
 from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.fingerprints import Fingerprint
@@ -119,7 +120,8 @@ class _StepWork:
     formula: Formula
     sums: PairSums
     written: Fingerprint = field(default_factory=Fingerprint)
-    kept: float | None = None
+    kept: Kept | None = None
+    round_key: int | None = None  # of stochastic rounding; None: to nearest
     compressing: Compressing | None = None  # a tensor of a compressed prior
     nonfinite: dict[str, int] = field(default_factory=dict)
 
@@ -150,6 +152,11 @@ def _combine(run: WorkerContext, bundle: Bundle) -> list[TensorRecord]:
 def _begin(target: OutputTarget, reader: Reader) -> _StepWork:
     sums = PairSums(has_base=target.step.has_base)
     work = _StepWork(target, _formula(target, reader, sums), sums)
+    recipe = target.plan.recipe
+    # Where nothing is added there is nothing to keep: a cast rounds to nearest.
+    if recipe.round == STOCHASTIC and target.step.weights:
+        name = target.step.second_name_of or target.step.name
+        work.round_key = fingerprints.key_of(recipe.round_seed, "round", name)
     if target.plan.recipe.dtype in COMPRESSED:
         infos = target.plan.layout.tensors
         work.compressing = Compressing(target.step, infos, target.writer, work.written)
@@ -174,7 +181,7 @@ def _chunk(
         if not work.compressing.write(workspace, result, begin) or not work.sums.is_finite:
             _count_all(work, raw, result)
         return
-    out, data = workspace.store(result, dtype)
+    out, data = workspace.store(_rounded(work, result, dtype, begin), dtype)
     if work.compressing is not None:
         work.compressing.add_plain(result, out)
     if before is not None:
@@ -184,6 +191,13 @@ def _chunk(
         _count_all(work, raw, out)
     work.written.update(data)
     work.target.writer.write(info, begin * dtype.itemsize, data)
+
+
+def _rounded(work: _StepWork, result: Tensor, dtype: torch.dtype, begin: int) -> Tensor:
+    """The result as it is, to be rounded to nearest, or rounded by chance already."""
+    if work.round_key is None:
+        return result
+    return round_stochastically(result, dtype, work.round_key, begin)
 
 
 def _formula(target: OutputTarget, reader: Reader, sums: PairSums) -> Formula:
@@ -280,7 +294,7 @@ def _summary(work: _StepWork, inputs: list[str]) -> TensorRecord:
     if work.compressing is not None:
         result.update(work.compressing.summary())
     if step.weights:
-        result["change_kept"] = work.kept
+        result.update(_rounding(work))
     surveyed = work.target.surveyed
     if step.weights and surveyed is not None and (found := surveyed.weights_of(step)):
         mllm, *result["weights"] = found
@@ -288,6 +302,17 @@ def _summary(work: _StepWork, inputs: list[str]) -> TensorRecord:
     if work.nonfinite:
         result["nonfinite"] = work.nonfinite
     return result
+
+
+def _rounding(work: _StepWork) -> TensorRecord:
+    kept = work.kept
+    if kept is None or work.round_key is None:
+        return {"change_kept": None if kept is None else kept.fraction}
+    return {
+        "change_kept": kept.fraction,
+        "change_kept_error": kept.error,
+        "rounding_noise": kept.noise,
+    }
 
 
 def _statistics(sums: PairSums) -> TensorRecord:

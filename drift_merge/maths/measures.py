@@ -1,9 +1,9 @@
-"""What is measured of a tensor while it streams by: a sample, what rounding kept, NaN and Inf."""
+"""What is measured of a tensor while it streams by: a sample, NaN and Inf."""
 
 from math import isfinite
 
 import torch
-from torch import Tensor, dot
+from torch import Tensor
 
 SAMPLE = 8  # values of a tensor; all, if it has fewer
 
@@ -38,28 +38,6 @@ class Sampler:
                 break
             value = float(chunk[position - begin])
             self.values.append(value if isfinite(value) else None)
-
-
-def change_kept(before: Tensor, exact: Tensor, rounded: Tensor) -> float | None:
-    """The fraction of a change that rounding has kept, along the change itself.
-
-    kept = <rounded - before, exact - before> / ||exact - before||^2, so that weight times kept
-    is the weight that the rounded output really has.
-
-    Args:
-        before: one-dimensional chunk of the mllm.
-        exact: the merged chunk before rounding, same dtype and length.
-        rounded: the merged chunk as it is stored, any floating dtype.
-
-    Returns:
-        1.0 where nothing is lost; None where there was no change to keep, or it holds NaN or Inf.
-    """
-    change = exact - before
-    norm_squared = float(dot(change, change))
-    if not norm_squared > 0.0:
-        return None
-    kept = float(dot(rounded.to(before) - before, change)) / norm_squared
-    return kept if isfinite(kept) else None
 
 
 def count_nonfinite(chunk: Tensor) -> int:

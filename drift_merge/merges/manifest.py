@@ -1,23 +1,25 @@
 """`drift_merge.json`: how a merged checkpoint was made, tensor by tensor."""
 
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 from drift_merge.artifacts.describe import (
     describe_coverage,
-    describe_findings,
     describe_index,
     describe_rows,
     describe_second_names,
     describe_source,
     read_fingerprints,
+    recorded_findings,
 )
 from drift_merge.artifacts.verify import Artifact
 from drift_merge.errors import SourceError
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.prepare import Prepared
 from drift_merge.recipes.recipe import Recipe, method_of, method_variant
+from drift_merge.recipes.words import NEAREST
 from drift_merge.storage.manifests import describe_tool, read_manifest, seal
 from drift_merge.storage.measured import Results, TensorRecord
 
@@ -62,9 +64,9 @@ def build_manifest(
         "sources": sources,
         "coverage": [describe_coverage(alignment) for _, alignment in prepared.reasoners],
         **describe_second_names(alignment for _, alignment in prepared.reasoners),
-        "findings": describe_findings(prepared.findings),
+        "findings": recorded_findings(prepared.findings),
         "counts": plan.counts(),
-        "change_kept": _change_kept(plan, results),
+        **_rounding(plan, results),
         "size_bytes": plan.write_bytes,
         "shards": [shard.file for shard in plan.layout.shards],
         "index": describe_index(plan),
@@ -104,15 +106,27 @@ def _reasoner_data(plan: Plan, results: Results, source: int) -> dict[str, str]:
     return found
 
 
-def _change_kept(plan: Plan, results: Results) -> float | None:
-    """The fraction of the change that rounding kept, over all merged tensors by their size."""
+def _rounding(plan: Plan, results: Results) -> dict[str, float | None]:
+    """The fraction of the change that rounding kept, over all merged tensors by their size.
+
+    Of stochastic rounding also its standard error, and the noise that it has added, relative to
+    the change.
+    """
     found = [
-        (plan.layout.tensors[name].numel, kept)
+        (plan.layout.tensors[name].numel, result)
         for name, result in results.items()
-        if (kept := result.get("change_kept")) is not None
+        if result.get("change_kept") is not None
     ]
     total = sum(numel for numel, _ in found)
-    return sum(numel * kept for numel, kept in found) / total if total else None
+    if not total:
+        return {"change_kept": None}
+    kept = sum(numel * float(result["change_kept"] or 0.0) for numel, result in found) / total
+    if plan.recipe.round == NEAREST:
+        return {"change_kept": kept}
+    errors = (numel / total * result["change_kept_error"] for numel, result in found)
+    noise = sum(numel * result["rounding_noise"] for numel, result in found) / total
+    error = sqrt(sum(error**2 for error in errors))
+    return {"change_kept": kept, "change_kept_error": error, "rounding_noise": noise}
 
 
 def _tensors(plan: Plan, results: Results, *, has_mllm_weight: bool) -> dict[str, TensorRecord]:

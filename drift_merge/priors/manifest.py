@@ -12,11 +12,11 @@ from typing import Any
 
 from drift_merge.artifacts.describe import (
     describe_coverage,
-    describe_findings,
     describe_index,
     describe_second_names,
     describe_source,
     read_fingerprints,
+    recorded_findings,
 )
 from drift_merge.artifacts.verify import Artifact
 from drift_merge.errors import CheckpointError, SourceError
@@ -67,7 +67,7 @@ def build_manifest(prepared: Prepared, plan: Plan, results: Results) -> dict[str
         "sources": sources,
         "coverage": describe_coverage(alignment) | _missing_in_base(prepared, plan),
         **describe_second_names([alignment]),
-        "findings": describe_findings(prepared.findings),
+        "findings": recorded_findings(prepared.findings),
         "num_elements": sum(prod(step.shape) for step in plan.steps),
         "size_bytes": plan.write_bytes,
         "shards": [shard.file for shard in plan.layout.shards],

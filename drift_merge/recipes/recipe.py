@@ -6,13 +6,11 @@ where they go is not. Rules live here, so that command line, YAML and Python mee
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import RecipeError, nearest, one_of
 from drift_merge.maths.methods import METHODS, Method
-from drift_merge.maths.methods.options import Option
 from drift_merge.maths.methods.table import WEIGHTS, Survey, Value
 from drift_merge.recipes.method_rules import check_method
 from drift_merge.recipes.weights import Weight, parse_weight
@@ -20,10 +18,12 @@ from drift_merge.recipes.words import (
     DEFAULT_SHARD_SIZE,
     DTYPE_CODES,
     MERGE_MODULES,
+    NEAREST,
     PRIOR,
     PRIOR_DTYPE,
     PRIOR_MODULES,
     SOURCE_DTYPE,
+    STOCHASTIC,
 )
 from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.sizes import parse_size
@@ -112,6 +112,18 @@ class Recipe:
             only="prior",
         ),
     )
+    round: str = field(
+        default=NEAREST,
+        metadata=_row(
+            "To 16 bits: stochastic keeps, on average, what is too small for nearest.",
+            choices=(NEAREST, STOCHASTIC),
+            only="merge",
+        ),
+    )
+    round_seed: int = field(
+        default=0,
+        metadata=_row("Of stochastic rounding.", kind=int, metavar="N", only="merge"),
+    )
     max_shard_size: str = field(
         default=DEFAULT_SHARD_SIZE, metadata=_row("Of a shard.", metavar="SIZE")
     )
@@ -131,7 +143,13 @@ class Recipe:
                 f"expected one REASONER and one MLLM; got {len(self.reasoners) + 1} sources.",
                 remedy="Compute one prior per reasoner; they can be combined in training.",
             )
+        if self.method == PRIOR and self.round != NEAREST:
+            raise RecipeError(
+                f"--round {self.round} is for merges; a prior is rounded to nearest.",
+                remedy="Leave it out, or keep all of delta: --dtype float32",
+            )
         self._check_dtype()
+        one_of("--round", self.round, [NEAREST, STOCHASTIC])
         one_of("--on-mismatch", self.on_mismatch, ["error", "skip"])
         parse_size(self.max_shard_size)
         # One form for one meaning: "0.10" on the command line is 0.1 in a file.
@@ -213,6 +231,8 @@ class Recipe:
         values["weights"] = [parse_weight(weight).plain for weight in self.weights]
         if self.mllm_weight is not None:
             values["mllm_weight"] = self.parsed_mllm_weight.plain
+        if self.round == NEAREST:  # as manifests were before there was a choice
+            values = {k: v for k, v in values.items() if not k.startswith("round")}
         values["variant"] = method_variant(self)
         values["options"] = method_options(self)
         for name in WEIGHTS:
@@ -296,24 +316,3 @@ def method_of(recipe: Recipe) -> Method:
             remedy="See them all: drift-merge methods",
         )
     return METHODS[recipe.method]
-
-
-def recipe_options(method: str) -> dict[str, tuple[Option, Any]]:
-    """The options of recipes that are no method's own: by field, with the default.
-
-    Args:
-        method: "prior", the name of a merge method, or "" for all of both.
-    """
-    found = {}
-    for each in dataclass_fields(Recipe):
-        if "help" not in each.metadata:
-            continue
-        row = dict(each.metadata)
-        is_prior = method == PRIOR
-        only, defaults = row.pop("only", ""), (row.pop("of_merge", None), row.pop("of_prior", None))
-        if method and only and (only == PRIOR) is not is_prior:
-            continue
-        option = Option(name=each.name, kind=row.pop("kind", str), **row)
-        default = defaults[is_prior]
-        found[each.name] = (option, each.default if default is None else default)
-    return found

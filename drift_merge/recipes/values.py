@@ -10,7 +10,8 @@ from typing import Any
 from drift_merge.errors import RecipeError, nearest
 from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.options import OPTIONS, Option
-from drift_merge.recipes.recipe import Recipe, method_of, recipe_options
+from drift_merge.recipes.options import recipe_options
+from drift_merge.recipes.recipe import Recipe, method_of
 from drift_merge.recipes.words import PRIOR
 
 RUNNING = (  # how it runs and reports; no byte of the output depends on it

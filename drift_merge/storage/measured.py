@@ -31,6 +31,8 @@ class TensorRecord(TypedDict, total=False):
     dtype_mllm: str  # dtype code of the mllm's tensor
     sample_mllm: list[float | None]  # a few of its values, see `maths.measures.positions`
     change_kept: float | None  # fraction of the change that rounding kept, on a sample
+    change_kept_error: float  # its standard error, of stochastic rounding
+    rounding_noise: float  # |rounded - exact| / |change|, likewise
     weights: list[float]  # of the reasoners, as used
     mllm_weight: float
     nonfinite: dict[str, int]  # NaN and Inf by where they are; absent if there are none

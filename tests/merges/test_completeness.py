@@ -10,7 +10,7 @@ import drift_merge
 from drift_merge.api.options import How
 from drift_merge.maths.methods import METHODS
 from drift_merge.maths.methods.options import OPTIONS
-from drift_merge.recipes.recipe import recipe_options
+from drift_merge.recipes.options import recipe_options
 from tests import checkpoints as c
 from tests.maths.methods import test_reference
 from tests.merges.suite import CASES, name_of, run_merge, write_sources

@@ -4,8 +4,11 @@ import math
 
 import pytest
 
+from drift_merge.engine import workers, workspace
 from drift_merge.errors import RecipeError
 from drift_merge.maths.methods import METHODS
+from drift_merge.recipes.recipe import Recipe
+from tests import checkpoints as c
 from tests.light import run_without_torch
 from tests.merges.suite import CASES, Case, name_of, run_merge, write_sources
 
@@ -106,3 +109,46 @@ def test_help_and_dry_run_of_every_method_never_import_torch(sources, tmp_path):
             wrong = [word for word in words if word not in ("--base", str(sources.base))]
             calls += [[2, "drift-merge", *wrong]]
     run_without_torch(calls, tmp_path)
+
+
+LINEAR = Case("linear", "paper", has_base=False)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_by_chance_keeps_the_weight_that_nearest_swallows(dtype, sources, tmp_path):
+    kept = {}
+    for how in ("nearest", "stochastic"):
+        made = run_merge(LINEAR, sources, tmp_path / how, weights=(2e-4,), dtype=dtype, round=how)
+        kept[how] = made.merge.manifest
+    exact = run_merge(LINEAR, sources, tmp_path / "exact", weights=(2e-4,), dtype="float32")
+    assert exact.merge.manifest["change_kept"] == 1.0
+    assert "change_kept_error" not in kept["nearest"]
+    error = kept["stochastic"]["change_kept_error"]
+    assert abs(kept["stochastic"]["change_kept"] - 1.0) <= 5 * error
+    assert abs(kept["nearest"]["change_kept"] - 1.0) > 5 * error
+    assert kept["stochastic"]["rounding_noise"] > 0.0
+
+
+def test_rounding_by_chance_gives_the_same_bytes_however_it_is_done(sources, tmp_path, monkeypatch):
+    values = {"weights": (0.01,), "dtype": "bfloat16", "round": "stochastic"}
+    run_merge(LINEAR, sources, tmp_path / "one", **values)
+    monkeypatch.setattr(workspace, "CPU_CHUNK", 37)
+    monkeypatch.setattr(workers, "PROCESS_BYTES", 0)
+    run_merge(LINEAR, sources, tmp_path / "two", threads=2, **values)
+    assert c.read_tensors(tmp_path / "one") == c.read_tensors(tmp_path / "two")
+    run_merge(LINEAR, sources, tmp_path / "three", round_seed=1, **values)
+    assert c.read_tensors(tmp_path / "one") != c.read_tensors(tmp_path / "three")
+
+
+def test_rounding_by_chance_leaves_what_is_not_changed(sources, tmp_path):
+    plain = run_merge(LINEAR, sources, tmp_path / "cast", weights=(0.0,), dtype="float16")
+    made = run_merge(
+        *(LINEAR, sources, tmp_path / "out"), weights=(0.0,), dtype="float16", round="stochastic"
+    )
+    assert c.read_tensors(tmp_path / "out") == c.read_tensors(tmp_path / "cast")
+    assert made.merge.manifest["counts"] == plain.merge.manifest["counts"]
+
+
+def test_a_prior_is_not_rounded_by_chance():
+    with pytest.raises(RecipeError, match="is for merges"):
+        Recipe(method="prior", reasoners=("a",), mllm="b", round="stochastic")
