@@ -155,7 +155,7 @@ def _inserted(one: TowerSide, side: str) -> list[Finding]:
         shown = ", ".join(map(str, one.tower.mtp))
         message = (
             f"The {side} has {len(one.tower.mtp)} blocks of multi-token prediction (layers {shown})"
-            " beside the layers of its language tower; they are outside it."
+            ": they are not counted as layers, and outside the tower if the other model has none."
         )
         remedy = "Nothing to do: they serve speculative decoding alone."
         findings.append(Finding("mtp", "info", message, remedy))

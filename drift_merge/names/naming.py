@@ -41,9 +41,10 @@ class Tower:
     inserted: tuple[int, ...]  # stored numbers of the cross-attention layers left out
     outside: tuple[str, ...]  # stored names of everything else
     num_layers: int  # without the inserted ones
-    mtp: tuple[int, ...] = ()  # stored numbers of blocks that predict more tokens, left out
+    mtp: tuple[int, ...] = ()  # stored numbers of blocks that predict more tokens; no layers
     extras: frozenset[str] = frozenset()
-    # canonical names of what stands below the root beside layers, embedding, final norm and head
+    # canonical names of what stands below the root beside layers, embedding, final norm and head;
+    # where one side alone has it, it is outside
 
 
 def name_tower(
@@ -92,10 +93,12 @@ def name_tower(
             if found is not None:
                 canonical[stored] = found
         _name_by_class(canonical, model)
+        blocks = {str(n) if numbers is None else numbers.get(str(n)) for n in mtp}
+        extras |= {c for c in canonical.values() if _layer(c) in blocks} if blocks else set()
     canonical.update((stored, found) for stored, found in mapped.items() if found is not None)
     _drop_frozen_copies(canonical)
     _check_injective(canonical, model, side)
-    numbered = {name.split(".", 2)[1] for name in canonical.values() if name.startswith("layers.")}
+    numbered = {_layer(name) for name in canonical.values() if name not in extras} - {None}
     return Tower(
         root=root,
         canonical=canonical,
@@ -178,7 +181,7 @@ def _find_embedding(below: Collection[str]) -> str:
 def _number_layers(
     names: Collection[str], prefix: str, model: Model
 ) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, str] | None]:
-    """Return the inserted cross-attention layers, the MTP blocks, and new numbers of the others.
+    """Return the inserted cross-attention layers, the MTP blocks, and new numbers of the layers.
 
     Inserted layers have cross-attention and no self-attention. Without any the numbers stay
     as they are (None), gaps included.
@@ -192,11 +195,11 @@ def _number_layers(
     crossing = {n for n, found in tails.items() if any(t.startswith("cross_attn.") for t in found)}
     own = ("self_attn.", "attention.", "attn.")
     inserted = {n for n in crossing if not any(tail.startswith(own) for tail in tails[n])}
-    if not inserted and not mtp:
-        return (), (), None
-    others = sorted(tails.keys() - inserted - mtp, key=int)
-    numbers = {n: str(i) if inserted else n for i, n in enumerate(others)}
-    return tuple(sorted(map(int, inserted))), tuple(sorted(map(int, mtp))), numbers
+    predicting = tuple(sorted(map(int, mtp)))
+    if not inserted:
+        return (), predicting, None
+    others = sorted(tails.keys() - inserted, key=int)
+    return tuple(sorted(map(int, inserted))), predicting, {n: str(i) for i, n in enumerate(others)}
 
 
 def _mtp_blocks(tails: Mapping[str, list[str]], model: Model) -> set[str]:
@@ -229,6 +232,10 @@ def _find_head(shapes: Mapping[str, Shape | None], root: str, embedding: str) ->
     ]
     near = [n for n in alike if not _LISTS.search(n) and not is_other_sense(n)]
     return near[0].removesuffix("weight") if len(near) == 1 else None
+
+
+def _layer(canonical: str) -> str | None:
+    return canonical.split(".", 2)[1] if canonical.startswith("layers.") else None
 
 
 def _in_layer(name: str, prefix: str, numbers: Mapping[str, str] | None) -> str | None:

@@ -70,8 +70,9 @@ _CLASSES = {"shieldgemma2": "ShieldGemma2ForImageClassification"}
 _RENAMED = {"ernie4_5_vl_moe": (("mlp.text_moe.", "mlp."),)}
 # Modules below a tower that are no language: of a model that has no module of its own for that.
 _NO_LANGUAGE = re.compile(
-    r"(?:^|\.)(?:vq\w*|visual|vision\w*|image\w*|audio_\w+|embed_audio\w*|embed_tokens_extend"
+    r"(?:^|\.)(?:vq\w*|visual|vision\w*|image\w*|embed_tokens_extend"
     r"|protein\w*|perceiver\w*|visual_projection\w*|codec\w*|\w*projector|img_temp\w*)\."
+    r"|^(?:audio_\w+|embed_audio\w*)\."
 )
 
 

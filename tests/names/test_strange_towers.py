@@ -157,3 +157,12 @@ def test_neither_model_stores_a_head_is_said_only_where_it_is_true():
     assert said({}) == {"tied_head"}
     assert said({"tie_word_embeddings": True}) == {"tied_head"}
     assert said({"tie_word_embeddings": False}) == {"no_head"}
+
+
+def test_blocks_that_both_models_have_are_paired():
+    ours = Model("text", {**f.decoder(tails=LAYER), **mtp("model.", 3)})
+    theirs = {**f.mllm(tails=LAYER).shapes, **mtp("language_model.model.", 3)}
+    found = align(ours, Model("mllm", theirs))
+    require_complete(found)
+    assert found.mllm.num_layers == 3
+    assert any(pair.mllm.endswith("layers.3.mlp.up_proj.weight") for pair in found.pairs)
