@@ -70,7 +70,7 @@ def alignment_table(alignment: Alignment) -> None:
         module = "outside the tower" if outside else classify(record.name)
         row = counts.setdefault(module, dict.fromkeys(STATUSES, 0))
         row[record.status] += 1
-    order = ["attn", "mlp", "norm", "embed", "head", "other", "outside the tower"]
+    order = ["attn", "mlp", "mixer", "norm", "embed", "head", "other", "outside the tower"]
     rows = []
     for module in sorted(counts, key=order.index):
         cells = [

@@ -30,6 +30,7 @@ def make_merge(prepared: Prepared, plan: Plan, out: Path, options: RunOptions) -
     Raises:
         OutputError: `out` exists, clashes with an input, or cannot be written.
         CheckpointError: an input is damaged or holds NaN or Inf.
+        AlignmentError: two tensors that a map pairs are not the same matrix.
     """
     return make_merges([(prepared, plan, out)], options)[0]
 
@@ -38,6 +39,10 @@ def make_merges(
     jobs: Sequence[tuple[Prepared, Plan, Path]], options: RunOptions
 ) -> list[MadeMerge]:
     """Write several merges of the same sources in one pass over them; see `make_merge`."""
+    from drift_merge.engine.strangers import refuse_strangers  # here: it needs torch
+
+    for prepared, plan, _ in jobs:
+        refuse_strangers(plan, prepared.findings)
     outcomes = execute_all(
         [Job(plan, out, finish_merge(prepared, plan)) for prepared, plan, out in jobs], options
     )

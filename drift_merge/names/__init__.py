@@ -2,6 +2,6 @@
 
 Must not know tensor data or files of weights: everything follows from names, shapes and configs.
 
-Read: tensors, modules, name_map, layouts, tables, lineage, naming, towers, fusions, pairing,
-vocabulary, tokens, embeddings, second_names, account, refusals, align.
+Read: tensors, name_map, layouts, modules, layers, tables, lineage, naming, towers, fusions,
+pairing, vocabulary, tokens, embeddings, second_names, account, refusals, align.
 """

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from drift_merge.names.layers.promises import empty_words, left_out
+from drift_merge.names.lineage import is_tied
 from drift_merge.names.modules import ModuleSelection, canonical_order, classify, layer_of
 from drift_merge.names.pairing import DraftRecord, TowerSide
 from drift_merge.names.second_names import (
@@ -10,7 +12,17 @@ from drift_merge.names.second_names import (
     SecondNames,
     is_listed_only,
 )
-from drift_merge.names.tensors import Alignment, Finding, Pair, Part, Record, RowMap, Shape, Side
+from drift_merge.names.tensors import (
+    Alignment,
+    Finding,
+    Model,
+    Pair,
+    Part,
+    Record,
+    RowMap,
+    Shape,
+    Side,
+)
 from drift_merge.names.towers import hidden_size
 
 _MAX_EXAMPLES = 3
@@ -35,11 +47,17 @@ def take_account(
     pairs: list[Pair] = []
     records: list[Record] = []
     examples: list[tuple[str, str, str]] = []
+    selected: set[str] = set()
+    unselected: list[str] = []
     for draft in sorted(drafts, key=lambda draft: canonical_order(draft.name)):
         taken = [
             name not in aliases and selection.takes(name) for name in draft.mllm or draft.reasoner
         ]
-        is_taken = any(taken)
+        is_taken = any(taken) and draft.status != "not_selected"
+        if is_taken:
+            selected.update(draft.mllm or draft.reasoner)
+        elif draft.status == "matched":
+            unselected.append(draft.name)
         status = draft.status if is_taken else "not_selected"
         records.append(_record(draft, status, ours, theirs, second))
         if is_taken and draft.status == "matched":
@@ -48,12 +66,14 @@ def take_account(
         elif is_taken and len(examples) < _MAX_EXAMPLES:
             examples.append(_example(draft, ours, theirs))
     num_selected = sum(record.status != "not_selected" for record in records)
-    records += _unselectable(ours, theirs, second)
+    records += _unselectable(ours, theirs, drafts, second)
     return Alignment(
         pairs=tuple(pairs),
         records=tuple(records),
         findings=(
             *findings,
+            *empty_words(selection, selected),
+            *left_out(unselected, selection),
             *_head_findings(selection, ours, theirs, second),
             *_row_findings(row_maps),
         ),
@@ -106,23 +126,38 @@ def _show(shapes: list[Shape | None]) -> str:
     return " + ".join(texts[:3]) + more
 
 
-def _unselectable(ours: TowerSide, theirs: TowerSide, second: SecondNames) -> Iterator[Record]:
-    """Yield the records of buffers, then of everything outside the towers."""
+def _unselectable(
+    ours: TowerSide, theirs: TowerSide, drafts: Sequence[DraftRecord], second: SecondNames
+) -> Iterator[Record]:
+    """Yield the records of buffers, of what one side alone has, then of everything outside."""
     one, other = (
         {side.tower.canonical[name]: name for name in side.tower.buffers} for side in (ours, theirs)
     )
     for canonical in sorted({*one, *other}, key=canonical_order):
-        mine, its = one.get(canonical), other.get(canonical)
-        shape = theirs.model.shapes[its] if its else ours.model.shapes[mine or ""]
-        yield Record(
-            canonical, (mine,) if mine else (), (its,) if its else (), shape, "not_selected"
-        )
+        a, b = one.get(canonical), other.get(canonical)
+        shape = theirs.model.shapes[b] if b else ours.model.shapes[a or ""]
+        yield Record(canonical, (a,) if a else (), (b,) if b else (), shape, "not_selected")
+    mine = {name for draft in drafts for name in draft.reasoner}
+    for name in sorted(ours.stored.keys() - mine, key=canonical_order):
+        yield _outside(ours.stored[name], ours.model, is_mllm=False)
+    its = {name for draft in drafts for name in draft.mllm}
+    for name in sorted(theirs.stored.keys() - its, key=canonical_order):
+        stored = theirs.stored[name]
+        if name in theirs.tower.extras:
+            yield _outside(stored, theirs.model, is_mllm=True)
+        else:
+            yield Record(name, (), (stored,), theirs.model.shapes[stored], "not_selected")
     for name in ours.tower.outside:
-        yield Record(name, (name,), (), ours.model.shapes[name], "outside_tower")
+        yield _outside(name, ours.model, is_mllm=False)
     again = {name for names in second.of.values() for name in names}
     for name in theirs.tower.outside:
         if name not in again:
-            yield Record(name, (), (name,), theirs.model.shapes[name], "outside_tower")
+            yield _outside(name, theirs.model, is_mllm=True)
+
+
+def _outside(name: str, model: Model, *, is_mllm: bool) -> Record:
+    mine, its = ((), (name,)) if is_mllm else ((name,), ())
+    return Record(name, mine, its, model.shapes[name], "outside_tower")
 
 
 def _aliases(ours: TowerSide, theirs: TowerSide) -> set[str]:
@@ -146,6 +181,14 @@ def _head_findings(
         message = "The mllm's head is its embedding, stored under both names (tied)."
         return [Finding("tied_head", "info", message, remedy)]
     if HEAD not in ours.stored and HEAD not in theirs.stored:
+        if is_tied(ours.model.config) is False or is_tied(theirs.model.config) is False:
+            message = (
+                "No head was found in either model, though a config says that it is not the"
+                " embedding (tie_word_embeddings is false): it is left as it is."
+            )
+            remedy = 'Name it in a file given with --map, e.g. "transformer.out.weight":'
+            remedy += ' "lm_head.weight" for both sides.'
+            return [Finding("no_head", "warning", message, remedy)]
         message = "Neither model stores a head: it is the embedding (tied)."
         return [Finding("tied_head", "info", message, remedy)]
     who, whose = ("reasoner", "mllm") if HEAD in theirs.stored else ("mllm", "reasoner")

@@ -14,9 +14,10 @@ import shlex
 from drift_merge.errors import AlignmentError
 from drift_merge.names.account import take_account
 from drift_merge.names.embeddings import VocabularySource, pair_rows
-from drift_merge.names.lineage import has_vision_config, lineage
+from drift_merge.names.layouts import is_other_sense
+from drift_merge.names.lineage import has_vision_config, is_encoder_decoder, lineage
 from drift_merge.names.modules import DEFAULT_MODULES, parse_selection
-from drift_merge.names.name_map import NameMap
+from drift_merge.names.name_map import NameMap, SideMap
 from drift_merge.names.pairing import TowerSide, pair_up, tower_side
 from drift_merge.names.refusals import require_complete
 from drift_merge.names.second_names import find_second_names, second_name_findings
@@ -26,10 +27,7 @@ from drift_merge.names.vocabulary import compare_vocabularies
 
 __all__ = ["align", "require_complete"]
 
-_VISION_NAMES = re.compile(
-    r"vis|image|patch|pixel|mm_|multi_modal|multimodal|projector|connector|resampler|perceiver"
-    r"|siglip|clip|vit\b|audio"
-)
+_DECODER = re.compile(r"((?:.*?\.)?)(?:text_)?decoder\.(?:.*\.)?(?:layers|layer|h|blocks?)\.\d+\.")
 
 
 def align(
@@ -42,6 +40,7 @@ def align(
     vocabularies: VocabularySource = None,
     rows_by_number: bool = False,
     is_tower: bool = False,
+    has_router_biases: bool = False,
 ) -> Alignment:
     """Pair the reasoner's tensors with those of the mllm's language tower.
 
@@ -60,6 +59,7 @@ def align(
         rows_by_number: rows of the reasoner are those of the mllm, as in a prior.
         is_tower: `mllm` is nothing but a language tower (the tensors of a prior), so that it
             need not have a vision tower.
+        has_router_biases: see `modules.parse_selection`.
 
     Returns:
         The alignment, complete or not: see `require_complete`.
@@ -70,9 +70,13 @@ def align(
         RecipeError: if modules, layers or the map cannot be understood.
     """
     maps = name_map or NameMap()
+    for model, side_map, side in ((reasoner, maps.reasoner, "reasoner"), (mllm, maps.mllm, "mllm")):
+        _refuse_encoder_decoder(model, side_map, side)
     ours, theirs = _choose_towers(reasoner, mllm, maps)
     roles = [] if is_tower else _check_roles(ours, theirs)
-    selection = parse_selection(modules, layers, theirs.tower.num_layers)
+    selection = parse_selection(
+        modules, layers, theirs.tower.num_layers, has_router_biases=has_router_biases
+    )
     second = find_second_names(ours, theirs)
     theirs = second.side
     drafts, hints = pair_up(ours, theirs)
@@ -89,6 +93,21 @@ def align(
 
 def _is_same(one: Model, other: Model) -> bool:
     return one is other or (one.label == other.label and one.shapes == other.shapes)
+
+
+def _refuse_encoder_decoder(model: Model, side_map: SideMap, side: str) -> None:
+    """Refuse a model whose decoder reads an encoder, unless the map says which tower is meant."""
+    if side_map.tower is not None or not is_encoder_decoder(model.config):
+        return
+    names = (f".{name}" for name in model.shapes)
+    found = sorted({match[1] for name in names if (match := _DECODER.match(name))}, key=len)
+    tower = f"{found[0].lstrip('.')}decoder" if found else "decoder"
+    raise AlignmentError(
+        f"{model.label} is an encoder-decoder (is_encoder_decoder in its config.json): its decoder"
+        " reads an encoder in every layer, which a decoder alone does not.",
+        remedy="Choose a model whose text LLM is a decoder alone. To pair the decoders all the"
+        f" same, name them in a file given with --map:\n{side}:\n  tower: {tower}",
+    )
 
 
 def _choose_towers(reasoner: Model, mllm: Model, maps: NameMap) -> tuple[TowerSide, TowerSide]:
@@ -127,17 +146,26 @@ def _sees(side: TowerSide) -> bool:
     outside = side.tower.outside
     if outside and has_vision_config(side.model.config):
         return True
-    return any(_VISION_NAMES.search(name) for name in outside)
+    return any(is_other_sense(name) for name in outside)
 
 
 def _inserted(one: TowerSide, side: str) -> list[Finding]:
+    findings = []
+    if one.tower.mtp:
+        shown = ", ".join(map(str, one.tower.mtp))
+        message = (
+            f"The {side} has {len(one.tower.mtp)} blocks of multi-token prediction (layers {shown})"
+            ": they are not counted as layers, and outside the tower if the other model has none."
+        )
+        remedy = "Nothing to do: they serve speculative decoding alone."
+        findings.append(Finding("mtp", "info", message, remedy))
     numbers = one.tower.inserted
     if not numbers:
-        return []
+        return findings
     shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
     message = (
         f"The {side} has {len(numbers)} inserted cross-attention layers ({shown}); they are"
         f" outside the language tower, and the other layers are numbered without them."
     )
     remedy = "Nothing to do: layer i is the i-th layer with self-attention."
-    return [Finding("inserted_layers", "info", message, remedy)]
+    return [*findings, Finding("inserted_layers", "info", message, remedy)]

@@ -13,8 +13,13 @@ from dataclasses import dataclass
 
 from drift_merge.names.tensors import Part, Shape, matrix_shape
 
-_STACKS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-_STACKED = re.compile(r"(.*)\.(qkv_proj|gate_up_proj)\.(weight|bias)")
+_STACKS = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "up_gate_proj": ("up_proj", "gate_proj"),  # Molmo, where a map says so
+}
+_STACKED = re.compile(r"(.*)\.(qkv_proj|gate_up_proj|up_gate_proj)\.(weight|bias)")
+_HALVES = {"gate_up_proj": "up_gate_proj", "up_gate_proj": "gate_up_proj"}
 _INTERLEAVED = re.compile(r"(.*)\.wqkv\.(weight|bias)")
 _EXPERTS = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)")
 
@@ -27,7 +32,7 @@ class FusedGroup:
     """One fused tensor and the canonical names of the tensors it holds, in its order."""
 
     fused: str
-    kind: str  # "stack" | "interleaved" | "experts"
+    kind: str  # "stack" | "interleaved" | "experts" | "stacked_experts"
     splits: tuple[str, ...]
 
 
@@ -47,7 +52,7 @@ class FusedSlot:
 def find_groups(fused_side: Collection[str], split_side: Collection[str]) -> list[FusedGroup]:
     """Return the groups whose fused tensor is in one set and all its splits in the other."""
     experts = _count_experts(split_side)
-    groups = (_group(name, experts) for name in sorted(fused_side))
+    groups = (_group(name, experts, split_side) for name in sorted(fused_side))
     return [g for g in groups if g and g.splits and all(name in split_side for name in g.splits)]
 
 
@@ -76,6 +81,8 @@ def slots_of(
         return ()
     if group.kind == "experts":
         return _expert_slots(group, whole, known, fused)
+    if group.kind == "stacked_experts":
+        return _stacked_expert_slots(group, whole, known)
     rows, cols = matrix_shape(whole)
     views = [matrix_shape(shape) for shape in known]
     if sum(view[0] for view in views) != rows or any(view[1] != cols for view in views):
@@ -129,6 +136,30 @@ def fused_parts(slots: tuple[FusedSlot, ...], stored: Mapping[str, str]) -> tupl
     return tuple(sorted(parts, key=lambda p: (p.row, p.col)))
 
 
+def other_order(name: str) -> str | None:
+    """Return the name of a fused matrix whose halves lie in the other order; None if it has none.
+
+    >>> other_order("layers.0.mlp.gate_up_proj.weight")
+    'layers.0.mlp.up_gate_proj.weight'
+    """
+    found = _STACKED.fullmatch(name)
+    if found is None or found[2] not in _HALVES:
+        return None
+    return f"{found[1]}.{_HALVES[found[2]]}.{found[3]}"
+
+
+def exchanged_parts(stored: str, shape: Shape) -> tuple[Part, ...]:
+    """Return the parts of a fused matrix read from `stored`, whose halves are the other way round.
+
+    The number of rows is even.
+    """
+    rows, cols = matrix_shape(shape)
+    half = rows // 2
+    return tuple(
+        Part(stored, row, 0, half, cols, (half - row) * cols, cols, 1) for row in (0, half)
+    )
+
+
 def transposed_parts(stored: str, shape: Shape) -> tuple[Part, ...]:
     """Return the parts of experts of `shape` (E, A, B) read from `stored` of shape (E, B, A)."""
     experts, rows, cols = shape
@@ -163,7 +194,7 @@ def is_fused_experts(name: str) -> bool:
     return name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
 
 
-def _group(name: str, experts: Mapping[str, int]) -> FusedGroup | None:
+def _group(name: str, experts: Mapping[str, int], split_side: Collection[str]) -> FusedGroup | None:
     if found := _STACKED.fullmatch(name):
         splits = tuple(f"{found[1]}.{part}.{found[3]}" for part in _STACKS[found[2]])
         return FusedGroup(name, "stack", splits)
@@ -172,6 +203,9 @@ def _group(name: str, experts: Mapping[str, int]) -> FusedGroup | None:
         return FusedGroup(name, "interleaved", splits)
     if found := _EXPERTS.fullmatch(name):
         parts = _STACKS.get(found[2], (found[2],))
+        stacked = tuple(f"{found[1]}.{part}" for part in parts)
+        if len(parts) > 1 and all(name in split_side for name in stacked):
+            return FusedGroup(name, "stacked_experts", stacked)
         numbers = range(experts.get(found[1], 0))
         splits = tuple(f"{found[1]}.{e}.{part}.weight" for e in numbers for part in parts)
         return FusedGroup(name, "experts", splits)
@@ -229,3 +263,19 @@ def _expert_slots(
             FusedSlot(name, 0, rows, cols, row, half * rows if transposed else 0, transposed)
         )
     return tuple(slots)
+
+
+def _stacked_expert_slots(
+    group: FusedGroup, whole: Shape, shapes: list[Shape]
+) -> tuple[FusedSlot, ...] | str:
+    """Gate and up are two tensors of all experts, (E, I, H), and one, (E, 2I, H), when fused."""
+    if len(whole) != 3 or any(len(s) != 3 or s != shapes[0] for s in shapes):
+        return ""
+    experts, rows, cols = shapes[0]
+    if whole != (experts, len(shapes) * rows, cols):
+        return ""
+    return tuple(
+        FusedSlot(name, e * rows, rows, cols, e * whole[1] + half * rows, 0)
+        for e in range(experts)
+        for half, name in enumerate(group.splits)
+    )

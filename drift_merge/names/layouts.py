@@ -8,10 +8,20 @@ import re
 
 from drift_merge.names.tensors import Shape
 
-LISTS = ("layers", "h", "blocks")  # what a list of decoder layers is called
+LISTS = ("layers", "h", "blocks", "layer")  # what a list of decoder layers is called
 EMBEDDINGS = ("embed_tokens", "tok_embeddings", "wte", "word_embeddings", "embed_in")
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "final_norm", "norm_f")
-HEADS = ("lm_head", "embed_out", "output")  # in order of preference
+# In order of preference; the last is BERT's, a module of several.
+HEADS = ("lm_head", "embed_out", "output", "output_layer", "unembed", "cls.predictions")
+
+# Names of tables of tokens that are not in EMBEDDINGS, and of what is no table of tokens.
+_TOKEN_TABLE = re.compile(r"(?:^|_)(?:embed|embeddings?|embed_tokens|word_embeddings|wte)$")
+_NO_TOKENS = re.compile(r"pos|type|patch|segment|relative|time|speaker")
+# What is no language, by the words of its name.
+_OTHER_SENSES = re.compile(
+    r"vis|image|img|patch|pixel|mm_|multi_modal|multimodal|projector|connector|resampler|perceiver"
+    r"|siglip|clip|vit(?![a-z])|audio|speech|codec|video|protein|sam_|vq"
+)
 
 # Modules that DDP, torch.compile, FSDP, activation checkpointing and PEFT put into a name.
 # An adapter's name never starts with an underscore, so that a wrapper is not taken for one.
@@ -36,10 +46,33 @@ _SYNONYMS = {
     "feed_forward.w3": "mlp.up_proj",
     "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
-    "block_sparse_moe.gate": "mlp.gate",
+    "attn_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "ff_norm": "post_attention_layernorm",
 }
+_MOE = re.compile(r"(?:block_sparse_)?moe\.")
+_STACKED_EXPERTS = re.compile(r"mlp\.((?:gate|up|down)_proj)\.weight$")  # Step: no module for them
+_ROUTER_BIAS = "e_score_correction_bias"  # lies in the router, or beside it
+_ROUTER_BIASES = frozenset((_ROUTER_BIAS, "router_bias", "expert_bias"))  # DeepSeek, Step, LFM
 _MIXTRAL_EXPERT = re.compile(r"^block_sparse_moe\.experts\.(\d+)\.(w[123])\.")
 _MIXTRAL_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+
+def is_token_table(module: str) -> bool:
+    """Whether a module, by the last part of its name, may be the embedding of tokens."""
+    if module in EMBEDDINGS:
+        return True
+    return _TOKEN_TABLE.search(module) is not None and _NO_TOKENS.search(module) is None
+
+
+def is_other_sense(name: str) -> bool:
+    """Whether a name speaks of images, sound or what connects them with language."""
+    return _OTHER_SENSES.search(name.lower()) is not None
+
+
+def is_router_bias(name: str) -> bool:
+    """Whether `name` is the bias that balances experts: a counter's, no gradient changes it."""
+    return name.rpartition(".")[2] in _ROUTER_BIASES
 
 
 def strip_wrappers(name: str) -> str:
@@ -87,4 +120,8 @@ def rename_tail(tail: str) -> str:
         return f"{_SYNONYMS[module]}.{leaf}"
     if found := _MIXTRAL_EXPERT.match(tail):
         return f"mlp.experts.{found[1]}.{_MIXTRAL_NAMES[found[2]]}.{tail[found.end() :]}"
-    return tail
+    if found := _MOE.match(tail):
+        tail = f"mlp.{tail[found.end() :]}"
+        if stacked := _STACKED_EXPERTS.match(tail):
+            return f"mlp.experts.{stacked[1]}"
+    return f"mlp.gate.{_ROUTER_BIAS}" if tail == f"mlp.{_ROUTER_BIAS}" else tail

@@ -12,7 +12,7 @@ from drift_merge.names.tensors import Finding
 
 Config = Mapping[str, Any]
 
-_NESTED = ("text_config", "llm_config", "language_config")
+_NESTED = ("vlm_config", "text_config", "llm_config", "language_config")
 _VISION = re.compile(r"^(?:vision|visual|mm_vision|audio|vit)_?(?:config|tower|model)?$")
 
 # code: (config keys in order of preference, what it is, severity, consequence, remedy)
@@ -160,6 +160,11 @@ def is_tied(config: Config) -> bool | None:
         if isinstance(part.get("tie_word_embeddings"), bool)
     ]
     return any(flags) if flags else None
+
+
+def is_encoder_decoder(config: Config) -> bool:
+    """Whether the config says that the text model has an encoder of its own (T5, BART, Whisper)."""
+    return any(part.get("is_encoder_decoder") is True for part in (config, text_config(config)))
 
 
 def _family(ours: Config, theirs: Config) -> list[Finding]:

@@ -10,19 +10,27 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from drift_merge.errors import RecipeError
+from drift_merge.names.layouts import is_router_bias
 
-CHOICES = ("attn", "mlp", "norm", "embed", "head", "full")
+CHOICES = ("attn", "mlp", "mixer", "norm", "embed", "head", "full")
 DEFAULT_MODULES = "attn,mlp"
 
-_ATTENTION = frozenset(
-    ("self_attn", "attn", "attention", "self_attention", "linear_attn", "cross_attn")
+ATTENTION = frozenset(
+    (
+        *("self_attn", "attn", "attention", "self_attention", "linear_attn"),
+        *("cross_attn", "crossattention", "encoder_attn"),
+    )
 )
-_MLP = frozenset(
-    ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "experts", "router", "shared_expert")
+MLP = frozenset(
+    (
+        *("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "experts", "router"),
+        *("shared_expert", "shared_experts", "share_expert", "shared_mlp"),
+    )
 )
 _NUMBER = re.compile(r"\d+")
 _RANKS = {"embed_tokens": 0, "layers": 1, "norm": 2, "lm_head": 3}
-_LN = re.compile(r"\.ln(?:_|\d*\.)")  # GPT-2's ln_1, ln_f
+MIXERS = frozenset(("mixer", "mamba", "conv", "short_conv", "ssm"))  # no attention, no mlp
+_LN = re.compile(r"\.(?:\w*_)?ln(?:_|\d*\.)")  # GPT-2's ln_1, Kosmos' inner_attn_ln
 _RANGE = re.compile(r"\s*(?:(-?\d+)|(-?\d+)?\s*:\s*(-?\d+)?)\s*")
 
 
@@ -33,10 +41,13 @@ class ModuleSelection:
     modules: frozenset[str]  # of CHOICES
     patterns: tuple[re.Pattern[str], ...]
     layers: frozenset[int] | None  # None: all
+    has_router_biases: bool = False  # those that balance experts; see `layouts.is_router_bias`
 
     def takes(self, canonical: str) -> bool:
         """Whether the tensor of this canonical name is selected."""
         layer, module = layer_of(canonical), classify(canonical)
+        if not self.has_router_biases and is_router_bias(canonical):
+            return False
         if self.layers is None or layer in self.layers:
             named = "full" in self.modules or module in self.modules
         elif layer is None:
@@ -47,26 +58,36 @@ class ModuleSelection:
 
 
 def classify(canonical: str) -> str:
-    """Return the module of a canonical name: attn, mlp, norm, embed, head or other.
+    """Return the module of a canonical name: attn, mlp, mixer, norm, embed, head or other.
 
-    Norms inside attention (`q_norm`, `k_norm`) are norms; experts and routers are mlp.
+    Norms inside attention (`q_norm`, `k_norm`) are norms; experts and routers are mlp; a mixer
+    is a block of state-space or convolution.
 
     >>> classify("layers.0.self_attn.q_norm.weight")
     'norm'
     """
     segments = canonical.split(".")
     if segments[0] != "layers":
-        return {"embed_tokens": "embed", "lm_head": "head", "norm": "norm"}.get(
-            segments[0], "other"
-        )
-    if "norm" in canonical or (".ln" in canonical and _LN.search(canonical)):
+        return _classify_outside(segments[0])
+    if "norm" in canonical.lower() or ("ln" in canonical and _LN.search(canonical)):
         return "norm"
     for segment in segments[2:]:
-        if segment in _ATTENTION:
+        if segment in ATTENTION:
             return "attn"
-        if segment in _MLP:
+        if segment in MLP:
             return "mlp"
-    return "other"
+        if segment in MIXERS:
+            return "mixer"
+    return "mlp" if segments[2:3] == ["gate"] else "other"  # the router of experts
+
+
+def _classify_outside(module: str) -> str:
+    """The class of what the tower holds beside its layers."""
+    if module.startswith("embed_tokens"):
+        return "embed"
+    if module == "lm_head":
+        return "head"
+    return "norm" if "norm" in module.lower() else "other"
 
 
 def canonical_order(canonical: str) -> tuple[int, int, str]:
@@ -86,7 +107,9 @@ def layer_of(canonical: str) -> int | None:
     return int(number) if number.isdigit() else None
 
 
-def parse_selection(modules: str, layers: str | None, num_layers: int) -> ModuleSelection:
+def parse_selection(
+    modules: str, layers: str | None, num_layers: int, *, has_router_biases: bool = False
+) -> ModuleSelection:
     """Read `--modules` and `--layers`.
 
     Args:
@@ -94,6 +117,8 @@ def parse_selection(modules: str, layers: str | None, num_layers: int) -> Module
             (not anchored) in canonical names; commas inside its brackets are its own.
         layers: None for all, or as in `parse_layers`.
         num_layers: layers of the mllm's language tower.
+        has_router_biases: take the biases that balance experts with the mlp. Merges do; a prior
+            steers gradients, and they have none.
 
     Raises:
         RecipeError: if a word is not one of the choices, a regular expression or a range
@@ -115,7 +140,7 @@ def parse_selection(modules: str, layers: str | None, num_layers: int) -> Module
             remedy=f"Choices: {', '.join(CHOICES)} or re:REGEX, joined by commas.",
         )
     numbers = None if layers is None else parse_layers(layers, num_layers)
-    return ModuleSelection(names, patterns, numbers)
+    return ModuleSelection(names, patterns, numbers, has_router_biases)
 
 
 def parse_layers(text: str, num_layers: int) -> frozenset[int]:

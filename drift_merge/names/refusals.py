@@ -4,6 +4,7 @@ import re
 import shlex
 
 from drift_merge.errors import AlignmentError, RecipeError
+from drift_merge.names.layers.promises import EMPTY_WORD
 from drift_merge.names.layouts import strip_wrappers
 from drift_merge.names.modules import classify
 from drift_merge.names.tensors import Alignment, Record
@@ -45,6 +46,10 @@ def require_complete(alignment: Alignment, *, on_mismatch: str = "error") -> Non
             if tied
             else f"See the canonical names with: {_command(alignment)}",
         )
+    empty = [f for f in alignment.findings if f.code == EMPTY_WORD]
+    if empty and alignment.num_matched:
+        message = "\n".join(f"--modules {finding.message}" for finding in empty)
+        raise AlignmentError(message, remedy=empty[0].remedy)
     missing = alignment.num_selected - alignment.num_matched
     if alignment.num_matched and (missing == 0 or on_mismatch == "skip"):
         _require_same_heads(alignment)

@@ -59,7 +59,7 @@ class Pair:
     mllm: str  # stored name in the mllm
     shape: Shape  # of the mllm's tensor
     parts: tuple[Part, ...]  # cover the shape exactly once; empty where shapes are unknown
-    module: str  # "attn" | "mlp" | "norm" | "embed" | "head" | "other"
+    module: str  # "attn" | "mlp" | "mixer" | "norm" | "embed" | "head" | "other"
     layer: int | None  # canonical layer number
 
 

@@ -1,7 +1,8 @@
 """Find the language tower of a model and give its tensors canonical names.
 
-The tower is the list of layers (`layers`, `h` or `blocks`) whose parent also holds a token
-embedding; vision towers, perceivers and connectors have layers too but no token embedding.
+The tower is the list of layers (`layers`, `h`, `blocks` or `layer`) whose parent, or the module
+above it, also holds a token embedding; vision towers, perceivers and connectors have layers too
+but no token embedding.
 One rule for tensors on disk, parameters in memory and wrapped models.
 """
 
@@ -11,7 +12,13 @@ from collections.abc import Iterable, Mapping
 from math import prod
 
 from drift_merge.errors import AlignmentError, RecipeError
-from drift_merge.names.layouts import EMBEDDINGS, LISTS, strip_wrappers
+from drift_merge.names.layouts import (
+    EMBEDDINGS,
+    LISTS,
+    is_other_sense,
+    is_token_table,
+    strip_wrappers,
+)
 from drift_merge.names.lineage import text_config
 from drift_merge.names.name_map import SideMap
 from drift_merge.names.naming import Tower, name_tower
@@ -63,13 +70,15 @@ def find_towers(
     stripped = {name: strip_wrappers(name) for name in sorted(model.shapes)}
     mapped = _apply_rules(stripped, side_map, model, side)
     lists = _find_lists(stripped.values())
-    roots = _find_roots(stripped.values(), lists, side_map.tower)
-    prefixes: list[str | None] = [_largest_list(root, lists) for root in roots]
-    if not prefixes and (side_map.tower is not None or not any(mapped.values())):
+    found: list[tuple[str | None, str | None]] = [
+        (_largest_list(parent, lists), root)
+        for parent, root in _find_roots(stripped.values(), lists, side_map.tower)
+    ]
+    if not found and (side_map.tower is not None or not any(mapped.values())):
         raise _no_tower(model, side, lists, side_map.tower)
     return [
-        name_tower(model, stripped, prefix, mapped=mapped, side=side)
-        for prefix in prefixes or [None]
+        name_tower(model, stripped, prefix, mapped=mapped, side=side, root=root)
+        for prefix, root in found or [(None, None)]
     ]
 
 
@@ -170,15 +179,37 @@ def _find_lists(names: Iterable[str]) -> Counter[tuple[str, str]]:
 
 def _find_roots(
     names: Iterable[str], lists: Mapping[tuple[str, str], int], wanted: str | None
-) -> list[str]:
+) -> list[tuple[str, str]]:
+    """Return (parent of the list, root of the tower), which are one where nothing is between.
+
+    The embedding stands beside the list under a name of `EMBEDDINGS`; only where no list has one
+    beside it, under another name, in a module of its own, or one level further up.
+    """
     parents = {parent for parent, _ in lists}
-    if wanted is not None:
-        root = _clean_prefix(wanted)
-        return [root] if root in parents else []
     modules = {name.rpartition(".")[0] for name in names}
+    if wanted is not None:
+        parent = _clean_prefix(wanted)
+        root = _root_above(parent, modules) if parent in parents else None
+        return [(parent, root or parent)] if parent in parents else []
     split = (m.rpartition(".") for m in modules if m.endswith(EMBEDDINGS))
     embedding_parents = {f"{parent}{dot}" for parent, dot, leaf in split if leaf in EMBEDDINGS}
-    return sorted(parents & embedding_parents)
+    if beside := sorted(parents & embedding_parents):
+        return [(parent, parent) for parent in beside]
+    above = ((parent, _root_above(parent, modules)) for parent in sorted(parents))
+    return [(parent, root) for parent, root in above if root is not None]
+
+
+def _root_above(parent: str, modules: Iterable[str]) -> str | None:
+    """Return the nearest prefix, the list's own parent or the one above, that holds a table."""
+    if is_other_sense(parent):
+        return None
+    above = "".join(f"{segment}." for segment in parent.split(".")[:-2])
+    for root in dict.fromkeys((parent, above)):
+        below = (m[len(root) :] for m in modules if m.startswith(root))
+        near = [m for m in below if m.count(".") < 2 and not is_other_sense(m)]
+        if any(is_token_table(m.rpartition(".")[2]) for m in near):
+            return root
+    return None
 
 
 def _largest_list(root: str, lists: Mapping[tuple[str, str], int]) -> str:

@@ -121,7 +121,7 @@ def _step(
     base: View | None,
     num_layers: int,
 ) -> Step:
-    dtype = output_dtype(recipe, info.dtype)
+    dtype = output_dtype(recipe, info.dtype, info.name)
     own = View(0, identity_parts(info.name, info.shape))
     untouched = Step(
         info.name, "copy" if dtype == info.dtype else "cast", dtype, info.shape, (own,)

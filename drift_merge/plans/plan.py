@@ -47,7 +47,7 @@ class Step:
     weights: tuple[float, ...] = ()  # one per reasoner among the inputs
     mllm_weight: float = 1.0  # of the mllm's own task vector, for methods on a base
     has_base: bool = False  # the last input is the base
-    module: str = "other"  # attn, mlp, norm, embed, head, other
+    module: str = "other"  # attn, mlp, mixer, norm, embed, head, other
     canonical: str = ""  # canonical name; empty outside the tower
     is_row_wise: bool = False  # the method takes whole rows only
     scale: str = ""  # output name of the scales of its rows, where it is compressed

@@ -116,6 +116,7 @@ def _align_all(others: Sequence[Checkpoint], mllm: Checkpoint, recipe: Recipe) -
                 layers=recipe.layers,
                 name_map=name_map,
                 vocabularies=lambda: read_vocabularies(other, mllm, known),
+                has_router_biases=recipe.method != PRIOR,
             )
         notes = (Finding(n.code, "info", n.message, "") for n in (*other.notes, *mllm.notes))
         return replace(found, findings=(*found.findings, *notes))

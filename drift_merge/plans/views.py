@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from drift_merge.errors import AlignmentError
+from drift_merge.names.layouts import is_router_bias
 from drift_merge.names.tensors import Pair, RowMap, identity_parts
 from drift_merge.plans.plan import Step, View
 from drift_merge.recipes.recipe import Recipe
@@ -15,9 +16,12 @@ from drift_merge.storage.compressed import CODES, COMPRESSED, SCALE_SUFFIX, scal
 from drift_merge.storage.quantized import FLOATS, TABLES
 
 
-def output_dtype(recipe: Recipe, stored: str) -> str:
-    """The dtype code of an output tensor whose mllm tensor is `stored`."""
-    if recipe.dtype == SOURCE_DTYPE or stored not in FLOATS:
+def output_dtype(recipe: Recipe, stored: str, name: str = "") -> str:
+    """The dtype code of an output tensor whose mllm tensor `name` is `stored`.
+
+    Biases that balance experts stay as they are: their steps are lost in 16 bits.
+    """
+    if recipe.dtype == SOURCE_DTYPE or stored not in FLOATS or is_router_bias(name):
         return stored
     return DTYPE_CODES[recipe.dtype]
 

@@ -34,6 +34,7 @@ def compute_prior(prepared: Prepared, plan: Plan, out: Path, options: RunOptions
     Raises:
         OutputError: `out` exists, clashes with an input, or cannot be written.
         CheckpointError: an input is damaged or holds NaN or Inf.
+        AlignmentError: two tensors that a map pairs are not the same matrix.
     """
 
     def finish(output: OutputDirectory, results: Results) -> None:
@@ -41,5 +42,8 @@ def compute_prior(prepared: Prepared, plan: Plan, out: Path, options: RunOptions
         output.write_file("README.md", prior_card(manifest))
         output.write_file(MANIFEST, to_json(manifest))
 
+    from drift_merge.engine.strangers import refuse_strangers  # here: it needs torch
+
+    refuse_strangers(plan, prepared.findings)
     outcome = execute(plan, out, options, finish)
     return ComputedPrior(open_prior(out), outcome)

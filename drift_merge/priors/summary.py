@@ -10,7 +10,7 @@ from math import prod, sqrt
 
 from drift_merge.storage.measured import TensorRecord
 
-ORDER = ("attn", "mlp", "norm", "embed", "head", "other")
+ORDER = ("attn", "mlp", "mixer", "norm", "embed", "head", "other")
 
 
 @dataclass(frozen=True, slots=True)

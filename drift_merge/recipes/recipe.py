@@ -81,7 +81,7 @@ class Recipe:
     modules: str = field(
         default=PRIOR_MODULES,
         metadata=_row(
-            "attn, mlp, norm, embed, head, full, or re:REGEX on canonical names.",
+            "attn, mlp, mixer, norm, embed, head, full, or re:REGEX on canonical names.",
             metavar="LIST",
             of_merge=MERGE_MODULES,
         ),

@@ -79,7 +79,7 @@ class Weight:
 
         Args:
             canonical: canonical name.
-            module: attn, mlp, norm, embed, head or other.
+            module: attn, mlp, mixer, norm, embed, head or other.
             layer: canonical layer number, None outside the layers.
             num_layers: of the language tower.
 

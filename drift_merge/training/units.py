@@ -64,7 +64,7 @@ class Unit:
     name: str  # canonical name in the prior
     parameter_name: str  # as model.named_parameters() gives it
     parameter: Parameter | None  # None for an adapted weight that is packed (GPTQ)
-    module: str  # attn, mlp, norm, embed, head, other
+    module: str  # attn, mlp, mixer, norm, embed, head, other
     layer: int | None
     shape: Shape  # of the unit; that of the parameter where it is the whole of it
     begin: int  # first element in the flattened full parameter

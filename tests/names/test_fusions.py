@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from drift_merge.names import fusions
 from drift_merge.names.align import align
 from drift_merge.names.tensors import Model, Pair, identity_parts
 from tests.names import families as f
@@ -128,3 +129,22 @@ def test_identity_parts_cover_scalars_and_empty_tensors():
         pair = Pair("x", "x", shape, identity_parts("x", shape), "mlp", None)
         data = f.fill({"x": shape})
         assert [v for row in f.assemble(pair, data) for v in row] == data["x"]
+
+
+def test_experts_whose_gate_and_up_are_two_tensors_are_split_and_joined_exactly():
+    fused = {"experts.gate_up_proj": (3, 10, 8)}
+    splits = {"experts.gate_proj": (3, 5, 8), "experts.up_proj": (3, 5, 8)}
+    names = {f"layers.0.mlp.{n}" for n in fused}, {f"layers.0.mlp.{n}" for n in splits}
+    (group,) = fusions.find_groups(*names)
+    slots = fusions.slots_of(
+        group,
+        {f"layers.0.mlp.{n}": s for n, s in fused.items()},
+        {f"layers.0.mlp.{n}": s for n, s in splits.items()},
+        None,
+    )
+    rows = sorted((slot.fused_row, slot.split.split(".")[-1], slot.split_row) for slot in slots)
+    assert rows == [
+        (10 * e + 5 * half, name, 5 * e)
+        for e in range(3)
+        for half, name in enumerate(("gate_proj", "up_proj"))
+    ]

@@ -26,6 +26,16 @@ CLASSES = {
     "layers.0.self_attn.kv_a_layernorm.weight": "norm",
     "layers.0.pre_feedforward_layernorm.weight": "norm",
     "layers.0.ln_1.bias": "norm",
+    "layers.0.self_attn.inner_attn_ln.weight": "norm",
+    "layers.0.attention.output.LayerNorm.weight": "norm",
+    "layers.0.mamba.in_proj.weight": "mixer",
+    "layers.0.mixer.norm.weight": "norm",
+    "layers.0.conv.conv.weight": "mixer",
+    "layers.0.shared_mlp.input_linear.weight": "mlp",
+    "layers.0.share_expert.up_proj.weight": "mlp",
+    "layers.0.gate.weight": "mlp",
+    "embed_tokens_per_layer.weight": "embed",
+    "per_layer_projection_norm.weight": "norm",
     "norm.weight": "norm",
     "embed_tokens.weight": "embed",
     "lm_head.weight": "head",
@@ -45,8 +55,15 @@ def test_layer_of_reads_the_number_after_layers_only():
 
 
 def test_full_takes_every_class():
-    selection = parse_selection("full", None, 2)
+    selection = parse_selection("full", None, 2, has_router_biases=True)
     assert all(selection.takes(name) for name in CLASSES)
+
+
+@pytest.mark.parametrize("word", ["full", "mlp", "re:gate"])
+def test_the_bias_that_balances_experts_is_taken_only_where_it_is_asked_for(word):
+    bias = "layers.0.mlp.gate.e_score_correction_bias"
+    assert not parse_selection(word, None, 2).takes(bias)
+    assert parse_selection(word, None, 2, has_router_biases=True).takes(bias)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +93,7 @@ def test_layers_that_cannot_be_read_or_select_nothing_are_refused(text):
 def test_a_typo_names_the_nearest_module_and_all_choices(typo, near):
     with pytest.raises(RecipeError, match=f"Did you mean '{near}'") as caught:
         parse_selection(f"attn,{typo}", None, 2)
-    assert "attn, mlp, norm, embed, head, full or re:REGEX" in caught.value.remedy
+    assert "attn, mlp, mixer, norm, embed, head, full or re:REGEX" in caught.value.remedy
 
 
 @pytest.mark.parametrize("text", ["", " , ", "re:(", "re:q_proj,mpl", "xyz"])
