@@ -59,8 +59,8 @@ def linear(
 
 def statistics(
     reasoner: Sequence[float], mllm: Sequence[float], difference: Sequence[float]
-) -> dict[str, float]:
-    """L2 norms, the cosine of the two models (0 if one is zero) and the largest |delta|."""
+) -> dict[str, float | None]:
+    """L2 norms, cosine of both (0 if one is zero), largest |delta|, share of equal entries."""
 
     def norm(values: Sequence[float]) -> float:
         return sqrt(sum(value * value for value in values))
@@ -73,6 +73,7 @@ def statistics(
         "norm_reasoner": norm(reasoner),
         "cosine": product / scale if scale else 0.0,
         "max_abs_delta": max(map(abs, difference), default=0.0),
+        "equal": difference.count(0.0) / len(difference) if difference else None,
     }
 
 

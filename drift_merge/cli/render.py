@@ -7,7 +7,13 @@ from typing import Any
 from drift_merge.names.modules import classify
 from drift_merge.names.tensors import STATUSES, Alignment, Finding
 from drift_merge.plans.plan import Plan
-from drift_merge.priors.summary import advice, stored_sentence, summarize
+from drift_merge.priors.summary import (
+    advice,
+    equal_sentence,
+    show_share,
+    stored_sentence,
+    summarize,
+)
 from drift_merge.storage.measured import TensorRecord
 from drift_merge.storage.sizes import size
 
@@ -129,12 +135,13 @@ def plan_json(plan: Plan, *, verbose: bool) -> dict[str, Any]:
     return value
 
 
-def prior_table(tensors: Mapping[str, TensorRecord]) -> str:
+def prior_table(manifest: Mapping[str, Any]) -> str:
     """Print the table of a prior by module; return what it means, a sentence a line."""
 
+    tensors: Mapping[str, TensorRecord] = manifest["tensors"]
     rows = summarize(tensors)
     table(
-        ["module", "tensors", "elements", "|delta|", "|delta|/|mllm|", "cosine"],
+        ["module", "tensors", "elements", "|delta|", "|delta|/|mllm|", "cosine", "equal"],
         [
             [
                 row.module,
@@ -143,9 +150,15 @@ def prior_table(tensors: Mapping[str, TensorRecord]) -> str:
                 f"{row.norm_delta:.4g}",
                 f"{row.relative_norm:.4f}",
                 f"{row.cosine:.4f}",
+                show_share(row.equal),
             ]
             for row in rows
         ],
     )
-    stored = stored_sentence(tensors)
-    return f"{stored}\n{advice(rows[-1].cosine)}" if stored else advice(rows[-1].cosine)
+    origin = "base" if "base" in manifest["sources"] else "mllm"
+    sentences = (
+        stored_sentence(tensors),
+        equal_sentence(rows, origin),
+        advice(rows[-1].cosine),
+    )
+    return "\n".join(filter(None, sentences))

@@ -122,6 +122,15 @@ class Reader:
         for view, chunk in zip(self._step.inputs[reasoners], loaded[reasoners], strict=True):
             self._copy_rows(view, origin, chunk, begin, end)
 
+    def num_filled(self) -> int:
+        """Entries of the whole tensor that some input lacks, so that they are another's."""
+        num_rows = self._numel // self._cols if self._cols else 0
+        lacking: set[int] = set()
+        for view in self._step.inputs[1:]:
+            if view.rows is not None:
+                lacking.update(self._run.inputs.missing_rows(view, 0, num_rows))
+        return len(lacking) * self._cols
+
     def keep_rows(self, raw: Raw, result: Tensor, begin: int, end: int) -> None:
         """Write the mllm's own rows over those of a result that have no partner at all.
 

@@ -151,6 +151,8 @@ def _combine(run: WorkerContext, bundle: Bundle) -> list[TensorRecord]:
 
 def _begin(target: OutputTarget, reader: Reader) -> _StepWork:
     sums = PairSums(has_base=target.step.has_base)
+    if target.step.method == PRIOR:
+        sums.num_filled = reader.num_filled()
     work = _StepWork(target, _formula(target, reader, sums), sums)
     recipe = target.plan.recipe
     # Where nothing is added there is nothing to keep: a cast rounds to nearest.
@@ -223,7 +225,7 @@ def _delta(loaded: list[Tensor], sums: PairSums) -> Tensor:
     mllm, reasoner, *base = loaded
     sums.add_pair(reasoner, mllm)
     result = delta_(reasoner, base[0] if base else mllm)
-    sums.add_delta(result)
+    sums.add_delta(result, mllm)  # nothing reads the mllm's chunk any more
     return result
 
 
@@ -323,6 +325,7 @@ def _statistics(sums: PairSums) -> TensorRecord:
         "norm_reasoner": found["norm_reasoner"],
         "cosine": found["cosine"],
         "max_abs_delta": found["max_abs_delta"],
+        "equal": found["equal"],
     }
 
 

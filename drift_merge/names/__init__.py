@@ -2,6 +2,6 @@
 
 Must not know tensor data or files of weights: everything follows from names, shapes and configs.
 
-Read: tensors, name_map, layouts, modules, layers, tables, lineage, naming, towers, fusions,
+Read: tensors, name_map, layouts, modules, layers, tables, advice, lineage, naming, towers, fusions,
 pairing, vocabulary, tokens, embeddings, second_names, account, refusals, align.
 """

@@ -15,7 +15,12 @@ from drift_merge.errors import AlignmentError
 from drift_merge.names.account import take_account
 from drift_merge.names.embeddings import VocabularySource, pair_rows
 from drift_merge.names.layouts import is_other_sense
-from drift_merge.names.lineage import has_vision_config, is_encoder_decoder, lineage
+from drift_merge.names.lineage import (
+    has_vision_config,
+    is_encoder_decoder,
+    lineage,
+    weigh_findings,
+)
 from drift_merge.names.modules import DEFAULT_MODULES, parse_selection
 from drift_merge.names.name_map import NameMap, SideMap
 from drift_merge.names.pairing import TowerSide, pair_up, tower_side
@@ -86,9 +91,10 @@ def align(
         drafts, row_maps, both = pair_rows(drafts, selection, ours, theirs, vocabularies)
         findings += compare_vocabularies(*both) if both else ()
     findings += second_name_findings(second)
-    return take_account(
+    account = take_account(
         drafts, selection, ours, theirs, findings=findings, row_maps=row_maps, second=second
     )
+    return weigh_findings(account)
 
 
 def _is_same(one: Model, other: Model) -> bool:

@@ -6,9 +6,12 @@ nested text configs are often written without their defaults.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from drift_merge.names.tensors import Finding
+from drift_merge.names.advice.rotary import compare_rotary
+from drift_merge.names.modules import classify
+from drift_merge.names.tensors import Alignment, Finding, Record
 
 Config = Mapping[str, Any]
 
@@ -96,8 +99,13 @@ _FIELDS: dict[str, tuple[tuple[str, ...], str, str, str, str]] = {
     ),
 }
 
-# Classes whose config leaves rope_theta out when it is 10,000.
-_THETA_10K = frozenset(("llama", "mistral", "qwen2", "internlm2", "phi3", "gemma", "gemma2"))
+# code: the module that a finding is about; "" where it is all of them
+_CONCERNS = {
+    **{"hidden_size": "", "intermediate_size": "mlp", "activation": "mlp"},
+    **dict.fromkeys(("num_heads", "num_kv_heads", "head_dim"), "attn"),
+    **dict.fromkeys(("rope_theta", "rope_scaling"), "attn"),
+}
+_OF_SHAPES = ("hidden_size", "intermediate_size")  # what the shapes themselves tell
 # Classes whose head size is hidden size / heads where the config does not give it.
 _DERIVED_HEAD_DIM = frozenset(("llama", "mistral", "qwen2", "internlm2", "phi3"))
 
@@ -147,9 +155,44 @@ def lineage(reasoner_config: Config, mllm_config: Config) -> tuple[Finding, ...]
             f" {consequence}."
         )
         findings.append(Finding(code, severity, message, remedy))
-    findings += _rope(ours, theirs)
+    families = [_family_name(config.get("model_type")) for config in (ours, theirs)]
+    findings += compare_rotary(ours, theirs, families)
     findings += _tied(reasoner_config, mllm_config)
     return tuple(findings)
+
+
+def weigh_findings(alignment: Alignment) -> Alignment:
+    """Let the tensors have the last word over what two configs say.
+
+    A finding about a module of which nothing is selected is a note; so is one about shapes that
+    agree all the same. One about some shapes says of how many.
+    """
+    used = [r for r in alignment.records if r.status not in ("not_selected", "outside_tower")]
+    weighed = [_weighed(finding, used) for finding in alignment.findings]
+    return replace(alignment, findings=tuple(weighed))
+
+
+def _weighed(finding: Finding, used: list[Record]) -> Finding:
+    module = _CONCERNS.get(finding.code)
+    if module is None or finding.severity == "info" or not used:
+        return finding
+    concerned = [r for r in used if not module or classify(r.name) == module]
+    if not concerned:
+        message = f"{finding.message} No {module} tensor is selected."
+        return Finding(finding.code, "info", message, "Nothing to do.")
+    if finding.code not in _OF_SHAPES or all(r.shape is None for r in concerned):
+        return finding
+    num_apart = sum(r.status == "shape_mismatch" for r in concerned)
+    consequence = _FIELDS[finding.code][3]
+    noun = f"{module} tensors".strip()
+    if num_apart == 0:
+        agree = f"the shapes of all selected {noun} agree all the same"
+        message = finding.message.replace(consequence, agree)
+        return Finding(finding.code, "info", message, "Nothing to do.")
+    if num_apart == len(concerned):
+        return finding
+    some = f"{num_apart:,} of {len(concerned):,} selected {noun} have other shapes"
+    return replace(finding, message=finding.message.replace(consequence, some))
 
 
 def is_tied(config: Config) -> bool | None:
@@ -206,94 +249,6 @@ def _show(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,.0f}" if value == int(value) else f"{value:g}"
-
-
-def _rope(ours: Config, theirs: Config) -> list[Finding]:
-    findings = []
-    one, other = _theta(ours), _theta(theirs)
-    if one is not None and other is not None and one != other:
-        findings.append(
-            Finding(
-                "rope_theta",
-                "warning",
-                f"rope_theta is {_show(one)} in the reasoner and {_show(other)} in the mllm: q and"
-                f" k live in different rotary frames, so merging q_proj and k_proj is likely to"
-                f" hurt.",
-                "Choose a reasoner with the mllm's rope_theta, or leave attention out with"
-                " --modules mlp.",
-            )
-        )
-    one_scaling, other_scaling = _scaling(ours), _scaling(theirs)
-    if one_scaling != other_scaling:
-        findings.append(
-            Finding(
-                "rope_scaling",
-                "warning",
-                f"rope_scaling is {one_scaling or 'none'} in the reasoner and"
-                f" {other_scaling or 'none'} in the mllm: q and k meet other rotary angles.",
-                "Check that both models descend from the same long-context version.",
-            )
-        )
-    return findings + _mrope(_axes(ours), _axes(theirs))
-
-
-def _mrope(ours: str, theirs: str) -> list[Finding]:
-    """What is said where only the mllm splits rotary angles by axis, or both do differently."""
-    if ours == theirs:
-        return []
-    if not ours:
-        return [
-            Finding(
-                "mrope",
-                "info",
-                f"The mllm splits rotary angles by axis ({theirs}); for text alone they equal the"
-                f" reasoner's.",
-                "Nothing to do: this is expected of a Qwen-VL model.",
-            )
-        ]
-    message = (
-        f"Rotary angles are split by axis otherwise: {ours} in the reasoner, {theirs or 'not'} in"
-        f" the mllm; on images q and k meet other angles."
-    )
-    remedy = "Check that both models descend from the same MLLM, or pass --modules mlp."
-    return [Finding("mrope", "warning", message, remedy)]
-
-
-def _rope_settings(config: Config) -> Config:
-    """Return rope_parameters (transformers 5) or rope_scaling; the full-attention ones."""
-    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(settings, Mapping):
-        return {}
-    if isinstance(settings.get("full_attention"), Mapping):
-        return dict(settings["full_attention"])
-    return settings
-
-
-def _theta(config: Config) -> float | None:
-    value = _rope_settings(config).get("rope_theta", config.get("rope_theta"))
-    if value is None and _family_name(config.get("model_type")) in _THETA_10K:
-        return 10_000.0
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _axes(config: Config) -> str:
-    """Return how rotary angles are split by axis, or nothing."""
-    settings = _rope_settings(config)
-    sections = settings.get("mrope_section")
-    mixed = ", interleaved" if settings.get("mrope_interleaved") else ""
-    return f"mrope_section {sections}{mixed}" if sections else ""
-
-
-def _scaling(config: Config) -> dict[str, Any]:
-    """Return the scaling in one spelling, without theta and what is said of axes."""
-    settings = dict(_rope_settings(config))
-    for key in ("rope_theta", "mrope_section", "mrope_interleaved"):
-        settings.pop(key, None)
-    kind = settings.pop("rope_type", None) or settings.get("type")
-    settings.pop("type", None)
-    if kind in (None, "default", "mrope"):
-        return {}
-    return {"type": kind, **dict(sorted(settings.items()))}
 
 
 def _tied(ours: Config, theirs: Config) -> list[Finding]:

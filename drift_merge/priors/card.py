@@ -10,7 +10,13 @@ from drift_merge.artifacts.card import (
     lineage_section,
     where,
 )
-from drift_merge.priors.summary import advice, stored_sentence, summarize
+from drift_merge.priors.summary import (
+    advice,
+    equal_sentence,
+    show_share,
+    stored_sentence,
+    summarize,
+)
 from drift_merge.storage.sizes import in_words
 
 TAGS = ["drift", "drift-prior", "reasoning-prior", "weight-diff", "task-vector", "not-a-model"]
@@ -36,6 +42,8 @@ def prior_card(manifest: dict[str, Any], published: Published | None = None) -> 
     }
     parents = "\n".join(f"| {role} | {where(source)} |" for role, source in sources.items())
     rows = summarize(manifest["tensors"])
+    equal = equal_sentence(rows, "base" if "base" in sources else "mllm")
+    meaning = "\n".join(filter(None, (equal, advice(rows[-1].cosine))))
     body = f"""
 # Reasoning prior: {reasoner["label"]} -> {mllm["label"]}
 
@@ -54,11 +62,11 @@ It is of use with {_name(mllm)} alone, whose weights it was computed against.
 
 {_facts(manifest)}
 
-| module | tensors | elements | norm of delta | relative norm | cosine of the towers |
-|---|--:|--:|--:|--:|--:|
+| module | tensors | elements | norm of delta | relative norm | cosine of the towers | equal |
+|---|--:|--:|--:|--:|--:|--:|
 {_table(rows)}
 
-{advice(rows[-1].cosine)}
+{meaning}
 {lineage_section(manifest)}
 ## Use
 
@@ -98,7 +106,7 @@ def _facts(manifest: dict[str, Any]) -> str:
 def _table(rows: Any) -> str:
     return "\n".join(
         f"| {r.module} | {r.num_tensors:,} | {r.num_elements:,} | {r.norm_delta:.4g} "
-        f"| {r.relative_norm:.4f} | {r.cosine:.4f} |"
+        f"| {r.relative_norm:.4f} | {r.cosine:.4f} | {show_share(r.equal)} |"
         for r in rows
     )
 

@@ -1,10 +1,10 @@
-"""The table that ends `compute`: norms and cosines by module, and what they mean for merging.
+"""The table that ends `compute`: norms, cosines and equal entries by module, and what they mean.
 
 Cosines here are of the two towers, cos(theta_reasoner, theta_mllm). The published cosines and
 merging results that the advice quotes are those of DRIFT (arXiv 2510.15050).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 
@@ -23,6 +23,7 @@ class ModuleRow:
     norm_delta: float  # L2 over all its tensors
     relative_norm: float  # norm_delta / norm of the mllm's tensors
     cosine: float  # of reasoner and mllm, over all its tensors as one vector, in [-1, 1]
+    equal: float | None  # share of entries of delta that are exactly 0; None: not measured
 
 
 def summarize(tensors: Mapping[str, TensorRecord]) -> list[ModuleRow]:
@@ -46,6 +47,8 @@ def _row(module: str, entries: Iterable[TensorRecord]) -> ModuleRow:
         reasoner += ours**2
         product += (entry["cosine"] or 0.0) * ours * theirs
     scale = sqrt(mllm) * sqrt(reasoner)
+    shares = [(s, prod(e["shape"])) for e in listed if (s := e.get("equal")) is not None]
+    compared = sum(numel for _, numel in shares)
     return ModuleRow(
         module,
         len(listed),
@@ -53,7 +56,25 @@ def _row(module: str, entries: Iterable[TensorRecord]) -> ModuleRow:
         sqrt(delta),
         sqrt(delta / mllm) if mllm else 0.0,
         product / scale if scale else 0.0,
+        sum(share * numel for share, numel in shares) / compared if compared else None,
     )
+
+
+def show_share(equal: float | None) -> str:
+    """A share of equal entries as text; `-` where it was not measured."""
+    return "-" if equal is None else f"{equal:.2%}"
+
+
+def equal_sentence(rows: Sequence[ModuleRow], origin: str) -> str:
+    """One sentence: how much of the reasoner equals `origin` (mllm or base); empty if unmeasured.
+
+    The updates of RL in bfloat16 are mostly too small to change a weight.
+    """
+    equal = rows[-1].equal
+    if equal is None:
+        return ""
+    meaning = ": few weights differ, as after RL in bfloat16" if equal >= 0.5 else ""
+    return f"Exactly equal entries of reasoner and {origin}: {show_share(equal)}{meaning}."
 
 
 @dataclass(frozen=True, slots=True)

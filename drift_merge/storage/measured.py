@@ -26,6 +26,7 @@ class TensorRecord(TypedDict, total=False):
     norm_reasoner: float | None
     cosine: float | None  # of reasoner and mllm, in [-1, 1]
     max_abs_delta: float | None
+    equal: float | None  # share of entries of delta that are exactly 0, in [0, 1]
     norm_stored: float | None  # of delta as a compressed prior stores it
     cosine_stored: float | None  # of delta and its stored form; None where delta is zero, too
     dtype_mllm: str  # dtype code of the mllm's tensor

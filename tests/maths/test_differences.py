@@ -22,7 +22,7 @@ def sums_of(reasoner, mllm, *, chunk=7, has_base=False):
     for begin in range(0, reasoner.numel(), chunk):
         ours, theirs = reasoner[begin : begin + chunk], mllm[begin : begin + chunk]
         sums.add_pair(ours, theirs)
-        sums.add_delta(ours - theirs)
+        sums.add_delta(ours - theirs, torch.empty_like(ours))
     return sums
 
 
@@ -108,7 +108,8 @@ def test_statistics_agree_with_the_reference_for_any_chunk_size(pair, chunk, has
     skew = max(norms) / min(norms) if min(norms) else 1.0
     for name, value in expected.items():
         slack = 1e-14 * skew if name == "cosine" else 1e-15
-        assert found[name] == pytest.approx(value, rel=1e-12, abs=slack), name
+        near = value if value is None else pytest.approx(value, rel=1e-12, abs=slack)
+        assert found[name] == near, name
     assert -1.0 <= found["cosine"] <= 1.0
 
 
@@ -125,13 +126,14 @@ def test_the_cosine_of_near_relatives_keeps_its_distance_from_one(seed, step):
 
 
 def test_a_worked_example_has_the_statistics_one_computes_by_hand():
-    sums = sums_of(torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0]))
+    sums = sums_of(torch.tensor([3.0, 4.0, 0.0]), torch.tensor([4.0, 3.0, 0.0]))
     assert sums.summary() == {
         "norm_delta": pytest.approx(2**0.5),
         "norm_mllm": 5.0,
         "norm_reasoner": 5.0,
         "cosine": pytest.approx(24 / 25),
         "max_abs_delta": 1.0,
+        "equal": pytest.approx(1 / 3),
     }
 
 
@@ -149,8 +151,14 @@ def test_a_zero_model_has_cosine_zero_not_nan():
     assert all(isfinite(value) for value in found.values())
 
 
-def test_an_empty_tensor_has_all_statistics_zero():
-    assert set(PairSums().summary().values()) == {0.0}
+def test_an_empty_tensor_has_all_statistics_zero_and_no_share():
+    assert set(PairSums().summary().values()) == {0.0, None}
+
+
+def test_entries_that_were_filled_in_are_not_counted_as_equal():
+    sums = sums_of(torch.tensor([1.0, 2.0, 5.0, 5.0]), torch.tensor([1.0, 3.0, 5.0, 5.0]))
+    sums.num_filled = 2
+    assert sums.summary()["equal"] == 0.5
 
 
 @pytest.mark.parametrize("bad", [nan, float("inf"), -float("inf")])

@@ -2,7 +2,9 @@
 
 import pytest
 
+from drift_merge.names.align import align
 from drift_merge.names.lineage import is_tied, lineage, text_config
+from drift_merge.names.tensors import Model
 
 TEXT = {
     "model_type": "qwen2",
@@ -146,3 +148,84 @@ def test_two_mllms_that_split_rotary_angles_otherwise_are_a_warning(reasoner):
 )
 def test_tied_flags_are_read_at_both_levels(config, expected):
     assert is_tied(config) is expected
+
+
+def aligned(ours, theirs, *, width=8, modules="attn,mlp", layers=1):
+    """Two towers whose mlp is as wide as said, with these configs; what is found."""
+
+    def shapes(mlp):
+        found = {"model.embed_tokens.weight": (6, 4), "model.norm.weight": (4,)}
+        for i in range(layers):
+            found[f"model.layers.{i}.self_attn.q_proj.weight"] = (4, 4)
+            found[f"model.layers.{i}.mlp.up_proj.weight"] = (mlp if i == 0 else 8, 4)
+        return found
+
+    reasoner = Model("reasoner", shapes(8), {**TEXT, **ours})
+    mllm = Model("mllm", {"visual.x.weight": (2, 2), **shapes(width)}, {**TEXT, **VISION, **theirs})
+    return {f.code: f for f in align(reasoner, mllm, modules=modules).findings}
+
+
+@pytest.mark.parametrize("code", ["intermediate_size", "hidden_size"])
+def test_shapes_that_agree_make_a_note_of_what_configs_say_of_them(code):
+    found = aligned({code: 63}, {code: 64, "head_dim": 16})[code]
+    assert found.severity == "info"
+    assert "agree all the same" in found.message
+    assert "can match" not in found.message
+
+
+def test_shapes_that_differ_leave_it_an_error_that_says_of_how_many():
+    found = aligned({"intermediate_size": 63}, {}, width=9)["intermediate_size"]
+    assert (found.severity, "no mlp tensor can match" in found.message) == ("error", True)
+    found = aligned({"intermediate_size": 63}, {}, width=9, layers=3)["intermediate_size"]
+    assert "1 of 3 selected mlp tensors have other shapes" in found.message
+    assert found.severity == "error"
+
+
+@pytest.mark.parametrize(
+    ("modules", "change"),
+    [
+        ("attn", {"intermediate_size": 1}),
+        ("attn", {"hidden_act": "gelu"}),
+        ("mlp", {"num_attention_heads": 8, "head_dim": 16}),
+        ("mlp", {"rope_theta": 1e6}),
+    ],
+)
+def test_what_concerns_no_selected_tensor_is_a_note(modules, change):
+    (found,) = aligned({}, change, modules=modules).values()
+    assert found.severity == "info"
+    assert found.message.endswith("tensor is selected.")
+
+
+def test_another_theta_says_which_public_models_fit():
+    ours, theirs = ({**TEXT, "model_type": "qwen3", "rope_theta": t} for t in (1e6, 5e6))
+    (found,) = lineage(ours, {"text_config": theirs | {"model_type": "qwen3_vl_text"}, **VISION})
+    assert "5 times slower in the mllm" in found.message
+    assert "v_proj, o_proj and the mlp are not concerned" in found.message
+    assert "rope_theta 5,000,000" in found.remedy
+    assert "Qwen3-4B-Thinking-2507" in found.remedy
+    (found,) = lineage({**TEXT, "rope_theta": 5e5}, {**TEXT, **VISION, "rope_theta": 3e5})
+    assert "of this family" not in found.remedy
+
+
+@pytest.mark.parametrize("kind", ["su", "longrope"])
+def test_long_scalings_are_named_and_told_apart_without_all_their_numbers(kind):
+    factors = [1.0 + i / 10 for i in range(96)]
+    scaling = {"type": kind, "short_factor": factors, "long_factor": factors}
+    other = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors[::-1]}
+    assert (
+        codes({**TEXT, "rope_scaling": scaling}, {**TEXT, **VISION, "rope_scaling": scaling}) == []
+    )
+    (found,) = lineage({**TEXT, "rope_scaling": scaling}, {**TEXT, **VISION, "rope_scaling": other})
+    assert "longrope" in found.message
+    assert len(found.message) < 500
+    ours, theirs = found.message.split(" in the reasoner and ")
+    assert "long_factor [1.0, 1.1, 1.2, ...] (96 values, checksum " in ours
+    assert ours.partition("long_factor")[2] != theirs.partition("long_factor")[2]
+    assert (
+        ours.partition("short_factor")[2] == theirs.partition("short_factor")[2].partition(" in")[0]
+    )
+
+
+def test_the_older_word_for_a_scaling_is_the_same_scaling():
+    ours, theirs = ({**TEXT, "rope_scaling": {"type": t, "factor": 2}} for t in ("su", "longrope"))
+    assert codes(ours, {**theirs, **VISION}) == []

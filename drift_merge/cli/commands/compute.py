@@ -59,7 +59,7 @@ def compute_action(recipe: Recipe, out: Path, run: CommandOptions) -> None:
         print(out)
         return
     print_formula(manifest)
-    print(render.prior_table(made.prior.tensors))
+    print(render.prior_table(manifest))
     say_done(out, plan, made.outcome)
     words = ["drift-prior", "verify", str(out), "--reasoner", recipe.reasoners[0]]
     words += ["--mllm", recipe.mllm, *(["--base", recipe.base] if recipe.base else [])]

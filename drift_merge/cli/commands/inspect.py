@@ -26,8 +26,7 @@ def inspect_prior_action(path: Path, *, as_json: bool) -> None:
     manifest = prior.manifest
     print_formula(manifest)
     _print_sources(manifest["sources"])
-    sentence = render.prior_table(prior.tensors)
-    print(sentence)
+    print(render.prior_table(manifest))
     _print_size(manifest, len(prior.tensors))
 
 
