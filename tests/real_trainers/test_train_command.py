@@ -150,6 +150,11 @@ def test_what_a_16_bit_output_rounds_away_is_measured_and_told(setup, tmp_path):
     kept = json.loads((out / "train.json").read_text())["change_kept"]
     assert 0 < kept < 0.9
     assert f"keeps {kept:.0%} of what was learned" in done.stderr
+    drawn = tmp_path / "drawn"
+    by_chance = ("--lr", "1e-5", "--warmup", "0", "--round", "stochastic")
+    run(command(small, drawn, *by_chance, prior=False))
+    found = json.loads((drawn / "train.json").read_text())["change_kept"]
+    assert abs(found - 1.0) < abs(kept - 1.0) / 4
     exact = tmp_path / "exact"
     run(command(small, exact, "--lr", "1e-5", "--warmup", "0", "--dtype", "float32", prior=False))
     assert json.loads((exact / "train.json").read_text())["change_kept"] == pytest.approx(1.0)

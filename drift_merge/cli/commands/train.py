@@ -157,6 +157,7 @@ _training_options = options.chain(
     show_default=True,
     help="Of the output; source keeps the mllm's.",
 )
+@options.recipe("linear", "round")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -239,7 +240,8 @@ def _describe(manifest: dict[str, Any], out: Path) -> None:
     if kept is not None and abs(kept - 1.0) > 0.1:
         note(
             f"Warning [rounding]: the output dtype keeps {kept:.0%} of what was learned; smaller"
-            " changes rounded back to the mllm's values.\n  To keep all of it: --dtype float32"
+            " changes rounded back to the mllm's values.\n  To keep it on average, with noise:"
+            " --round stochastic. To keep all: --dtype float32"
         )
     if not (out / "train.png").exists():
         note(

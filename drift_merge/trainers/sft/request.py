@@ -18,6 +18,7 @@ from typing import Any
 
 from drift_merge.errors import OutputError
 from drift_merge.recipes.sources import fetch_carried
+from drift_merge.recipes.words import NEAREST
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
 from drift_merge.storage.manifests import to_json
@@ -49,6 +50,7 @@ class TrainingRequest:
     accumulation: int = 1
     precision: str = "fp32"  # or bf16: autocast; weights and AdamW are float32 in both
     dtype: str = "source"  # of the output
+    round: str = NEAREST  # to 16 bits; or "stochastic", drawn by `seed`
     train_all: bool = False  # vision tower and connector too
     seed: int = 0
     save_steps: int = 100

@@ -15,8 +15,10 @@ import torch
 
 from drift_merge.errors import RecipeError
 from drift_merge.maths.dtypes import TORCH_DTYPES
+from drift_merge.maths.rounding import round_stochastically
 from drift_merge.names.tensors import Model
 from drift_merge.names.towers import canonical_names
+from drift_merge.recipes.words import NEAREST
 from drift_merge.storage import fingerprints
 from drift_merge.storage.manifests import describe_tool, to_json
 from drift_merge.storage.output import OutputDirectory, check_output
@@ -223,6 +225,10 @@ def _write(
         output.copy_file(
             name, prepared.directory / name, f"{prepared.checkpoint.source.given}: {name}"
         )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:  # what the dtype holds exactly, it keeps as it is
+                parameter.copy_(_rounded(prepared, name, parameter))
     model.to(_dtype(prepared)).save_pretrained(output.payload)
     output.write_file(CSV, to_csv(history))
     kind = "plain SFT" if prepared.request.prior is None else f"DRIFT, {prepared.request.rule}"
@@ -250,9 +256,18 @@ def _change_kept(prepared: TrainingJob, model: Any) -> float | None:
         if parameter.requires_grad:
             begin = start[name].to(parameter.device, torch.float32).flatten()
             change = parameter.flatten() - begin
-            rounded = parameter.flatten().to(_dtype(prepared)).float() - begin
+            rounded = _rounded(prepared, name, parameter).flatten().float() - begin
             kept, whole = kept + float(rounded @ change), whole + float(change @ change)
     return kept / whole if whole else None
+
+
+def _rounded(prepared: TrainingJob, name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """A trained parameter in the dtype of the output."""
+    dtype, values = _dtype(prepared), parameter.detach()
+    if prepared.request.round == NEAREST:
+        return values.to(dtype)
+    key = fingerprints.key_of(prepared.request.seed, "round", name)
+    return round_stochastically(values.flatten(), dtype, key, 0).view(values.shape)
 
 
 def _dtype(prepared: TrainingJob) -> torch.dtype:
