@@ -4,7 +4,7 @@ Several outputs of a sweep share one walk over the inputs. Results depend on the
 inputs alone; threads, order and interruption are the stream's business.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from drift_merge.engine.compressing import Compressing, Sink
 from drift_merge.engine.context import WorkerContext
+from drift_merge.engine.nonfinite import count_all, refuse_nonfinite
 from drift_merge.engine.reader import Raw, Reader
 from drift_merge.engine.whole_model import Surveyed
 from drift_merge.engine.workspace import Workspace
-from drift_merge.errors import CheckpointError
 from drift_merge.maths.chunks import MethodSettings
 from drift_merge.maths.differences import PairSums, delta_
 from drift_merge.maths.dtypes import TORCH_DTYPES
@@ -32,7 +32,6 @@ from drift_merge.storage.mapped import RELEASE_BYTES
 from drift_merge.storage.measured import TensorRecord
 
 _COPY_WINDOW = 2**20  # bytes
-_RESULT = "the result"  # how the label of a count in an output begins
 
 Formula = Callable[[int, list[Tensor]], Tensor]  # first element and loaded chunks -> output chunk
 
@@ -181,7 +180,7 @@ def _chunk(
         result = work.compressing.rounded(result)
     if work.compressing is not None and step.scale:
         if not work.compressing.write(workspace, result, begin) or not work.sums.is_finite:
-            _count_all(work, raw, result)
+            count_all(work.target.plan, step, raw, result, work.nonfinite)
         return
     out, data = workspace.store(_rounded(work, result, dtype, begin), dtype)
     if work.compressing is not None:
@@ -190,7 +189,7 @@ def _chunk(
         work.kept = change_kept(before, result, out)
     # The rounded values are looked at: what was finite may be too large for the output dtype.
     if count_nonfinite(out) or not work.sums.is_finite:
-        _count_all(work, raw, out)
+        count_all(work.target.plan, step, raw, out, work.nonfinite)
     work.written.update(data)
     work.target.writer.write(info, begin * dtype.itemsize, data)
 
@@ -246,21 +245,6 @@ def settings_of(plan: Plan, step: Step) -> MethodSettings:
         shape=step.shape,
         is_weighted=bool(recipe.weights) or recipe.mllm_weight is not None,
     )
-
-
-def _count_all(work: _StepWork, raw: Raw, out: Tensor) -> None:
-    """Count NaN and Inf of a suspicious chunk, in each input and in the rounded output."""
-    plan, step, counts = work.target.plan, work.target.step, work.nonfinite
-    bad_output = count_nonfinite(out)
-    for view, (tensor, _) in zip(step.inputs, raw, strict=True):
-        if bad := count_nonfinite(tensor):
-            label = f"{plan.sources[view.source].source.label}: {view.parts[0].name}"
-            counts[label] = counts.get(label, 0) + bad
-            # A cast keeps each: what there are more of has become too large for the dtype.
-            bad_output = bad_output - bad if step.method == "cast" else 0
-    if bad_output:
-        label = f"{_RESULT} in {step.dtype}: {step.name}"
-        counts[label] = counts.get(label, 0) + bad_output
 
 
 @dataclass(slots=True)
@@ -327,17 +311,3 @@ def _statistics(sums: PairSums) -> TensorRecord:
         "max_abs_delta": found["max_abs_delta"],
         "equal": found["equal"],
     }
-
-
-def refuse_nonfinite(plan: Plan, step: Step, counts: Mapping[str, int]) -> None:
-    """Raise CheckpointError for counted NaN and Inf, unless the recipe allows them."""
-    if step.method == "cast":  # a copy in another dtype: only what overflowed in it is computed
-        counts = {label: n for label, n in counts.items() if label.startswith(_RESULT)}
-    if not counts or plan.recipe.allow_nonfinite:
-        return
-    found = "; ".join(f"{label}: {n:,} values" for label, n in counts.items())
-    raise CheckpointError(
-        f"NaN or Inf found while making {step.name}: {found}.",
-        remedy="The checkpoint is damaged, or the output dtype is too narrow (--dtype float32). "
-        "To keep such values on purpose: --allow-nonfinite",
-    )
