@@ -7,7 +7,9 @@ from drift_merge.names.modules import ModuleSelection, classify
 from drift_merge.names.tensors import Finding
 
 EMPTY_WORD = "empty_word"  # code of the finding that refuses an alignment
-_WORDS = ("attn", "mlp", "mixer", "norm")  # embed and head may be one tensor, which is said
+# Embed and head may be one tensor, which is said; norms may hold no parameters (OLMo's).
+_WORDS = ("attn", "mlp", "mixer")
+NO_NORMS = "no_norms"
 _MAX_NAMED = 6
 
 
@@ -24,7 +26,7 @@ def empty_words(selection: ModuleSelection, names: Collection[str]) -> list[Find
     words = [word for word in _WORDS if word in selection.modules and word not in classes]
     words += [f"re:{p.pattern}" for p in selection.patterns if not any(map(p.search, names))]
     where = "" if selection.layers is None else " in the layers that --layers names"
-    return [
+    found = [
         Finding(
             EMPTY_WORD,
             "error",
@@ -34,6 +36,11 @@ def empty_words(selection: ModuleSelection, names: Collection[str]) -> list[Find
         )
         for word in words
     ]
+    if "norm" in selection.modules and "norm" not in classes:
+        message = f"norm takes no tensor{where}: the language tower stores no norms."
+        remedy = "Nothing to do if its norms have no parameters; otherwise name them: re:REGEX"
+        found.append(Finding(NO_NORMS, "warning", message, remedy))
+    return found
 
 
 def left_out(names: Iterable[str], selection: ModuleSelection) -> list[Finding]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import drift_merge
 from drift_merge.errors import AlignmentError
+from drift_merge.names.modules import classify
 from tests import checkpoints as c
 from tests.runs import as_tensor, run_prior
 from tests.training.match.renaming import (
@@ -31,7 +32,9 @@ DISK, MEMORY = "model.layers", "model.language_model.layers"
 def made(tmp_path):
     """Make the prior of a pair whose layers have these tensors, and return both models too."""
 
-    def make(layer: dict[str, tuple[int, ...]], modules="attn,mlp,norm"):
+    def make(layer: dict[str, tuple[int, ...]], modules=None):
+        kinds = {classify(f"layers.0.{name}") for name in layer}
+        modules = modules or ",".join(sorted(kinds & {"attn", "mlp", "norm"}))
         shapes = {f"{DISK}.{n}.{k}": s for n in range(LAYERS) for k, s in layer.items()}
         shapes["model.embed_tokens.weight"] = (12, HIDDEN)
         config = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS}

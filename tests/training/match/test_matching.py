@@ -280,7 +280,7 @@ def test_transposed_experts_are_read_transposed(tmp_path):
     text = {k: v for k, v in shapes.items() if "visual" not in k}
     c.write_checkpoint(tmp_path / "reasoner", distinct(text, 2), config)
     prior = run_prior(
-        tmp_path / "reasoner", tmp_path / "mllm", tmp_path / "p", dtype="float32"
+        tmp_path / "reasoner", tmp_path / "mllm", tmp_path / "p", dtype="float32", modules="mlp"
     ).prior
     stored = memory_tensors(tmp_path / "mllm")
     model = holder(

@@ -142,7 +142,7 @@ def test_a_model_inside_a_model_is_found(toy, outer):
 
 # What names leave over.
 
-OTHER = ((".up_proj.", ".fc_in."), (".o_proj.", ".dense."))
+OTHER = ((".up_proj.", ".zeta."), (".o_proj.", ".omega."))
 
 
 def test_names_that_nothing_explains_are_paired_by_shape_and_recorded_values(toy):
