@@ -75,7 +75,8 @@ def test_one_step_of_sgd_moves_the_weights_towards_the_reasoner(toy, rule):
     for alpha in (0.0, 1.0, -1.0):
         model = toy.model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        handle = drift_merge.attach(model, toy.prior, rule=rule, alpha=alpha, optimizer=optimizer)
+        options = {"rule": rule, "alpha": alpha, "negate": alpha < 0}
+        handle = drift_merge.attach(model, toy.prior, optimizer=optimizer, **options)
         loss_of(model).backward()
         optimizer.step()
         moved[alpha] = handle.report()["distance"]

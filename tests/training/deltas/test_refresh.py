@@ -10,11 +10,12 @@ from tests.training.naive import biased
 from tests.training.toys import fuse, holder, loss_of, make_toy, memory_tensors, selected
 
 
-def train(model, steps=2):
+def train(model, handle, steps=2):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for step in range(steps):
         optimizer.zero_grad()
         loss_of(model, step).backward()
+        handle.apply()
         optimizer.step()
 
 
@@ -29,7 +30,7 @@ def reasoner_minus(model, toy):
 def test_delta_is_taken_from_the_current_weights(toy, is_given):
     model = toy.model()
     handle = drift_merge.attach(model, toy.prior, rule="gradnorm")
-    train(model)
+    train(model, handle)
     assert handle.report()["distance"] != 0.0
     handle.refresh(toy.pair.reasoner if is_given else None)
     assert handle.report()["distance"] == 0.0
@@ -46,7 +47,7 @@ def test_delta_is_taken_from_the_current_weights(toy, is_given):
 def test_the_new_delta_leads_to_the_reasoner(toy):
     model = toy.model()
     handle = drift_merge.attach(model, toy.prior)
-    train(model)
+    train(model, handle)
     handle.refresh()
     deltas = reasoner_minus(model, toy)
     with torch.no_grad():
@@ -64,7 +65,7 @@ def test_the_reasoner_may_have_a_vision_tower_of_its_own(toy, tmp_path):
     for reasoner in (toy.pair.reasoner, seeing):
         model = toy.model()
         handle = drift_merge.attach(model, toy.prior, rule="absolute")
-        train(model)
+        train(model, handle)
         handle.refresh(reasoner)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
