@@ -17,7 +17,6 @@ from drift_merge.maths.measures import positions
 from drift_merge.names.tensors import Shape
 from drift_merge.storage.measured import TensorRecord
 
-
 NARROW = (torch.float16, torch.bfloat16)  # the finer first: what weights may have been loaded in
 
 
