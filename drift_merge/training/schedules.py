@@ -40,7 +40,9 @@ def alphas_of(alpha: Alpha, modules: set[str]) -> dict[str, float]:
     return {name: float(value) for name, value in table.items()}
 
 
-def directed(alphas: Mapping[str, float], *, negate: bool, is_weighted: bool) -> dict[str, float]:
+def directed(
+    alphas: Mapping[str, float], *, negate: bool, is_weighted: bool = False
+) -> dict[str, float]:
     """alpha by module, with the sign that was meant.
 
     Args:
@@ -58,8 +60,8 @@ def directed(alphas: Mapping[str, float], *, negate: bool, is_weighted: bool) ->
         raise RecipeError(
             f"alpha of {negative[0]} is {alphas[negative[0]]:g}: a negative one moves the weights"
             " away from the reasoner.",
-            remedy="Give a number >= 0; or, if away is meant, negate=True, or a negative weight:"
-            " attach(model, [prior], weights=[-1.0]).",
+            remedy="Give a number >= 0; or, if away is meant, negate=True (--negate), or a negative"
+            " weight: attach(model, [prior], weights=[-1.0]).",
         )
     return dict(alphas)
 
