@@ -5,6 +5,7 @@ frozen when the handle was attached, the active adapters, and who else biases th
 A step costs a few microseconds; nothing here waits for a device.
 """
 
+import gc
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from drift_merge.training.lora.layers import active_adapters, is_lora
 from drift_merge.training.match.matching import Matching
 
 _CLAIMS = "_drift_merge_claims"  # attribute of a parameter: the handles that bias it
+_METHOD = "_drift_merge_method"  # attribute of a hook: weakly, whose it is
 _FEW = 3
 
 GAPS = {
@@ -130,11 +132,19 @@ def watch_steps(after_step: Callable[[Any], None]) -> Callable[[], None]:
             found(optimizer)
 
     # A compiled step() must call it, not trace it.
-    undo = register_optimizer_step_post_hook(
-        torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
-    ).remove
-    weakref.finalize(after_step.__self__, undo).atexit = False  # type: ignore[attr-defined]
-    return undo
+    untraced: Any = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    setattr(untraced, _METHOD, method)
+    registered = register_optimizer_step_post_hook(untraced)
+    _forget_dead(registered.hooks_dict_ref())
+    return registered.remove
+
+
+def _forget_dead(table: Any) -> None:
+    """Take out hooks whose objects are gone: not when they go, which may be amid a step."""
+    for key, other in list(table.items()):
+        method = getattr(other, _METHOD, None)
+        if method is not None and method() is None:
+            del table[key]
 
 
 class ModelWatch:
@@ -197,17 +207,26 @@ def claim(owner: Any, trained: Mapping[str, nn.Parameter], seals: Sequence[str])
     Raises:
         RecipeError: a live handle biases one of them with one of the same priors.
     """
-    for name, parameter in trained.items():
-        for other in getattr(parameter, _CLAIMS, ()):
-            if other.owner is not None and other.owner is not owner and other.seals & set(seals):
-                raise RecipeError(
-                    f"{name} is biased by this prior already: a second handle would double it.",
-                    remedy="Call attach() once, or use a trainer's callback, not both, and list the"
-                    " callback once. To attach anew, first: handle.remove()",
-                )
+    if _claimed(owner, trained, seals) is not None:
+        gc.collect()  # a handle that nobody holds any more claims nothing
+    name = _claimed(owner, trained, seals)
+    if name is not None:
+        raise RecipeError(
+            f"{name} is biased by this prior already: a second handle would double it.",
+            remedy="Call attach() once, or use a trainer's callback, not both, and list the"
+            " callback once. To attach anew, first: handle.remove()",
+        )
     made = _Claim(owner, seals)
     for parameter in trained.values():
         setattr(parameter, _CLAIMS, (*_others(parameter, owner), made))
+
+
+def _claimed(owner: Any, trained: Mapping[str, nn.Parameter], seals: Sequence[str]) -> str | None:
+    """The first parameter that another handle biases with one of these priors."""
+    for name, parameter in trained.items():
+        if any(other.seals & set(seals) for other in _others(parameter, owner)):
+            return name
+    return None
 
 
 def disclaim(owner: Any, trained: Mapping[str, nn.Parameter]) -> None:

@@ -190,11 +190,11 @@ class Handle:
         claim(self, trained, self._settings.seals)
         if isinstance(layout, PlainLayout):
             self._prepare()
-        self._check_once = lambda: require_current(model, self._matching.units, layout)
+        self._check_once = partial(require_current, model, self._matching.units, layout)
         is_step = self._settings.when == "step"
         watch = ModelWatch(model, self._matching)
         self._guard = StepGuard(trained, steppers, watch.check, counts_gaps=is_step)
-        self._guard.first_seen = lambda optimizer: warn_of_rounding([optimizer], trained)
+        self._guard.first_seen = partial(warn_of_rounding, trained=trained)
         self._undo.append(watch_steps(self._guard.after_step))
         act = self._step if is_step else self._count_step
         for number, stepper in enumerate(steppers):
@@ -204,7 +204,7 @@ class Handle:
             )
             self._undo.append(hook)
         self._is_hooked = bool(steppers)
-        warn_of_rounding(steppers, trained)
+        warn_of_rounding(*steppers, trained=trained)
         if not steppers and is_deepspeed(model):
             self._watch_deepspeed(model)
         if not is_step:

@@ -5,7 +5,7 @@ neighbor, 2**-9 |w| to 2**-8 |w|. A step of Adam is about the learning rate, wha
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ _LIKE_ADAM = ("adam", "lion", "adopt")  # by the name of the class: a step is ab
 _CAREFUL = ("bf16_stochastic_round", "stochastic_rounding", "kahan_sum", "use_kahan_summation")
 
 
-def warn_of_rounding(steppers: Sequence[Any], trained: Mapping[str, nn.Parameter]) -> None:
+def warn_of_rounding(*steppers: Any, trained: Mapping[str, nn.Parameter]) -> None:
     """Warn where most weights are rounded back at every step.
 
     Args:
@@ -69,7 +69,7 @@ def changeable(weights: Tensor, step: float) -> float:
     info = torch.finfo(weights.dtype)
     _, exponent = torch.frexp(weights.float().abs().clamp(min=info.smallest_normal))
     # |w| = m 2**e with m in [0.5, 1): neighbors are eps 2**(e-1) apart.
-    half = torch.ldexp(torch.tensor(info.eps / 4, device=weights.device), exponent)
+    half = torch.exp2(exponent.float()) * (info.eps / 4)
     return float((half < step).float().mean()) if weights.numel() else 1.0
 
 
