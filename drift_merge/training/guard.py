@@ -56,8 +56,9 @@ class StepGuard:
         Args:
             trained: the parameters that are biased, by name.
             steppers: that are hooked; empty where `apply()` is called by hand.
-            check: called after every step of one of these parameters.
-            counts_gaps: False where hooks of the parameters bias, whoever steps.
+            check: of the model, called before every bias.
+            counts_gaps: False where hooks of the parameters bias, whoever steps; then `check` is
+                called after a step.
         """
         self._names = {id(parameter): name for name, parameter in trained.items()}
         self._hooked = {id(stepper) for stepper in steppers}
@@ -67,6 +68,14 @@ class StepGuard:
         self._inside: set[int] = set()  # hooked optimizers whose step is under way
         self._done: set[int] | None = None  # optimizers that have stepped since apply()
         self.first_seen: Callable[[torch.optim.Optimizer], None] = lambda optimizer: None
+
+    def before_bias(self) -> None:
+        """Look at the model, before a step is made.
+
+        Raises:
+            RecipeError: what `check` raises.
+        """
+        self._check()
 
     def note_bias(self, stepper: Any = None) -> None:
         """The gradients were biased: within the step of a hooked optimizer, or by apply()."""
@@ -83,14 +92,14 @@ class StepGuard:
         """
         if id(stepper) in self._hooked:
             self._inside.discard(id(stepper))
-            self._check()
             return
         name = self._name_of(stepper)
         if name is None or self._inside:  # another model's; or one within a hooked container
             return
-        self._check()
         if self._counts_gaps:
             self._require_bias(stepper, name)
+        else:
+            self._check()
 
     def _require_bias(self, stepper: Any, name: str) -> None:
         reason = "other" if self._hooked else "apply"

@@ -257,6 +257,8 @@ class Handle:
         if self._is_unproven and self.steps:
             self._bias.require_loaded(self.steps)
         self._is_unproven = False
+        assert self._guard is not None
+        self._guard.before_bias()
         self._refuse_repetition(number)
         self._bias.step(number, self._settings.factor(self._counts[number].taken), scale)
         self._count_step(number, stepper, scale, found_inf)
@@ -273,8 +275,8 @@ class Handle:
         found_inf: Tensor | None,
     ) -> None:
         self._counts[number].add(found_inf)
-        assert self._guard is not None
-        self._guard.note_bias(stepper)
+        if self._guard is not None:
+            self._guard.note_bias(stepper)
 
     def _gradient(self, number: int) -> Tensor | None:
         parameter = self._parameters[number]
