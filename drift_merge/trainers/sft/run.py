@@ -3,7 +3,6 @@
 For people without a trainer, and for our own proofs. No loop of its own, one process.
 """
 
-import errno
 import os
 import shutil
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from drift_merge.errors import DriftMergeError, OutputError, RecipeError
+from drift_merge.errors import RecipeError
 from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.rounding import round_stochastically
 from drift_merge.names.tensors import Model
@@ -23,9 +22,9 @@ from drift_merge.recipes.words import NEAREST
 from drift_merge.storage import fingerprints
 from drift_merge.storage.manifests import describe_tool, to_json
 from drift_merge.storage.output import OutputDirectory, check_output
-from drift_merge.storage.shards import free_bytes
 from drift_merge.trainers.hf import DriftCallback
 from drift_merge.trainers.sft.curves import steps_of, to_csv, to_png
+from drift_merge.trainers.sft.disk import full_disk_named
 from drift_merge.trainers.sft.examples import Collator, load_processor
 from drift_merge.trainers.sft.request import (
     WHOLE,
@@ -43,11 +42,6 @@ optional("accelerate", install=_INSTALL)  # the Trainer's own need
 
 MANIFEST, CSV, PNG = "train.json", "train.csv", "train.png"
 _LOGS = 200  # points of a curve
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_WORDS = (
-    *(f"(os error {number})" for number in _FULL),  # safetensors
-    *("inline_container.cc", "iostream error", "PytorchStreamWriter failed"),  # torch.save
-)
 
 StepProgress = Callable[[int, int, Mapping[str, Any]], None]  # step, of how many, last log
 
@@ -96,39 +90,6 @@ def train(
         output.publish()
     shutil.rmtree(run, ignore_errors=True)
     return manifest
-
-
-@contextmanager
-def full_disk_named(run: Path) -> Iterator[None]:
-    """Turn the many errors of libraries that cannot write into an OutputError.
-
-    torch.save says "unexpected pos" where its file could not grow, safetensors speaks in text.
-
-    Raises:
-        OutputError: the disk is full, or a limit on space or size of files was reached.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not _is_full_disk(error):
-            raise
-        is_kept = last_checkpoint(run) is not None
-        then = "add --resume, which goes on from the last whole checkpoint" if is_kept else "begin"
-        raise OutputError(
-            f"the run beside {run.parent / run.stem} cannot be written, with"
-            f" {free_bytes(run.parent):,} bytes free on its disk: {error}",
-            remedy=f"Free some space, then repeat the command: {then}."
-            " Checkpoints hold weights and optimizer, up to three at a time; fewer with a larger"
-            " --save-steps.",
-        ) from error
-
-
-def _is_full_disk(error: BaseException | None) -> bool:
-    if error is None or isinstance(error, DriftMergeError):
-        return False
-    number = error.errno if isinstance(error, OSError) else None
-    is_full = number in _FULL or any(words in str(error) for words in _FULL_WORDS)
-    return is_full or _is_full_disk(error.__cause__) or _is_full_disk(error.__context__)
 
 
 @contextmanager
