@@ -57,11 +57,10 @@ def test_a_disk_without_room_is_named_with_the_way_on(tmp_path, name, is_kept):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_what_a_library_raises_because_of_it_is_named_too(tmp_path, number):
+    error = ValueError("could not save")
+    error.__cause__ = OSError(number, os.strerror(number))
     with pytest.raises(OutputError), full_disk_named(tmp_path / "out.run"):
-        try:
-            raise OSError(number, os.strerror(number))
-        except OSError as error:
-            raise ValueError("could not save") from error
+        raise error
 
 
 @pytest.mark.parametrize(
