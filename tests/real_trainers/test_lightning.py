@@ -210,7 +210,7 @@ def test_a_step_that_the_scaler_skips_is_not_counted(setup, tmp_path):
     assert steps == [0, 1, 2]
 
 
-def test_two_priors_in_two_callbacks_have_states_of_their_own(setup, tmp_path):
+def test_the_same_prior_in_two_callbacks_is_refused(setup, tmp_path):
     other = DriftCallback([setup.prior], alpha=0.5)
     assert DriftCallback(setup.prior).state_key == other.state_key  # of the same prior
     with pytest.raises(RuntimeError, match="state_key"):
