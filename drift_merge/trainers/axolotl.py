@@ -2,9 +2,9 @@
 
 plugins: [drift_merge.trainers.axolotl.DriftPlugin]
 drift_prior: prior/
-drift_alpha: 1.0            # also drift_rule, drift_modules, drift_layers, drift_schedule,
-                            # drift_when, drift_weights, drift_device, drift_strict, drift_map_file
-                            # and drift_tower
+drift_alpha: 1.0            # also drift_negate, drift_rule, drift_modules, drift_layers,
+                            # drift_schedule, drift_when, drift_weights, drift_device,
+                            # drift_strict, drift_map_file and drift_tower
 """
 
 from typing import Any, Literal

@@ -15,7 +15,7 @@ import json
 from typing import Any
 
 from drift_merge.errors import RecipeError
-from drift_merge.trainers.wiring import Wiring
+from drift_merge.trainers.wiring import Expectation, Wiring
 from drift_merge.training.handle import Handle
 
 STATE = "drift_merge"  # key among the states of a checkpoint
@@ -52,6 +52,13 @@ def attach_to(trainer: Any, prior: Any, **options: Any) -> None:
             f"the model is cut into {len(trainer.model_parts)} pipeline stages on this rank.",
             remedy="Train without pipeline parallelism: --parallelism.pipeline_parallel_degree 1",
         )
+    expected = Expectation(
+        "torchtitan has made a step without having loaded a checkpoint (checkpointer.load): the"
+        " prior is attached there, and was not.",
+        "Train with Trainer.train() of torchtitan, which loads first.",
+        trainer.model_parts[0],
+    )
+    wiring.expectations.append(expected)
     load = trainer.checkpointer.load
 
     def load_and_attach(*args: Any, **kwargs: Any) -> Any:
@@ -66,4 +73,6 @@ def attach_to(trainer: Any, prior: Any, **options: Any) -> None:
 
     trainer.checkpointer.load = load_and_attach
     if hasattr(trainer.checkpointer, "states"):  # not where checkpoints are switched off
-        trainer.checkpointer.states[STATE] = state
+        states = trainer.checkpointer.states
+        number = sum(key.startswith(STATE) for key in states)  # of priors before this one
+        states[STATE + (f"_{number + 1}" if number else "")] = state

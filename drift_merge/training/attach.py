@@ -13,6 +13,7 @@ from drift_merge.priors.manifest import Prior
 from drift_merge.training.deltas.files import FileDeltas, OpenPrior, combine_weights, open_all
 from drift_merge.training.gradient_bias import GradientBias
 from drift_merge.training.gradients.choose import layout_for
+from drift_merge.training.gradients.hooks import steppers_of
 from drift_merge.training.gradients.layout import PlainLayout
 from drift_merge.training.gradients.microbatch import require_hookable
 from drift_merge.training.handle import Handle
@@ -20,7 +21,7 @@ from drift_merge.training.match.lines import Hints
 from drift_merge.training.match.live import checkpoint_of
 from drift_merge.training.match.matching import joined, match
 from drift_merge.training.options import DEVICES, WHEN
-from drift_merge.training.schedules import Alpha, Schedule, alphas_of, factor_of, name_of
+from drift_merge.training.schedules import Alpha, Schedule, alphas_of, directed, factor_of, name_of
 from drift_merge.training.settings import InjectionSettings
 
 AnyPrior = Prior | str | Path
@@ -31,6 +32,7 @@ def attach(
     prior: AnyPrior | Sequence[AnyPrior],
     *,
     alpha: Alpha = 1.0,
+    negate: bool = False,
     rule: str | Rule = "adaptive_cosine",
     optimizer: Any = None,
     modules: str | Sequence[str] = "attn,mlp",
@@ -55,12 +57,14 @@ def attach(
         prior: a `Prior`, its directory or Hub id, or a list of these.
         alpha: strength, >= 0 to move towards the reasoner; or one for each module:
             {"attn": 1.0, "mlp": 0.5}.
+        negate: move away from the reasoner; alpha may then have either sign.
         rule: a key of `maths.injection.RULES`, or a function from `Sums` to coefficients:
             "absolute" (g - alpha * delta), "absolute_param_norm" (delta rescaled to |theta_mllm|,
             as the reference code has it), "gradnorm" (delta rescaled to |g|), "adaptive_cosine"
             (the paper's: times (1 + cos(g, delta)) / 2).
-        optimizer: its step() is hooked: torch's, accelerate's, or DeepSpeed's engine. With None
-            call `handle.apply()` before each step, after unscaling.
+        optimizer: its step() is hooked: torch's, accelerate's, DeepSpeed's engine, or a list of
+            several, each of which biases what it holds. With None call `handle.apply()` before
+            each step, after unscaling. A step that is made without a bias is an error then.
         modules: "attn,mlp" as on the command line, or a sequence of such words.
         layers: "0:28" or numbers; None for all.
         when: "step", once per optimizer step; or "microbatch", in every backward pass as the
@@ -71,7 +75,8 @@ def attach(
         schedule: of alpha: None, "constant", "cosine", "linear", or a function of the step.
         total_steps: optimizer steps, for "cosine" and "linear".
         weights: of several priors: delta = sum of weight * delta; 1 each by default.
-        state: `state_dict()` of the run that is resumed; the weights are not checked then.
+        state: `state_dict()` of the run that is resumed; the weights are then refused if they
+            are still those that the run began with.
         map_file: YAML of name patterns as for `--map`; its mllm side may name tensors on the disk
             or in memory.
         tower: prefix in memory of the language tower, such as "model.decoder", where there are
@@ -112,7 +117,11 @@ def attach(
     settings = InjectionSettings(
         rule=name,
         function=function,
-        alphas=alphas_of(alpha, {unit.module for unit in matching.units}),
+        alphas=directed(
+            alphas_of(alpha, {unit.module for unit in matching.units}),
+            negate=negate,
+            is_weighted=min(files.weights) < 0,
+        ),
         factor=factor_of(schedule, total_steps),
         schedule=name_of(schedule),
         total_steps=total_steps if isinstance(schedule, str) else None,
@@ -128,10 +137,16 @@ def attach(
     if when == "microbatch":
         require_hookable(matching.units, layout)
         layout = PlainLayout()
-    handle = Handle(settings, matching, GradientBias(settings, matching, layout, files))
+    steppers = steppers_of(model, optimizer, matching.trained)
+    bias = GradientBias(settings, matching, layout, files, steppers)
+    handle = Handle(settings, matching, bias, steppers)
     if state is not None:
         handle.load_state_dict(state)
-    handle.begin(model, optimizer, layout)
+    try:
+        handle.begin(model, layout)
+    except BaseException:
+        handle.remove()
+        raise
     return handle
 
 

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from drift_merge.errors import RecipeError
 from drift_merge.training.deltas.files import DeltaSource, FileDeltas
 from drift_merge.training.deltas.placement import StreamedDeltas, place
-from drift_merge.training.gradients.layout import GradientLayout
+from drift_merge.training.gradients.layout import GradientLayout, PlainLayout
 from drift_merge.training.gradients.microbatch import HookLayout
-from drift_merge.training.inject.build import BuiltPieces, build, partial_slots
+from drift_merge.training.gradients.takers import GradientTakers
+from drift_merge.training.inject.build import BuiltPieces, build, partial_slots, units_by_optimizer
 from drift_merge.training.inject.injector import Injector
 from drift_merge.training.inject.pieces import DELTA_SQ, DOT
 from drift_merge.training.match.matching import Matching
-from drift_merge.training.match.weights import check_weights
+from drift_merge.training.match.verdicts import Strictness, require_moved, require_weights
+from drift_merge.training.match.weights import Comparison, compare_weights
 from drift_merge.training.settings import InjectionSettings
 from drift_merge.training.units import Region, Unit
 
@@ -30,8 +32,25 @@ class GradientBias:
         matching: Matching,
         layout: GradientLayout,
         files: FileDeltas,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
     ) -> None:
+        """Keep what `prepare` needs.
+
+        Args:
+            settings: the checked arguments of attach().
+            matching: the units.
+            layout: where gradients lie.
+            files: of the priors.
+            optimizers: if there are several, each one's step biases its own parameters.
+
+        Raises:
+            RecipeError: a tensor of the prior is spread over several optimizers.
+        """
         self._settings, self._matching, self._layout = settings, matching, layout
+        self._by_optimizer = (
+            units_by_optimizer(matching, optimizers) if len(optimizers) > 1 else None
+        )
+        self._takers = GradientTakers()
         self._entries = files.priors[0].prior.tensors
         self._files = files
         self._source: DeltaSource = files  # on the host
@@ -42,10 +61,10 @@ class GradientBias:
         self.start: Tensor | None = None  # theta_0 * delta, of all slots of all injectors
 
     @property
-    def parameters(self) -> list[tuple[Unit, ...]]:
-        """The units of each parameter, with when="microbatch"; else all units together."""
+    def unit_groups(self) -> list[tuple[Unit, ...]]:
+        """The units of each parameter, with when="microbatch"; else of each optimizer."""
         if self._settings.when == "step":
-            return [self._matching.units]
+            return self._by_optimizer or [self._matching.units]
         groups: dict[str, list[Unit]] = {}
         for unit in self._matching.units:
             groups.setdefault(unit.parameter_name, []).append(unit)
@@ -54,7 +73,7 @@ class GradientBias:
     @property
     def names(self) -> tuple[str, ...]:
         """Canonical names of all slots, in their order."""
-        return tuple(n for units in self.parameters for n in dict.fromkeys(u.name for u in units))
+        return tuple(n for units in self.unit_groups for n in dict.fromkeys(u.name for u in units))
 
     @property
     def is_ready(self) -> bool:
@@ -72,7 +91,7 @@ class GradientBias:
         Raises:
             VerificationError: the weights are not those of the prior.
         """
-        for units in self.parameters:
+        for units in self.unit_groups:
             layout = self._layout
             if self._settings.when == "microbatch":
                 layout = HookLayout()
@@ -86,14 +105,28 @@ class GradientBias:
             self.injectors.append(injector)
         self._use(self._source)
         if start is None:
-            check_weights(
-                self._matching.units,
-                self._entries,
-                self._layout,
-                is_strict=self._settings.is_strict,
-                command=self._settings.command,
-            )
+            require_weights(self._compare(), **self._strictness)
         self.measure(start=start)
+
+    def require_loaded(self, steps: int) -> None:
+        """Refuse to go on with a run whose weights are still those that it began with.
+
+        Where gradients are sharded all ranks call this together.
+
+        Args:
+            steps: that the run has made.
+
+        Raises:
+            VerificationError: nothing has loaded the weights of its checkpoint.
+        """
+        require_moved(self._compare(), steps, **self._strictness)
+
+    def _compare(self) -> Comparison:
+        return compare_weights(self._matching.units, self._entries, self._layout)
+
+    @property
+    def _strictness(self) -> Strictness:
+        return {"is_strict": self._settings.is_strict, "command": self._settings.command}
 
     def measure(self, *, start: Sequence[float] | None) -> None:
         """Measure |delta|, and where the weights are; again after delta has changed."""
@@ -113,20 +146,26 @@ class GradientBias:
         """Measure distances from where a saved run began."""
         self.start = torch.tensor(start, dtype=torch.float64)
 
-    def first_parameter(self) -> nn.Parameter | None:
-        """A parameter whose gradient tells one step from the next."""
-        pieces = (piece for parts in self._parts for piece in parts.pieces if piece.numel)
-        return next((piece.parameters[0] for piece in pieces), None)
+    def first_parameters(self) -> list[nn.Parameter | None]:
+        """Of each optimizer a parameter whose gradient tells one step from the next."""
+        held = ((piece for piece in parts.pieces if piece.numel) for parts in self._parts)
+        return [next((piece.parameters[0] for piece in pieces), None) for pieces in held]
 
-    def step(self, factor: float, scale: float | Tensor | None) -> None:
-        """Bias all gradients.
+    def step(self, number: int, factor: float, scale: float | Tensor | None) -> None:
+        """Bias all gradients; of one optimizer, where there are several.
+
+        Args:
+            number: of the optimizer.
+            factor: the schedule's.
+            scale: what gradients are still multiplied with; None: the layout knows.
 
         Raises:
-            RecipeError: there is not a single gradient.
+            RecipeError: there is not a single gradient, or some were taken during backward.
         """
+        self._layout.wait()
         scale = self._layout.loss_scale if scale is None else scale
         self._place()
-        (injector,) = self.injectors
+        injector = self.injectors[number]
         injector.apply(factor, scale)
         held = [piece for piece in injector.pieces if piece.numel]
         if held and injector.missing.issuperset(held):
@@ -134,15 +173,18 @@ class GradientBias:
                 f"none of the {len(held):,} tensors to be biased has a gradient.",
                 remedy="Call apply() (or the hooked optimizer's step()) after backward() and"
                 " before zero_grad(). Under DeepSpeed with accelerate, backward() takes the"
-                " step too: attach with optimizer=.",
+                " step too: attach with optimizer=. An optimizer that steps during backward()"
+                " cannot be biased.",
             )
+        if isinstance(self._layout, PlainLayout):
+            self._takers.look([(p, p in injector.missing) for p in held])
 
     def step_one(self, number: int, factor: float) -> None:
         """Bias the gradient that the hook of one parameter was given."""
         self._place()
         self.injectors[number].apply(factor)
 
-    def refresh(self, reasoner: str | Path | None) -> None:
+    def refresh(self, reasoner: str | Path | None, directory: str | Path | None) -> None:
         """Take delta anew, from the weights as they are now to the reasoner.
 
         Raises:
@@ -156,7 +198,12 @@ class GradientBias:
                 remedy="Compute priors against the current weights, and attach those.",
             )
         held = refreshed_deltas(
-            self._files.priors[0], self._regions, self._layout, reasoner, self._held_dtype
+            self._files.priors[0],
+            self._regions,
+            self._layout,
+            reasoner,
+            self._held_dtype,
+            directory,
         )
         self._is_placed, self._source = False, held
         self._use(held)

@@ -1,18 +1,23 @@
 """The handle of a prior at work: apply, report, save and restore, refresh, remove."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from drift_merge.errors import RecipeError
 from drift_merge.maths.injection import INJECTION_FORMULA, INJECTION_SIGN
 from drift_merge.training.gradient_bias import GradientBias
 from drift_merge.training.gradients.choose import require_current
-from drift_merge.training.gradients.hooks import Skips, hook_optimizer
+from drift_merge.training.gradients.deepspeed import find_optimizer, hook_step, is_deepspeed
+from drift_merge.training.gradients.hooks import StepCount, hook_stepper
 from drift_merge.training.gradients.layout import GradientLayout, PlainLayout
 from drift_merge.training.gradients.microbatch import hook_parameter
+from drift_merge.training.gradients.rounding import warn_of_rounding
+from drift_merge.training.guard import ModelWatch, StepGuard, claim, disclaim, watch_steps
 from drift_merge.training.match.coverage import Coverage
 from drift_merge.training.match.matching import Matching
 from drift_merge.training.report import flatten, make_report
@@ -25,17 +30,23 @@ class Handle:
     """A prior at work in a training run; made by `attach`."""
 
     def __init__(
-        self, settings: InjectionSettings, matching: Matching, biasing: GradientBias
+        self,
+        settings: InjectionSettings,
+        matching: Matching,
+        biasing: GradientBias,
+        steppers: Sequence[Any] = (),
     ) -> None:
         self._settings, self._matching, self._bias = settings, matching, biasing
         self._undo: list[Callable[[], None]] = []
         self._is_hooked = self._is_removed = False
-        self._count = 0  # steps that were biased, those of the saved state included
-        self._skips = Skips()
+        self._steppers = steppers
+        self._counts = [StepCount() for _ in steppers or [None]]  # saved steps included
         self._start: list[float] | None = None  # theta_0 * delta by slot, for saved states
         self._refreshed_at: int | None = None
-        self._parameter: nn.Parameter | None = None  # whose gradient that is
+        self._parameters: list[nn.Parameter | None] = []  # whose gradient tells steps apart
         self._check_once: Callable[[], None] | None = None  # before the first step
+        self._is_unproven = False  # a saved run's state is here; are its weights?
+        self._guard: StepGuard | None = None
 
     @property
     def coverage(self) -> Coverage:
@@ -44,11 +55,24 @@ class Handle:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that were biased, from the beginning of the run."""
-        return self._count - self._skips.total()
+        """Optimizer steps that were biased and taken, from the beginning of the run."""
+        return max(count.taken for count in self._counts)
 
-    def apply(self) -> None:
-        """Bias the gradients: after accumulation, reduction and unscaling, before the step.
+    @property
+    def num_biased(self) -> int:
+        """How often gradients were biased, for steps that were skipped then too."""
+        return max(count.biased for count in self._counts)
+
+    def apply(
+        self, *, scale: float | Tensor | None = None, found_inf: Tensor | None = None
+    ) -> None:
+        """Bias the gradients: after accumulation and reduction, before the step.
+
+        Every step needs its own call: one without is an error.
+
+        Args:
+            scale: what the gradients are still multiplied with; None: they are unscaled.
+            found_inf: other than 0 where GradScaler will skip the step: it is not counted then.
 
         Raises:
             RecipeError: the optimizer is hooked, so that its step does it; the handle was
@@ -64,7 +88,7 @@ class Handle:
                 "the optimizer is hooked: its step() biases the gradients.",
                 remedy="Do not call apply(), or attach with optimizer=None.",
             )
-        self._step(None, None)
+        self._step(0, None, scale, found_inf)
 
     def report(self) -> dict[str, Any]:
         """Coverage, and figures of the last step: overall, by module and by tensor.
@@ -116,12 +140,20 @@ class Handle:
                 selection; with strict, also of other settings.
         """
         check_state(state, self._settings, self._bias.names)
-        self._count = int(state["steps"]) + self._skips.total()
+        for count in self._counts:
+            count.resume(int(state["steps"]))
         self._start = state["start"]
         if self._start is not None and self._bias.is_ready:
             self._bias.set_start(self._start)
+        self._is_unproven = True
 
-    def refresh(self, reasoner: str | Path | None = None) -> None:
+    def trust_weights(self) -> None:
+        """The caller knows that the weights are those of the resumed step: do not look."""
+        self._is_unproven = False
+
+    def refresh(
+        self, reasoner: str | Path | None = None, *, directory: str | Path | None = None
+    ) -> None:
         """Recompute delta = theta_reasoner - theta against the weights as they are now.
 
         The new delta lies in a temporary file that vanishes with the handle. Distances count
@@ -129,15 +161,18 @@ class Handle:
 
         Args:
             reasoner: checkpoint; None for the one that the prior names.
+            directory: for the temporary file, as large as this rank's part of the prior; None
+                for Python's (TMPDIR).
 
         Raises:
             RecipeError: there are several priors, or adapters; or the handle was removed.
+            OutputError: there is no room for the temporary file; training can go on as before.
             SourceError, CheckpointError, AlignmentError: as for computing a prior.
         """
         self._refuse_removed()
         if not self._bias.is_ready:
             self._prepare()
-        self._bias.refresh(reasoner)
+        self._bias.refresh(reasoner, directory)
         self._start, self._refreshed_at = self._bias.start_list(), self.steps
 
     def remove(self) -> None:
@@ -145,26 +180,49 @@ class Handle:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
+        disclaim(self, self._matching.trained)
         self._bias.release()
         self._is_removed, self._is_hooked = True, False
 
-    def begin(self, model: nn.Module, optimizer: Any, layout: GradientLayout) -> None:
+    def begin(self, model: nn.Module, layout: GradientLayout) -> None:
         """Hook in, and look at the weights unless they are sharded; `attach` calls it once."""
+        steppers, trained = self._steppers, self._matching.trained
+        claim(self, trained, self._settings.seals)
         if isinstance(layout, PlainLayout):
             self._prepare()
-        self._check_once = lambda: require_current(model, self._matching.units, layout)
-        act = self._step if self._settings.when == "step" else self._count_step
-        undo = hook_optimizer(model, optimizer, self._matching.trained, act, self._skips.add)
-        if undo is not None:
-            self._undo.append(undo)
-            self._is_hooked = True
-        if self._settings.when == "microbatch":
+        self._check_once = partial(require_current, model, self._matching.units, layout)
+        is_step = self._settings.when == "step"
+        watch = ModelWatch(model, self._matching)
+        self._guard = StepGuard(trained, steppers, watch.check, counts_gaps=is_step)
+        self._guard.first_seen = partial(warn_of_rounding, trained=trained)
+        self._undo.append(watch_steps(self._guard.after_step))
+        act = self._step if is_step else self._count_step
+        for number, stepper in enumerate(steppers):
+            skipped, after = self._counts[number].add_skipped, self._guard.after_step
+            hook = hook_stepper(
+                stepper, partial(act, number, stepper), skipped=skipped, after=after
+            )
+            self._undo.append(hook)
+        self._is_hooked = bool(steppers)
+        warn_of_rounding(*steppers, trained=trained)
+        if not steppers and is_deepspeed(model):
+            self._watch_deepspeed(model)
+        if not is_step:
             self._hook_parameters()
+
+    def _watch_deepspeed(self, model: nn.Module) -> None:
+        """See the steps that DeepSpeed takes, though apply() is called by hand."""
+        guard, optimizer = self._guard, find_optimizer(model)
+        assert guard is not None
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            after = partial(guard.after_step, optimizer)
+            undo = hook_step(optimizer, lambda: None, self._counts[0].add_skipped, after)
+            self._undo.append(undo)
 
     def _prepare(self) -> None:
         self._bias.prepare(start=self._start)
         self._start = self._bias.start_list()
-        self._parameter = self._bias.first_parameter()
+        self._parameters = self._bias.first_parameters()
 
     def _hook_parameters(self) -> None:
         if not self._is_hooked and self._settings.schedule != "constant":
@@ -172,7 +230,7 @@ class Handle:
                 f"when='microbatch' with schedule {self._settings.schedule!r} must know the steps.",
                 remedy="Pass the optimizer: attach(..., optimizer=optimizer).",
             )
-        for number, units in enumerate(self._bias.parameters):
+        for number, units in enumerate(self._bias.unit_groups):
             parameter = units[0].parameter
             assert parameter is not None
 
@@ -182,28 +240,51 @@ class Handle:
             layout = self._bias.hook_layouts[number]
             self._undo.append(hook_parameter(parameter, layout, bias).remove)
 
-    def _step(self, scale: float | Tensor | None, found_inf: Tensor | None) -> None:
+    def _step(
+        self,
+        number: int,
+        stepper: Any,
+        scale: float | Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Bias the gradients of one optimizer; of all, where there is one or apply() is called."""
         self._refuse_removed()
         if self._check_once is not None:
             self._check_once()
             self._check_once = None
         if not self._bias.is_ready:
             self._prepare()
-        self._refuse_repetition()
-        self._bias.step(self._settings.factor(self.steps), scale)
-        self._count_step(scale, found_inf)
-        gradient = None if self._parameter is None else self._parameter.grad
+        if self._is_unproven and self.steps:
+            self._bias.require_loaded(self.steps)
+        self._is_unproven = False
+        assert self._guard is not None
+        self._guard.before_bias()
+        self._refuse_repetition(number)
+        self._bias.step(number, self._settings.factor(self._counts[number].taken), scale)
+        self._count_step(number, stepper, scale, found_inf)
+        gradient = self._gradient(number)
         if gradient is not None:
             # Not a weakref, with which torch refuses to move the parameters of FSDP2.
             setattr(gradient, _BIASED, (id(self), gradient._version))
 
-    def _count_step(self, scale: float | Tensor | None, found_inf: Tensor | None) -> None:
-        self._count += 1
-        self._skips.note(found_inf)
+    def _count_step(
+        self,
+        number: int,
+        stepper: Any,
+        scale: float | Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        self._counts[number].add(found_inf)
+        if self._guard is not None:
+            self._guard.note_bias(stepper)
 
-    def _refuse_repetition(self) -> None:
+    def _gradient(self, number: int) -> Tensor | None:
+        parameter = self._parameters[number]
+        return None if parameter is None else parameter.grad
+
+    def _refuse_repetition(self, number: int) -> None:
         """Refuse gradients that nobody has touched since we biased them."""
-        gradient = None if self._parameter is None else self._parameter.grad
+        gradient = self._gradient(number)
         if gradient is None:
             return
         if getattr(gradient, _BIASED, None) == (id(self), gradient._version):

@@ -24,6 +24,14 @@ _ROWS: tuple[tuple[Option, Any], ...] = (  # with the default
     ),
     (
         Option(
+            name="negate",
+            kind=bool,
+            help="Move away from the reasoner; alpha may then have either sign.",
+        ),
+        False,
+    ),
+    (
+        Option(
             name="rule",
             kind=str,
             choices=RULE_NAMES,

@@ -4,7 +4,7 @@ alpha(module, step) = alpha[module] * factor(step)
 """
 
 from collections.abc import Callable, Mapping
-from math import cos, isfinite, pi
+from math import cos, isfinite, nan, pi
 
 from drift_merge.errors import RecipeError
 from drift_merge.training.options import SCHEDULES
@@ -40,19 +40,46 @@ def alphas_of(alpha: Alpha, modules: set[str]) -> dict[str, float]:
     return {name: float(value) for name, value in table.items()}
 
 
+def directed(
+    alphas: Mapping[str, float], *, negate: bool, is_weighted: bool = False
+) -> dict[str, float]:
+    """alpha by module, with the sign that was meant.
+
+    Args:
+        alphas: of `alphas_of`.
+        negate: away from the reasoner.
+        is_weighted: a prior has a negative weight, so that signs were thought of.
+
+    Raises:
+        RecipeError: an alpha is negative, and nothing says that this is meant.
+    """
+    if negate:
+        return {name: -abs(value) for name, value in alphas.items()}
+    negative = [name for name, value in alphas.items() if value < 0]
+    if negative and not is_weighted:
+        raise RecipeError(
+            f"alpha of {negative[0]} is {alphas[negative[0]]:g}: a negative one moves the weights"
+            " away from the reasoner.",
+            remedy="Give a number >= 0; or, if away is meant, negate=True (--negate), or a negative"
+            " weight: attach(model, [prior], weights=[-1.0]).",
+        )
+    return dict(alphas)
+
+
 def factor_of(schedule: Schedule, total_steps: int | None) -> Callable[[int], float]:
     """The factor of alpha at a step; step 0 is the first.
 
     Args:
         schedule: None or "constant": 1. "linear": 1 - t/T. "cosine": (1 + cos(pi t/T)) / 2. Both
-            stay 0 from T on. Or a function of the step.
+            stay 0 from T on. Or a function of the step, whose results must be numbers >= 0.
         total_steps: T, number of optimizer steps.
 
     Raises:
-        RecipeError: an unknown word, or no T where one is needed.
+        RecipeError: an unknown word, or no T where one is needed. (The factor of a function:
+            what it returns is NaN, infinite, negative or no number.)
     """
     if callable(schedule):
-        return schedule
+        return lambda step: _checked(schedule(step), name_of(schedule), step)
     if schedule is None or schedule == "constant":
         return lambda step: 1.0
     if schedule not in SCHEDULES:
@@ -77,6 +104,20 @@ def name_of(schedule: Schedule) -> str:
     if callable(schedule):
         return str(getattr(schedule, "__qualname__", type(schedule).__qualname__))
     return schedule or "constant"
+
+
+def _checked(value: object, name: str, step: int) -> float:
+    """What a user's schedule returned; numbers of numpy and torch are fine."""
+    try:
+        factor = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        factor = nan
+    if not isfinite(factor) or factor < 0:
+        raise RecipeError(
+            f"schedule {name} returned {value!r} for step {step:,}; expected a finite number >= 0.",
+            remedy="It is a factor for alpha; to move away from the reasoner: negate=True.",
+        )
+    return factor
 
 
 def _is_number(value: object) -> bool:

@@ -159,3 +159,59 @@ def test_two_optimizers_are_refused(setup, tmp_path):
             module=Two(setup.model()),
             accumulate_grad_batches=1,
         )
+
+
+@pytest.mark.parametrize("rule", ["absolute", "adaptive_cosine"])
+def test_a_fused_optimizer_under_a_scaler_gets_the_bias_of_unscaled_gradients(
+    setup, tmp_path, rule
+):
+    """Lightning leaves unscaling to it; the scale is 65,536 at first."""
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    class Fused(Module):
+        def __init__(self, model, *, fused):
+            super().__init__(model)
+            self.fused = fused
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.model.parameters(), lr=RATE, fused=self.fused)
+
+    found = []
+    for fused in (False, True):
+        scaler = torch.amp.GradScaler("cpu")
+        plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+        plugin.autocast_context_manager = lambda: torch.autocast("cpu", enabled=False)
+        callback = DriftCallback(setup.prior, rule=rule)
+        _, module = fit(
+            setup, tmp_path, [callback], module=Fused(setup.model(), fused=fused), plugins=[plugin]
+        )
+        found.append(module.model)
+    tiny.assert_weights(found[1], dict(found[0].named_parameters()), RATE)
+
+
+def test_a_step_that_the_scaler_skips_is_not_counted(setup, tmp_path):
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    steps = []
+
+    class Overflow(Module):
+        def on_before_optimizer_step(self, optimizer):
+            steps.append(callback.handle.steps)
+
+        def on_after_backward(self):
+            if not steps:  # the first step
+                self.model.lm_head.weight.grad[0, 0] = float("inf")
+
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    plugin.autocast_context_manager = lambda: torch.autocast("cpu", enabled=False)
+    callback = DriftCallback(setup.prior)
+    module = Overflow(setup.model())
+    fit(setup, tmp_path, [callback], module=module, plugins=[plugin], steps=3)
+    assert steps == [0, 1, 2]
+
+
+def test_the_same_prior_in_two_callbacks_is_refused(setup, tmp_path):
+    other = DriftCallback([setup.prior], alpha=0.5)
+    assert DriftCallback(setup.prior).state_key == other.state_key  # of the same prior
+    with pytest.raises(RuntimeError, match="state_key"):
+        fit(setup, tmp_path, [DriftCallback(setup.prior), other])

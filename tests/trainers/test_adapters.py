@@ -16,6 +16,7 @@ from drift_merge.errors import RecipeError
 from drift_merge.trainers.wiring import options_of_attach
 from drift_merge.training.attach import attach as real_attach
 from tests.trainers.titan import StandIn
+from tests.training.toys import loss_of, make_toy
 
 ADAPTERS = {
     "hf": "transformers",
@@ -86,10 +87,13 @@ class FakeHandle:
 
     def __init__(self, model, prior, **options):
         self.model, self.prior, self.options = model, prior, options
-        self.steps, self.events = 0, []
+        self.steps, self.num_biased, self.events, self.seals = 0, 0, [], []
+
+    def trust_weights(self):
+        self.events.append("trust")
 
     def state_dict(self):
-        return {"steps": self.steps}
+        return {"steps": self.steps, "priors": self.seals}
 
     def load_state_dict(self, state):
         self.steps = state["steps"]
@@ -100,7 +104,8 @@ class FakeHandle:
     def report(self):
         return {"steps": self.steps}
 
-    def apply(self):
+    def apply(self, *, scale=None, found_inf=None):
+        self.num_biased += 1
         self.events.append("apply")
 
     def remove(self):
@@ -162,7 +167,7 @@ def test_the_callback_attaches_at_the_beginning_and_removes_at_the_end(hf, attac
 def test_a_second_training_removes_what_a_broken_first_one_left(hf, attached, model):
     callback = hf.DriftCallback("prior/")
     for _ in range(2):
-        callback.on_train_begin(None, state(), CONTROL, model=model, optimizer=None)
+        callback.on_train_begin(None, state(), CONTROL, model=model, optimizer="opt")
     assert [handle.events for handle in attached] == [["remove"], []]
 
 
@@ -176,7 +181,7 @@ def test_reporters_before_the_callback_log_its_metrics(hf, attached, model):
     default = DefaultFlowCallback()
     handler = CallbackHandler([default, Reporter(), hf.DriftCallback("prior/")])
     now = state()
-    handler.call("on_train_begin", None, now, CONTROL, model=model, optimizer=None)
+    handler.call("on_train_begin", None, now, CONTROL, model=model, optimizer="opt")
     assert handler.callbacks[0] is default
     logs = {"loss": 1.0}
     handler.call("on_log", None, now, CONTROL, logs=logs)
@@ -188,36 +193,126 @@ def test_reporters_before_the_callback_log_its_metrics(hf, attached, model):
 
 def test_the_state_is_in_what_the_trainer_saves_and_comes_back(hf, attached, model):
     callback, now = hf.DriftCallback("prior/"), state()
-    callback.on_train_begin(None, now, CONTROL, model=model, optimizer=None)
-    attached[0].steps = 3
+    callback.on_train_begin(None, now, CONTROL, model=model, optimizer="opt")
+    attached[0].steps = attached[0].num_biased = 3
     callback.on_step_end(None, now, CONTROL, model=model)
     saved = json.loads(json.dumps(now.stateful_callbacks))  # as trainer_state.json
-    callback.on_train_begin(None, state(3, **saved), CONTROL, model=model, optimizer=None)
-    assert attached[1].options["state"] == {"steps": 3}
+    callback.on_train_begin(None, state(3, **saved), CONTROL, model=model, optimizer="opt")
+    assert attached[1].options["state"] == {"steps": 3, "priors": []}
 
 
 def test_weights_that_were_not_loaded_are_refused_or_with_strict_false_warned_of(
     hf, attached, model
 ):
     callback, now = hf.DriftCallback("prior/"), state()
-    callback.on_train_begin(None, now, CONTROL, model=model, optimizer=None)
-    callback.on_step_end(None, now, CONTROL, model=model)
+    callback.on_train_begin(None, now, CONTROL, model=model, optimizer="opt")
     other, resumed = torch.nn.Linear(2, 2), state(1, **now.stateful_callbacks)
     with pytest.raises(hf.VerificationError, match="does not have the weights"):
-        callback.on_train_begin(None, resumed, CONTROL, model=other, optimizer=None)
+        callback.on_train_begin(None, resumed, CONTROL, model=other, optimizer="opt")
     lenient = hf.DriftCallback("prior/", strict=False)
     with pytest.warns(UserWarning, match="does not have the weights"):
-        lenient.on_train_begin(None, resumed, CONTROL, model=other, optimizer=None)
+        lenient.on_train_begin(None, resumed, CONTROL, model=other, optimizer="opt")
 
 
 def test_a_plain_checkpoint_is_resumed_with_strict_false_only(hf, attached, model):
     with pytest.raises(RecipeError, match="resumes at step 5"):
         hf.DriftCallback("prior/").on_train_begin(
-            None, state(5), CONTROL, model=model, optimizer=None
+            None, state(5), CONTROL, model=model, optimizer="opt"
         )
     callback = hf.DriftCallback("prior/", strict=False)
-    callback.on_train_begin(None, state(5), CONTROL, model=model, optimizer=None)
+    callback.on_train_begin(None, state(5), CONTROL, model=model, optimizer="opt")
     assert attached[0].options["state"] is None
+
+
+def test_an_adapter_that_gets_no_optimizer_refuses(hf, attached, model):
+    with pytest.raises(RecipeError, match="no optimizer"):
+        hf.DriftCallback("prior/").on_train_begin(
+            None, state(), CONTROL, model=model, optimizer=None
+        )
+
+
+def test_a_step_of_the_trainer_without_a_bias_is_an_error_unless_a_scaler_skipped_it(
+    hf, attached, model
+):
+    callback, now = hf.DriftCallback("prior/"), state()
+    callback.on_train_begin(None, now, CONTROL, model=model, optimizer="opt")
+    attached[0].num_biased = 1
+    callback.on_step_end(None, now, CONTROL, model=model, optimizer="opt")
+    skipped = SimpleNamespace(step_was_skipped=True)
+    callback.on_step_end(None, now, CONTROL, model=model, optimizer=skipped)
+    with pytest.raises(RecipeError, match="1 step of which 0 had the bias"):
+        callback.on_step_end(None, now, CONTROL, model=model, optimizer="opt")
+
+
+def test_a_trainer_that_drops_the_callback_is_noticed_at_its_first_step(hf, model):
+    callback = hf.DriftCallback("prior/")
+    callback.on_init_end(None, state(), CONTROL, model=model)
+    other = torch.nn.Linear(2, 2)
+    step(other)  # of no concern
+    with pytest.raises(RecipeError, match="dropped"):
+        step(model)
+
+
+def step(model):
+    model(torch.ones(1, 2)).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def test_two_callbacks_keep_two_states_and_find_their_own_by_the_prior(hf, attached, model, toys):
+    def begin(callbacks, now):
+        for callback in callbacks:
+            callback.on_train_begin(None, now, CONTROL, model=model, optimizer="opt")
+
+    first, second = (hf.DriftCallback(toy.prior.path) for toy in toys)
+    now = state()
+    begin((first, second), now)
+    for number, (handle, toy) in enumerate(zip(attached, toys, strict=True), 3):
+        handle.steps, handle.seals = number, [toy.prior.manifest["seal"]]
+    saved = json.loads(json.dumps(now.stateful_callbacks, indent=1))
+    assert sorted(entry["handle"]["steps"] for entry in saved.values()) == [3, 4]
+    again = [hf.DriftCallback(toy.prior.path) for toy in reversed(toys)]  # in the other order
+    begin(again, state(3, **saved))
+    assert [handle.options["state"]["steps"] for handle in attached[2:]] == [4, 3]
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    return [make_toy(tmp_path_factory.mktemp("toy"), seed=seed) for seed in (0, 5)]
+
+
+def test_a_second_training_of_the_same_model_names_its_case(hf, toys):
+    model = toys[0].model()
+    callback, optimizer = hf.DriftCallback(toys[0].prior), torch.optim.SGD(model.parameters(), 0.1)
+    callback.on_train_begin(None, state(), CONTROL, model=model, optimizer=optimizer)
+    loss_of(model).backward()
+    optimizer.step()
+    callback.on_step_end(None, state(1), CONTROL, model=model, optimizer=optimizer)
+    with pytest.raises(hf.VerificationError, match=r"for 1 steps already.*auto_find_batch_size"):
+        callback.on_train_begin(None, state(), CONTROL, model=model, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_a_state_without_weights_is_compared_with_the_beginning(hf, toys, is_loaded):
+    """Sharded weights are not sampled, so what a resumed run has is not known."""
+    model = toys[0].model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    callback, now = hf.DriftCallback(toys[0].prior), state()
+    callback.on_train_begin(None, now, CONTROL, model=model, optimizer=optimizer)
+    loss_of(model).backward()
+    optimizer.step()
+    saved = json.loads(json.dumps(now.stateful_callbacks))
+    saved[hf.STATE]["weights"] = None
+    callback.on_train_end(None, now, CONTROL)
+    fresh = model if is_loaded else toys[0].model()
+    optimizer = torch.optim.SGD(fresh.parameters(), 0.1)
+    again = hf.DriftCallback(toys[0].prior)
+    again.on_train_begin(None, state(1, **saved), CONTROL, model=fresh, optimizer=optimizer)
+    loss_of(fresh).backward()
+    if is_loaded:
+        optimizer.step()
+    else:
+        with pytest.raises(hf.VerificationError, match="were not loaded"):
+            optimizer.step()
 
 
 def test_an_unknown_option_is_refused_when_the_callback_is_made(hf):
@@ -250,10 +345,11 @@ def test_lightning_applies_before_the_step_and_logs_as_often_as_the_trainer(
     lightning, attached, model
 ):
     callback, logged = lightning.DriftCallback("prior/"), []
-    module = SimpleNamespace(log_dict=logged.append)
+    module = model
+    module.log_dict = logged.append
     callback.on_train_start(fit(), module)
     (handle,) = attached
-    assert handle.options["optimizer"] is None
+    assert "optimizer" not in handle.options
     assert handle.options["total_steps"] == 4
     for step in range(2):
         callback.on_before_optimizer_step(fit(global_step=step), module, None)
@@ -266,8 +362,32 @@ def test_lightning_applies_before_the_step_and_logs_as_often_as_the_trainer(
     again = lightning.DriftCallback("prior/")
     again.load_state_dict(saved)
     again.on_train_start(fit(estimated_stepping_batches=float("inf")), module)
-    assert attached[1].options["state"] == {"steps": 2}
+    assert attached[1].options["state"] == {"steps": 2, "priors": []}
     assert attached[1].options["total_steps"] is None
+
+
+def test_lightning_compares_its_steps_with_the_biased_ones(lightning, attached, model):
+    callback = lightning.DriftCallback("prior/")
+    callback.on_train_start(fit(), model)
+    callback.on_before_optimizer_step(fit(loggers=[]), model, None)
+    callback.on_train_batch_end(fit(global_step=1), model, None, None, 0)
+    callback.on_train_batch_end(fit(global_step=1), model, None, None, 1)  # accumulating
+    with pytest.raises(RecipeError, match="2 steps of which 0"):
+        callback.on_train_batch_end(fit(global_step=3), model, None, None, 2)
+
+
+def test_lightning_hooks_a_fused_optimizer_under_a_scaler(lightning, attached, model):
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    plugin = SimpleNamespace(scaler=torch.amp.GradScaler("cpu"))
+    for given, hooked in ((optimizer, optimizer), (torch.optim.SGD(model.parameters()), None)):
+        trainer = fit(optimizers=[given], precision_plugin=plugin)
+        lightning.DriftCallback("prior/").on_train_start(trainer, model)
+        assert attached[-1].options.get("optimizer") is hooked
+
+
+def test_lightning_refuses_a_checkpoint_without_its_state(lightning, attached, model):
+    with pytest.raises(RecipeError, match="resumes at step 2"):
+        lightning.DriftCallback("prior/").on_train_start(fit(global_step=2), model)
 
 
 def test_lightning_refuses_two_optimizers(lightning, attached):
@@ -282,6 +402,29 @@ def test_llamafactory_gets_the_callback_through_run_exp(hf, monkeypatch):
     (call,) = calls
     assert call["args"] == {"stage": "sft"}
     assert type(call["callbacks"][0]).__name__ == "DriftCallback"
+
+
+def test_llamafactory_that_drops_the_callback_is_noticed(hf, monkeypatch, model):
+    def run_exp(**given):
+        step(model)
+
+    stand_in(monkeypatch, "llamafactory.train.tuner", run_exp=run_exp)
+    adapter = fresh(monkeypatch, "llamafactory")
+    with pytest.raises(RecipeError, match="drops callbacks"):
+        adapter.run_exp("prior/")
+    step(model)  # afterwards everything is as before
+    monkeypatch.setenv("USE_MEGATRON_BRIDGE", "1")
+    with pytest.raises(RecipeError, match="USE_MEGATRON_BRIDGE is set"):
+        adapter.run_exp("prior/")
+
+
+def test_swift_without_the_callback_on_its_command_line_is_noticed(hf, monkeypatch, model):
+    table = {}
+    stand_in(monkeypatch, "swift.callbacks", callbacks_map=table)
+    fresh(monkeypatch, "swift").register("prior/", name="mine")
+    with pytest.raises(RecipeError, match="--callbacks mine"):
+        step(model)
+    table["mine"]("args", "trainer").wiring.expectations[0].end()
 
 
 def test_swift_finds_the_callback_under_its_name(hf, monkeypatch):
@@ -351,6 +494,97 @@ def test_verl_attaches_to_actors_but_not_to_critics_and_keeps_the_state(
     assert handle.steps == 5
 
 
+def test_verl_refuses_to_train_with_engines_that_make_their_optimizer_elsewhere(
+    attached, monkeypatch, model
+):
+    class Registry:
+        _engines = {"language_model": {}, "value_model": {}}  # noqa: RUF012
+
+        @classmethod
+        def get_engine_cls(cls, model_type, backend):
+            return cls._engines[model_type][backend]["cuda"]
+
+        @classmethod
+        def new(cls, model_type, backend, *args):
+            return cls.get_engine_cls(model_type, backend)(*args)
+
+    class Base:
+        def __init__(self, *, forward_only=False):
+            self.engine_config = SimpleNamespace(forward_only=forward_only)
+            self.optimizer_config = SimpleNamespace(total_training_steps=7)
+
+        def save_checkpoint(self, local_path, **_):
+            pass
+
+        load_checkpoint = save_checkpoint
+
+    class Actor(Base):
+        def _build_optimizer(self, module):
+            return "optimizer"
+
+    class Critic(Actor):
+        pass
+
+    class Veomni(Base):
+        def _build_optimizer(self, module):
+            return "its own"
+
+    class VeomniActor(Veomni, Actor):
+        pass
+
+    class Megatron(Base):
+        pass
+
+    class MegatronCritic(Megatron):
+        pass
+
+    def register(kind, backend, engine):
+        Registry._engines[kind][backend] = {"cuda": engine}
+
+    register("language_model", "fsdp2", Actor)
+    register("language_model", "veomni", VeomniActor)
+    stand_in(
+        monkeypatch,
+        "verl.workers.engine.fsdp.transformer_impl",
+        FSDPEngineWithLMHead=Actor,
+        FSDPEngineWithValueHead=Critic,
+        EngineRegistry=Registry,
+    )
+    verl = fresh(monkeypatch, "verl")
+    verl.install("prior/")
+    register("language_model", "megatron", Megatron)  # imported later
+    register("value_model", "megatron", MegatronCritic)
+    Registry.new("language_model", "fsdp2")._build_optimizer(model)
+    assert len(attached) == 1
+    for backend in ("veomni", "megatron"):
+        with pytest.raises(RecipeError, match="makes its optimizer itself") as raised:
+            Registry.new("language_model", backend)
+        assert "strategy=fsdp2" in raised.value.remedy
+        engine = Registry.get_engine_cls("language_model", backend)
+        assert engine(forward_only=True).engine_config.forward_only  # a reference policy
+    with pytest.raises(RecipeError, match="makes its optimizer itself"):
+        VeomniActor()
+    Registry.new("value_model", "megatron")
+    with pytest.raises(RecipeError, match="called before"):
+        verl.install("prior/")
+
+
+def test_torchtitan_that_loads_no_checkpoint_is_noticed(monkeypatch, model):
+    fresh(monkeypatch, "torchtitan").attach_to(StandIn(model, "container", steps=6), "prior/")
+    with pytest.raises(RecipeError, match="without having loaded"):
+        step(model)
+
+
+def test_torchtitan_keeps_a_state_for_each_prior(attached, monkeypatch, model):
+    trainer = StandIn(model, "container", steps=6)
+    titan = fresh(monkeypatch, "torchtitan")
+    for prior in ("one/", "two/"):
+        titan.attach_to(trainer, prior)
+    trainer.checkpointer.load(step=-1)
+    assert [handle.prior for handle in attached] == ["one/", "two/"]
+    assert list(trainer.checkpointer.states) == ["drift_merge", "drift_merge_2"]
+
+
 def test_torchtitan_attaches_after_the_checkpoint_is_loaded(attached, monkeypatch, model):
     titan = fresh(monkeypatch, "torchtitan")
     trainer = StandIn(model, "container", steps=6)
@@ -365,7 +599,7 @@ def test_torchtitan_attaches_after_the_checkpoint_is_loaded(attached, monkeypatc
     titan.attach_to(again, "prior/")
     again.checkpointer.found = saved
     again.checkpointer.load(step=4)
-    assert attached[1].options["state"] == {"steps": 4}
+    assert attached[1].options["state"] == {"steps": 4, "priors": []}
 
 
 def test_torchtitan_without_checkpoints_or_with_a_pipeline(attached, monkeypatch, model):

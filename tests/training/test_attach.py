@@ -75,7 +75,8 @@ def test_one_step_of_sgd_moves_the_weights_towards_the_reasoner(toy, rule):
     for alpha in (0.0, 1.0, -1.0):
         model = toy.model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        handle = drift_merge.attach(model, toy.prior, rule=rule, alpha=alpha, optimizer=optimizer)
+        options = {"rule": rule, "alpha": alpha, "negate": alpha < 0}
+        handle = drift_merge.attach(model, toy.prior, optimizer=optimizer, **options)
         loss_of(model).backward()
         optimizer.step()
         moved[alpha] = handle.report()["distance"]
@@ -313,11 +314,34 @@ def test_an_accelerated_optimizer_is_unwrapped(toy):
         ({"schedule": "cosine"}, "needs total_steps"),
         ({"weights": [1.0, 2.0]}, "expected 1 numbers"),
         ({"weights": [0.0]}, "not all 0"),
+        ({"alpha": -1.0}, "moves the weights away from the reasoner"),
+        ({"alpha": {"attn": 1.0, "mlp": -0.5}}, "alpha of mlp is -0.5"),
     ],
 )
 def test_an_argument_that_is_not_valid_is_refused(toy, options, message):
     with pytest.raises(RecipeError, match=message):
         drift_merge.attach(toy.model(), toy.prior, **options)
+
+
+@pytest.mark.parametrize("alpha", [0.5, -0.5])
+def test_negate_and_a_negative_weight_move_away(toy, alpha):
+    found = []
+    for options in (
+        {"alpha": alpha, "negate": True},
+        {"alpha": 0.5, "weights": [-1.0]},
+        {"alpha": -0.5, "weights": [-1.0]},  # both: towards the reasoner again
+    ):
+        model = toy.model()
+        handle = drift_merge.attach(model, toy.prior, rule="absolute", **options)
+        loss_of(model).backward()
+        before = gradients(model)
+        handle.apply()
+        found.append({name: g - before[name] for name, g in gradients(model).items()})
+        handle.remove()
+    for name, change in found[0].items():
+        assert torch.equal(change, found[1][name]), name
+        assert torch.allclose(change, -found[2][name], atol=1e-6), name
+        assert float((change * toy.deltas()[name]).sum()) > 0
 
 
 def test_an_empty_list_of_priors_is_refused(toy):

@@ -18,6 +18,7 @@ import drift_merge
 from tests.runs import run_prior
 from tests.training.toys import holder
 torch.set_num_threads(2)
+torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])  # imports what every optimizer does
 reasoner, mllm, out = sys.argv[1:]
 prior = run_prior(Path(reasoner), Path(mllm), Path(out)).prior
 at = "model.language_model."

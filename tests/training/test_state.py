@@ -118,3 +118,27 @@ def test_alpha_follows_the_schedule(toy):
         metrics = handle.metrics()
         seen.append((metrics["drift/alpha"], metrics["drift/coefficient"]))
     assert seen == [(f, f) for f in (1.0, 0.75, 0.5, 0.25, 0.0)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, None, "half"], ids=repr)
+def test_a_schedule_that_gives_no_factor_is_an_error_before_any_gradient_changes(toy, value):
+    def broken(step):
+        return 1.0 if step == 0 else value
+
+    model = toy.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = drift_merge.attach(model, toy.prior, optimizer=optimizer, schedule=broken)
+    train(model, optimizer, [0])
+    optimizer.zero_grad()
+    loss_of(model, 1).backward()
+    before = weights_of(model), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    with pytest.raises(RecipeError, match=r"schedule .*broken returned .* for step 1"):
+        optimizer.step()
+    assert torch.equal(weights_of(model), before[0])
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.equal(one, two) for one, two in zip(gradients, before[1], strict=True))
+    assert handle.steps == 1
+
+
+def test_a_schedule_may_return_numbers_of_torch():
+    assert factor_of(lambda step: torch.tensor(0.5), None)(0) == 0.5

@@ -21,7 +21,7 @@ from drift_merge.training.options import ATTACH_OPTIONS
 Report = Callable[[int, int, Mapping[str, Any]], None]
 
 
-_BIASING = ("alpha", "rule", "modules", "layers", "schedule")  # of attach()'s options
+_BIASING = ("alpha", "negate", "rule", "modules", "layers", "schedule")  # of attach()'s options
 
 
 def _parse_alpha(_: click.Context, __: click.Parameter, text: str) -> float | dict[str, float]:

@@ -2,5 +2,5 @@
 
 Must not know how gradients are biased: a DriftCallback does that, as for anybody else.
 
-Read: examples, curves, request, run.
+Read: examples, curves, request, disk, run.
 """

@@ -38,7 +38,8 @@ def read_examples(path: Path) -> list[Example]:
         RecipeError: a line is not an object with three texts, or there is no line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): U+2028 and U+0085 may stand within a text. A BOM is no part of it.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
             f"{path} cannot be read: {error}.", remedy="Check the path given with --data."
@@ -69,7 +70,8 @@ def _read_line(line: str, path: Path, number: int) -> Example:
     if not image.is_file():
         raise SourceError(
             f"{where}: there is no image {image}.",
-            remedy=f"Paths of images are relative to {path.parent or '.'}.",
+            remedy=f"Paths of images are relative to the folder of {path.name}:"
+            f" {path.parent.resolve()}",
         )
     return Example(image, value["question"], value["answer"])
 

@@ -24,6 +24,7 @@ from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
 from drift_merge.storage.manifests import to_json
 from drift_merge.trainers.sft.examples import Example, read_examples
 from drift_merge.training.deltas.files import load_prior
+from drift_merge.training.schedules import directed
 
 PLAN, WHOLE = "plan.json", "whole"  # whole: written into a checkpoint after all the rest
 
@@ -36,6 +37,7 @@ class TrainingRequest:
     data: Path
     prior: str | None  # None: plain supervised fine-tuning
     alpha: float | dict[str, float] = 1.0
+    negate: bool = False
     rule: str = "adaptive_cosine"
     modules: str = "attn,mlp"
     layers: str | None = None
@@ -79,6 +81,8 @@ def prepare_training(request: TrainingRequest, *, quiet: bool = False) -> Traini
     Raises:
         SourceError, CheckpointError, RecipeError, VerificationError.
     """
+    alphas = request.alpha if isinstance(request.alpha, dict) else {"all modules": request.alpha}
+    directed(alphas, negate=request.negate)
     examples = read_examples(request.data)
     checkpoint = open_checkpoint(request.mllm, quiet=quiet)
     fetch_carried(checkpoint)

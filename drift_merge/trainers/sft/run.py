@@ -24,6 +24,7 @@ from drift_merge.storage.manifests import describe_tool, to_json
 from drift_merge.storage.output import OutputDirectory, check_output
 from drift_merge.trainers.hf import DriftCallback
 from drift_merge.trainers.sft.curves import steps_of, to_csv, to_png
+from drift_merge.trainers.sft.disk import full_disk_named
 from drift_merge.trainers.sft.examples import Collator, load_processor
 from drift_merge.trainers.sft.request import (
     WHOLE,
@@ -68,13 +69,16 @@ def train(
         The manifest, as in `train.json`.
 
     Raises:
-        OutputError: `out` exists, or an unfinished run is in the way.
+        OutputError: `out` exists, an unfinished run is in the way, or the disk is full.
         AlignmentError, VerificationError: the prior is not for this model.
     """
     check_output(out, prepared.checkpoint.directories, overwrite=overwrite)
     _transformers.utils.logging.disable_progress_bar()
     run, plan = run_of(out), fingerprints.of_json(prepared.plan)
-    with OutputDirectory(out, plan=plan, overwrite=overwrite) as output:
+    with (
+        full_disk_named(run),
+        OutputDirectory(out, plan=plan, overwrite=overwrite) as output,
+    ):
         last = enter_run(run, prepared, resume=resume)
         with _kept_if_saved(run):
             trainer, callback = _trainer(prepared, last, run, device, progress)
@@ -156,6 +160,7 @@ def _callback(request: TrainingRequest) -> DriftCallback | None:
     return DriftCallback(
         request.prior,
         alpha=request.alpha,
+        negate=request.negate,
         rule=request.rule,
         modules=request.modules,
         layers=request.layers,

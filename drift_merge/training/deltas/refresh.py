@@ -4,9 +4,12 @@ The new delta of this rank's regions lies in a temporary file that is mapped and
 more: no anonymous memory, and nothing is left behind however the process ends.
 """
 
+import errno
+import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from torch import Tensor
 from drift_merge.engine.context import WorkerContext
 from drift_merge.engine.inputs import Inputs
 from drift_merge.engine.reader import Reader
-from drift_merge.errors import AlignmentError, RecipeError
+from drift_merge.errors import AlignmentError, OutputError, RecipeError
 from drift_merge.names.align import align
 from drift_merge.names.name_map import NameMap, SideMap, read_name_map
 from drift_merge.names.tables import table_of
@@ -36,6 +39,7 @@ from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.units import Block, Unit, blocks_of
 
 _CHUNK = 2**18  # elements
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 def refreshed_deltas(
@@ -44,6 +48,7 @@ def refreshed_deltas(
     layout: GradientLayout,
     reasoner: str | Path | None,
     dtype: torch.dtype,
+    directory: str | Path | None = None,
 ) -> Resident:
     """Compute delta = theta_reasoner - theta for the regions of this rank.
 
@@ -53,8 +58,10 @@ def refreshed_deltas(
         layout: gives the values of the weights.
         reasoner: checkpoint or Hub id; None for the one that the prior names.
         dtype: in which delta is stored.
+        directory: for the temporary file; None for Python's (TMPDIR).
 
     Raises:
+        OutputError: there is no room for the temporary file.
         RecipeError: an adapter is trained: its weights are not theta.
         AlignmentError: the reasoner lacks a tensor.
         SourceError, CheckpointError: the reasoner cannot be read.
@@ -74,7 +81,7 @@ def refreshed_deltas(
     with ThreadPoolExecutor(1) as pool, Inputs([checkpoint]) as inputs:
         run = WorkerContext(inputs, torch.device("cpu"), lambda size: None)
         return pool.submit(
-            _Recompute(run, checkpoint, alignment, layout).regions, regions, dtype
+            _Recompute(run, checkpoint, alignment, layout).regions, regions, dtype, directory
         ).result()
 
 
@@ -128,13 +135,14 @@ class _Recompute:
     alignment: Alignment
     layout: GradientLayout
 
-    def regions(self, regions: Regions, dtype: torch.dtype) -> Resident:
+    def regions(
+        self, regions: Regions, dtype: torch.dtype, directory: str | Path | None
+    ) -> Resident:
         """The deltas of all regions, mapped from a temporary file."""
         sizes = {unit: numel_of(unit, region) for unit, region in regions.items()}
-        with tempfile.NamedTemporaryFile(prefix="drift_merge-") as file, torch.no_grad():
-            whole = torch.from_file(
-                file.name, shared=True, size=max(1, sum(sizes.values())), dtype=dtype
-            )
+        size = max(1, sum(sizes.values()))
+        with _reserved(size * dtype.itemsize, directory) as path, torch.no_grad():
+            whole = torch.from_file(path, shared=True, size=size, dtype=dtype)
             held, begin = {}, 0
             for unit, size in sizes.items():
                 held[unit] = whole[begin : begin + size]
@@ -163,3 +171,42 @@ class _Recompute:
                 delta.view(block.rows, block.cols)[missing] = 0.0
             target[at : at + block.numel].copy_(delta)
             at += block.numel
+
+
+@contextmanager
+def _reserved(size: int, directory: str | Path | None) -> Iterator[str]:
+    """The path of a temporary file of `size` bytes that have their place on the disk.
+
+    A write to the map of a sparse file on a full disk kills the process (SIGBUS).
+
+    Raises:
+        OutputError: there is no room, or no such directory.
+    """
+    where = Path(directory if directory is not None else tempfile.gettempdir())
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(
+                tempfile.NamedTemporaryFile(prefix="drift_merge-", dir=where, buffering=0)
+            )
+            _allocate(file.fileno(), size)
+        except OSError as error:
+            raise OutputError(
+                f"the new delta takes {size:,} bytes in a temporary file, for which {where} has no"
+                f" room: {error.strerror or error}.",
+                remedy="Name a directory on a larger disk: handle.refresh(directory=...), or set"
+                " TMPDIR.",
+            ) from error
+        yield file.name
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Give every byte of a file its place on the disk."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (AttributeError, OSError) as error:
+        # macOS and some file systems cannot reserve: there bytes must be written.
+        if getattr(error, "errno", None) not in (None, *_CANNOT_RESERVE):
+            raise
+        zeros = bytes(2**20)
+        while size > 0:
+            size -= os.write(descriptor, zeros[:size])

@@ -2,5 +2,6 @@
 
 Must not know deltas, rules or alpha: it gives a gradient, takes it back, and names the ranks.
 
-Read: layout, zero_partitions, deepspeed, sharded, hooks, choose, microbatch.
+Read: layout, zero_partitions, deepspeed, sharded, hooks, choose, microbatch,
+takers, rounding.
 """

@@ -43,6 +43,9 @@ class WholeLayout:
         """What the gradients are still multiplied with; None for 1."""
         return loss_scale_of(self._optimizer)
 
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
     def region(self, unit: Unit) -> Region | None:
         """All of the unit."""
         return Region(flat=(0, unit.numel))
@@ -78,6 +81,9 @@ class Stage3Layout:
     def loss_scale(self) -> float | Tensor | None:
         """What the gradients are still multiplied with; None for 1."""
         return loss_scale_of(self._optimizer)
+
+    def wait(self) -> None:
+        """Nothing to wait for: DeepSpeed synchronizes where it hands out a gradient."""
 
     def region(self, unit: Unit) -> Region | None:
         """The part of the unit in this rank's piece of its parameter, or None."""
@@ -202,11 +208,14 @@ def parameters_of(optimizer: Any) -> list[nn.Parameter]:
 
 
 def hook_step(
-    optimizer: Any, before: Callable[[], object], skipped: Callable[[], object]
+    optimizer: Any,
+    before: Callable[[], object],
+    skipped: Callable[[], object],
+    after: Callable[[], object],
 ) -> Callable[[], None]:
     """Call `before` at the start of `optimizer.step()`, which the engine calls at boundaries only.
 
-    `skipped` is called after a step that was not taken because of an overflow.
+    `skipped` is called after a step that was not taken because of an overflow, `after` after each.
 
     Returns:
         What undoes it, in any order with other wrappers of `step`.
@@ -221,6 +230,7 @@ def hook_step(
         result = original(*arguments, **options)
         if getattr(optimizer, "overflow", False):
             skipped()
+        after()
         return result
 
     def remove() -> None:

@@ -20,6 +20,9 @@ class GradientLayout(Protocol):
     def loss_scale(self) -> float | Tensor | None:
         """What gradients are still multiplied with at the time of the step; None for 1."""
 
+    def wait(self) -> None:
+        """Wait until gradients have arrived where `gradient` finds them; once before each step."""
+
     def region(self, unit: Unit) -> Region | None:
         """The part of a unit on this rank; None: nothing of it."""
 
@@ -43,6 +46,9 @@ class PlainLayout:
     """Every rank has whole gradients: a single process, DDP, torch.compile."""
 
     loss_scale = None
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
 
     def region(self, unit: Unit) -> Region | None:
         """All of it."""

@@ -29,6 +29,9 @@ class HookLayout:
     def __init__(self) -> None:
         self.given: Tensor | None = None  # a contiguous copy
 
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
     def region(self, unit: Unit) -> Region | None:
         """All of it: gradients are whole before they are reduced."""
         return Region(flat=(0, unit.numel))

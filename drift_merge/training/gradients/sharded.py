@@ -31,6 +31,9 @@ class ShardedLayout:
         self._views: dict[Unit, tuple[int | slice, ...] | None] = {}
         self._groups: dict[tuple[int, tuple[int, ...]], ProcessGroup] = {}
 
+    def wait(self) -> None:
+        """Nothing to wait for: FSDP2 waits for offloaded gradients at the end of backward."""
+
     def region(self, unit: Unit) -> Region | None:
         """The block of the unit that this rank holds, or None."""
         own, held = _bounds_of(unit), _local_bounds(_parameter(unit))

@@ -5,6 +5,7 @@ DeepSpeed links a parameter to its fragment (`_hp_mapping`), but to a wrong one 
 order in which the optimizer has laid the parameters.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,24 @@ class PartitionedLayout:
     def loss_scale(self) -> float | Tensor | None:
         """What the gradients are still multiplied with; None for 1."""
         return loss_scale_of(self._optimizer)
+
+    def wait(self) -> None:
+        """With offload, wait for the copies of gradients to the host.
+
+        DeepSpeed copies without blocking and waits at the beginning of its own step, which is
+        after the bias: that would read, and bias, what the copies are about to overwrite.
+        """
+        if not self._is_offloaded:
+            return
+        wait = getattr(self._optimizer, "_wait_for_offload_copies", None)
+        if wait is not None:
+            wait()
+            return
+        module: Any = sys.modules.get("deepspeed.accelerator")
+        if module is not None:
+            module.get_accelerator().synchronize()
+        elif torch.cuda.is_available():
+            torch.cuda.synchronize()
 
     def region(self, unit: Unit) -> Region | None:
         """The part of the unit in this rank's partition, or None; all of a frozen parameter."""

@@ -6,8 +6,9 @@ from math import prod
 
 import torch
 
-from drift_merge.errors import CheckpointError
+from drift_merge.errors import CheckpointError, RecipeError
 from drift_merge.storage.measured import TensorRecord
+from drift_merge.training.gradients.hooks import parameters_of
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.inject.adapted import AdaptedPiece
 from drift_merge.training.inject.injector import TensorSlots
@@ -70,6 +71,34 @@ def partial_slots(
     for unit in units:
         held[unit.name] = held.get(unit.name, 0) + unit.numel
     return [held[name] < prod(entries[name]["shape"]) for name in names]
+
+
+def units_by_optimizer(
+    matching: Matching, optimizers: Sequence[torch.optim.Optimizer]
+) -> list[tuple[Unit, ...]]:
+    """The units that each optimizer steps.
+
+    Raises:
+        RecipeError: a tensor of the prior is spread over several; it has one coefficient.
+    """
+    owners = {id(p): number for number, one in enumerate(optimizers) for p in parameters_of(one)}
+    groups: list[list[Unit]] = [[] for _ in optimizers]
+    owner_of: dict[str, int] = {}
+    for unit in matching.units:
+        held = [unit.parameter]
+        if unit.is_adapted:
+            held = [factor.parameter for factor in matching.adapted[unit.parameter_name].factors]
+        numbers = {owners[id(parameter)] for parameter in held}
+        number = min(numbers)
+        if len(numbers) > 1 or owner_of.setdefault(unit.name, number) != number:
+            raise RecipeError(
+                f"{unit.name} of the prior is spread over several optimizers, but has one"
+                " coefficient.",
+                remedy="Give all its parts (the factors of an adapter; q, k and v of a fused"
+                " tensor) to one optimizer.",
+            )
+        groups[number].append(unit)
+    return [tuple(units) for units in groups]
 
 
 def _slots(

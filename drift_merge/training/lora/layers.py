@@ -81,7 +81,7 @@ def find_adapted(model: nn.Module) -> dict[str, Adapted]:
         model: with or without PEFT's wrappers, and any wrapper around those.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    layers = ((path, module) for path, module in model.named_modules() if _is_lora(module))
+    layers = ((path, module) for path, module in model.named_modules() if is_lora(module))
     found = (_describe(path, layer, names) for path, layer in layers)
     return {adapted.name: adapted for adapted in found if adapted.adapters}
 
@@ -151,7 +151,8 @@ def _tensor(layer: Any, adapter: str, role: str) -> Tensor | None:
     return None
 
 
-def _is_lora(module: nn.Module) -> bool:
+def is_lora(module: nn.Module) -> bool:
+    """Whether a module is one of PEFT's layers with LoRA."""
     wanted = ("lora_A", "lora_B", "scaling", "base_layer", "active_adapters")
     return all(hasattr(module, attribute) for attribute in wanted)
 
@@ -163,7 +164,7 @@ def _describe(path: str, layer: Any, names: dict[int, str]) -> Adapted:
         base, where = base.base_layer, f"{where}.base_layer"
     name = names.get(id(getattr(base, leaf, None)), f"{where}.{leaf}")
     shape, is_transposed = _shape(layer)
-    adapters = (_adapter(layer, adapter, names) for adapter in _active(layer))
+    adapters = (_adapter(layer, adapter, names) for adapter in active_adapters(layer))
     return Adapted(name, shape, is_transposed, tuple(one for one in adapters if one.factors))
 
 
@@ -176,9 +177,9 @@ def _adapter(layer: Any, name: str, names: dict[int, str]) -> Adapter:
     return Adapter(layer, name, tuple(factors))
 
 
-def _active(layer: Any) -> list[str]:
-    active = layer.active_adapters
-    return [] if getattr(layer, "disable_adapters", False) else list(active)
+def active_adapters(layer: Any) -> tuple[str, ...]:
+    """The adapters of a layer that act; none where they are switched off."""
+    return () if getattr(layer, "disable_adapters", False) else tuple(layer.active_adapters)
 
 
 def _shape(layer: Any) -> tuple[tuple[int, ...], bool]:

@@ -3,5 +3,6 @@
 Must not know gradients or rules: only names, shapes and, in `samples` and `weights`, values of
 parameters.
 
-Read: coverage, live, boxes, conversions, samples, lines, tower, pairs, account, matching, weights.
+Read: coverage, live, boxes, conversions, samples, lines, tower, pairs, account, matching, weights,
+verdicts.
 """

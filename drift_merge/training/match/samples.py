@@ -17,6 +17,8 @@ from drift_merge.maths.measures import positions
 from drift_merge.names.tensors import Shape
 from drift_merge.storage.measured import TensorRecord
 
+NARROW = (torch.float16, torch.bfloat16)  # the finer first: what weights may have been loaded in
+
 
 def rounding(live: torch.dtype, entry: TensorRecord) -> float:
     """The relative error of a live dtype that cannot hold the stored one; 0 where it can."""
@@ -41,11 +43,17 @@ class Sample:
 
     def is_of(self, entry: TensorRecord) -> bool:
         """Whether these are the values that were recorded of a tensor of the same shape."""
-        eps = rounding(self.dtype, entry)
-        return all(
-            one is None or is_recorded(value, one, self.dtype, eps)
-            for value, one in zip(self.values, entry.get("sample_mllm", ()), strict=False)
+        narrow = [(d, torch.finfo(d).eps) for d in NARROW if self._fits(d)]  # loaded, then widened
+        recorded = list(zip(self.values, entry.get("sample_mllm", ()), strict=False))
+        return any(
+            all(one is None or is_recorded(value, one, dtype, eps) for value, one in recorded)
+            for dtype, eps in [(self.dtype, rounding(self.dtype, entry)), *narrow]
         )
+
+    def _fits(self, dtype: torch.dtype) -> bool:
+        """Whether every value is one of a dtype."""
+        values = torch.tensor(self.values, dtype=torch.float64)
+        return torch.equal(values.to(dtype).double(), values)
 
 
 def take_sample(tensor: Tensor | None) -> Sample | None:

@@ -2,12 +2,14 @@
 
 Where a rank holds a tensor whole, in a dtype that loses nothing of the stored one, its bytes are
 fingerprinted. Elsewhere (another dtype, sharded) the norm and a few recorded values are compared,
-within the rounding of the live dtype.
+within the rounding of the live dtype. Weights that were loaded in 16 bits and widened (masters of
+DeepSpeed, FSDP2's mixed precision, model.float()) hold what 16 bits could: where every live value
+is one of a narrower dtype, its rounding is allowed, and that is said.
 """
 
-import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite, prod, sqrt
 
 import torch
@@ -15,7 +17,6 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from drift_merge.engine.workspace import HostBuffer
-from drift_merge.errors import VerificationError
 from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.measures import positions
 from drift_merge.names.tensors import matrix_shape
@@ -23,35 +24,49 @@ from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.measured import TensorRecord
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.match.live import is_quantized
-from drift_merge.training.match.samples import is_recorded, rounding
+from drift_merge.training.match.samples import NARROW, is_recorded, rounding
 from drift_merge.training.units import Unit
 
 _CHUNK = 2**18  # elements
 _RECORDED = 2e-5  # relative error of a recorded norm, and of ours: sums in float32 over chunks
-_FEW = 3
 
 
 @dataclass(slots=True)
 class _Found:
-    """What was seen of one tensor of the prior."""
+    """What was seen of one tensor of the prior.
+
+    `wrong`, `moved` and `eps` have an entry for the live dtype, and one for each of NARROW.
+    """
 
     name: str
     entry: TensorRecord
     square: float = 0.0  # sum of theta*theta on this rank, then on all
-    wrong: float = 0.0  # recorded values that differ
+    wrong: list[float] = field(default_factory=lambda: [0.0] * (1 + len(NARROW)))
+    moved: float = 0.0  # recorded values that are not what rounding makes of them
+    wide: list[float] = field(default_factory=lambda: [0.0] * len(NARROW))  # not of that dtype
     is_whole: bool = True  # the units cover the prior's tensor
     eps: float = 0.0  # of the live dtype, where it cannot hold the stored one
     fingerprint: str | None = None
 
+    @property
+    def is_equal(self) -> bool:
+        """Whether the bytes are those of the stored tensor."""
+        return self.fingerprint == self.entry["fingerprint_mllm"]
 
-def check_weights(
-    units: Sequence[Unit],
-    entries: Mapping[str, TensorRecord],
-    layout: GradientLayout,
-    *,
-    is_strict: bool,
-    command: str,
-) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The live weights beside those of the prior's mllm."""
+
+    total: int  # tensors
+    wrong: tuple[str, ...]  # what differs beyond rounding, in words
+    rounded: Mapping[str, int]  # dtype -> tensors that were loaded in it and widened
+    moved: int  # tensors that training has changed, as far as can be seen
+
+
+def compare_weights(
+    units: Sequence[Unit], entries: Mapping[str, TensorRecord], layout: GradientLayout
+) -> Comparison:
     """Compare the live weights with what the prior recorded of the mllm.
 
     Where gradients are sharded all ranks call this together, and all come to the same result.
@@ -60,11 +75,6 @@ def check_weights(
         units: to be biased. Packed weights are not looked at.
         entries: the manifest's tensors by canonical name.
         layout: gives the values of this rank.
-        is_strict: refuse other weights; otherwise warn.
-        command: how to compute a prior for the live weights, for the message.
-
-    Raises:
-        VerificationError: naming the first tensors that differ.
     """
     by_name: dict[str, list[Unit]] = {}
     for unit in units:
@@ -79,9 +89,10 @@ def check_weights(
             groups.setdefault(id(group), (group, []))[1].append(name)
     for group, names in groups.values():
         _reduce([found[name] for name in names], group, _device(by_name[names[0]][0]))
-    wrong = [text for text in map(_difference, found.values()) if text]
-    if wrong:
-        _refuse(wrong, len(found), command, is_strict=is_strict)
+    judged = [_judge(one) for one in found.values()]
+    wrong = tuple(text for _, text in judged if text is not None)
+    rounded = Counter(str(dtype).removeprefix("torch.") for dtype, _ in judged if dtype is not None)
+    return Comparison(len(found), wrong, rounded, sum(map(_has_moved, found.values())))
 
 
 def _inspect(
@@ -102,12 +113,32 @@ def _inspect(
     is_straight = all(u.origin.step == 1 and not u.origin.is_transposed for u in units)
     if stored and not found.eps and group is None and found.is_whole and is_here and is_straight:
         found.fingerprint = _fingerprint(held, stored)
-        return found
+        if found.is_equal:
+            return found
     for unit, values in held:
         if values is not None:
-            found.square += sum(float(torch.dot(c, c)) for c in _chunks(values))
-            found.wrong += _wrong_values(unit, values, entry, layout, found.eps)
+            _measure(found, unit, values, layout)
     return found
+
+
+def _measure(found: _Found, unit: Unit, values: Tensor, layout: GradientLayout) -> None:
+    """Add what a unit shows to what was found of its tensor."""
+    for chunk in _chunks(values):
+        found.square += float(torch.dot(chunk, chunk))
+        for number, dtype in enumerate(NARROW):
+            if not found.wide[number] and not found.eps:  # one value is enough
+                found.wide[number] += float(not torch.equal(chunk.to(dtype).to(chunk.dtype), chunk))
+    recorded = list(_recorded(unit, values, found.entry, layout))
+    own = (values.dtype, found.eps)
+    for number, (dtype, eps) in enumerate([own, *((d, torch.finfo(d).eps) for d in NARROW)]):
+        found.wrong[number] += sum(
+            not is_recorded(live, value, dtype, eps) for live, value in recorded
+        )
+    dtypes = (values.dtype, *NARROW)
+    found.moved += sum(
+        all(live != float(torch.tensor(value, dtype=torch.float64).to(d)) for d in dtypes)
+        for live, value in recorded
+    )
 
 
 def _fingerprint(held: Sequence[tuple[Unit, Tensor | None]], stored: torch.dtype) -> str:
@@ -130,18 +161,15 @@ def _chunks(values: Tensor) -> Iterator[Tensor]:
         yield chunk if chunk.dtype == torch.float64 else chunk.float()
 
 
-def _wrong_values(
-    unit: Unit, values: Tensor, entry: TensorRecord, layout: GradientLayout, eps: float
-) -> int:
-    """How many of the recorded values that this rank holds are others here."""
+def _recorded(
+    unit: Unit, values: Tensor, entry: TensorRecord, layout: GradientLayout
+) -> Iterator[tuple[float, float]]:
+    """The recorded values that this rank holds: as they are here, and as they were stored."""
     sample = entry.get("sample_mllm", ())
-    wrong = 0
     for position, recorded in zip(positions(prod(entry["shape"])), sample, strict=False):
         index = _local_index(unit, position, tuple(entry["shape"]), layout)
-        if index is None or recorded is None:
-            continue
-        wrong += not is_recorded(float(values[index]), recorded, values.dtype, eps)
-    return wrong
+        if index is not None and recorded is not None:
+            yield float(values[index]), recorded
 
 
 def _local_index(
@@ -179,44 +207,48 @@ def _device(unit: Unit) -> torch.device:
 
 def _reduce(found: Sequence[_Found], group: ProcessGroup, device: torch.device) -> None:
     """Add up what the ranks of a group have seen; the coarsest dtype decides."""
-    local = [[one.square, one.wrong] for one in found]
+    local = [[one.square, one.moved, *one.wide, *one.wrong] for one in found]
     sums = torch.tensor(local, dtype=torch.float64, device=device)
     eps = torch.tensor([one.eps for one in found], dtype=torch.float64, device=device)
     torch.distributed.all_reduce(sums, group=group)
     torch.distributed.all_reduce(eps, op=torch.distributed.ReduceOp.MAX, group=group)
-    for one, (square, wrong), widest in zip(found, sums.tolist(), eps.tolist(), strict=True):
-        one.square, one.wrong, one.eps = square, wrong, widest
+    for one, row, widest in zip(found, sums.tolist(), eps.tolist(), strict=True):
+        one.square, one.moved, one.eps = row[0], row[1], widest
+        one.wide, one.wrong = row[2 : 2 + len(NARROW)], row[2 + len(NARROW) :]
 
 
-def _difference(found: _Found) -> str | None:
-    """What differs, in words; None if nothing does."""
+def _judge(found: _Found) -> tuple[torch.dtype | None, str | None]:
+    """The narrower dtype that explains the live values, if one is needed; or what differs."""
     if found.fingerprint is not None:
         expected = found.entry["fingerprint_mllm"]
-        is_equal = found.fingerprint == expected
-        return None if is_equal else f"{found.name}: {found.fingerprint}, recorded {expected}"
-    if found.wrong:
-        return f"{found.name}: {found.wrong:.0f} of its recorded values are others"
+        text = f"{found.name}: {found.fingerprint}, recorded {expected}"
+        difference = None if found.is_equal else text
+    else:
+        difference = _difference(found, found.wrong[0], found.eps)
+    if difference is None or found.eps:
+        return None, difference
+    for dtype, wide, wrong in zip(NARROW, found.wide, found.wrong[1:], strict=True):
+        is_seen = bool(found.entry.get("sample_mllm"))
+        if is_seen and not wide and _difference(found, wrong, torch.finfo(dtype).eps) is None:
+            return dtype, None
+    return None, difference
+
+
+def _difference(found: _Found, wrong: float, eps: float) -> str | None:
+    """What differs beyond a relative rounding of eps, in words; None if nothing does."""
+    if wrong:
+        return f"{found.name}: {wrong:.0f} of its recorded values are others"
     norm, recorded = sqrt(max(found.square, 0.0)), found.entry.get("norm_mllm")
     if recorded is None or not found.is_whole or not isfinite(recorded):
         return None
-    if abs(norm - recorded) <= (_RECORDED + found.eps) * recorded:
+    if abs(norm - recorded) <= (_RECORDED + eps) * recorded:
         return None
     return f"{found.name}: |theta| is {norm:.6g}, recorded {recorded:.6g}"
 
 
-def _refuse(wrong: Sequence[str], total: int, command: str, *, is_strict: bool) -> None:
-    more = f"\n  ... {len(wrong) - _FEW:,} more" if len(wrong) > _FEW else ""
-    message = (
-        f"the model does not have the weights that the prior was computed against:"
-        f" {len(wrong):,} of {total:,} tensors differ."
-        + "".join(f"\n  {text}" for text in wrong[:_FEW])
-        + more
-    )
-    if is_strict:
-        raise VerificationError(
-            message,
-            remedy="Attach before the first training step; to go on with a run, pass its state:"
-            " attach(..., state=...). For other weights compute a prior of their own:\n"
-            f"{command}\nOr pass strict=False to train with this one.",
-        )
-    warnings.warn(message, stacklevel=4)
+def _has_moved(found: _Found) -> bool:
+    """Whether training has changed a tensor: its bytes, or one of its recorded values."""
+    narrow, difference = _judge(found)
+    if found.fingerprint is not None and narrow is None:
+        return not found.is_equal
+    return difference is not None or found.moved > 0

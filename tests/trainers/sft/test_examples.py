@@ -1,6 +1,7 @@
 """Examples for fine-tuning: the file is checked, and only answers are learned."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,3 +147,27 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     with pytest.raises(RecipeError, match=r"drift_merge\[train\]") as raised:
         ex.load_processor(tmp_path, "mllm")
     assert "transformers" in raised.value.message
+
+
+def test_a_text_may_hold_what_python_takes_for_the_end_of_a_line_and_a_file_a_bom(tmp_path):
+    (tmp_path / "1.png").touch()
+    texts = ["one\u2028two", "one\u0085two", "one\x0ctwo"]
+    lines = [
+        json.dumps({"image": "1.png", "question": text, "answer": text}, ensure_ascii=False)
+        for text in texts
+    ]
+    for ending in ("\n", "\r\n"):
+        path = tmp_path / "data.jsonl"
+        path.write_bytes(ending.join([*lines, ""]).encode("utf-8-sig"))
+        found = read_examples(path)
+        wanted = [json.loads(line)["question"] for line in lines]
+        assert [example.question for example in found] == wanted
+
+
+def test_a_missing_image_names_the_folder_that_paths_are_relative_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("data.jsonl")
+    path.write_text('{"image": "no.png", "question": "a", "answer": "b"}\n')
+    with pytest.raises(SourceError, match=r"no image no\.png") as raised:
+        read_examples(path)
+    assert raised.value.remedy.endswith(f"folder of data.jsonl: {tmp_path.resolve()}")

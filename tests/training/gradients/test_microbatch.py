@@ -41,6 +41,7 @@ def test_every_step_equals_that_of_the_reference_formula(toy, rule):
             optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore:19 of 20 tensors have no gradient")
 def test_the_bias_of_noise_is_stronger_than_once_per_step(toy):
     """By about the square root of the number of micro-batches."""
     parts, ratios = 16, {}

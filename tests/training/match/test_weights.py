@@ -62,6 +62,45 @@ def test_a_scaled_weight_is_told_by_its_norm_where_no_values_are_recorded(toy, m
         drift_merge.attach(model, toy.prior)
 
 
+@pytest.mark.parametrize("stored", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("loaded", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("live", [torch.float32, torch.float64], ids=str)
+def test_weights_loaded_in_16_bits_and_widened_pass_and_that_is_said(
+    tmp_path, stored, loaded, live
+):
+    toy = make_toy(tmp_path, stored=stored)
+    model, exact = toy.model(loaded).to(live), toy.model()
+    pairs = zip(selected(model).values(), selected(exact).values(), strict=True)
+    if all(torch.equal(one.float(), other) for one, other in pairs):
+        drift_merge.attach(model, toy.prior)  # nothing was lost, nothing is said
+        return
+    word = str(loaded).removeprefix("torch.")
+    with pytest.warns(UserWarning, match=rf"widened \(\d+ in {word}, of 20 tensors\)"):
+        drift_merge.attach(model, toy.prior)
+
+
+@pytest.mark.parametrize("stored", ["F32", "F16"])
+def test_other_weights_that_were_widened_are_refused_all_the_same(tmp_path, stored):
+    toy = make_toy(tmp_path / "one", stored=stored)
+    other = make_toy(tmp_path / "two", stored=stored, seed=3)
+    with pytest.raises(VerificationError, match="20 of 20 tensors differ"):
+        drift_merge.attach(other.model(torch.bfloat16).float(), toy.prior)
+    model = toy.model(torch.bfloat16).float()
+    with torch.no_grad():
+        selected(model)["layers.0.mlp.up_proj.weight"].mul_(1.5)
+    with pytest.raises(VerificationError, match=r"1 of 20 tensors differ\.\n.*up_proj"):
+        drift_merge.attach(model, toy.prior)
+
+
+def test_float32_weights_a_little_off_are_not_taken_for_widened_ones(toy):
+    model = toy.model()
+    with torch.no_grad():
+        for weight in selected(model).values():
+            weight.mul_(1.0005)  # within the rounding of bfloat16, but no value of it
+    with pytest.raises(VerificationError, match="20 of 20 tensors differ"):
+        drift_merge.attach(model, toy.prior)
+
+
 def test_other_weights_warn_if_not_strict(toy, other_toy):
     with pytest.warns(UserWarning, match="20 of 20 tensors differ"):
         drift_merge.attach(other_toy.model(), toy.prior, strict=False)
