@@ -142,7 +142,10 @@ def test_a_model_inside_a_model_is_found(toy, outer):
 
 # What names leave over.
 
-OTHER = ((".up_proj.", ".zeta."), (".o_proj.", ".omega."))
+OTHER = (
+    (".up_proj.", ".zeta."),
+    (".gate_proj.", ".omega."),
+)  # of one shape: names alone say no more
 
 
 def test_names_that_nothing_explains_are_paired_by_shape_and_recorded_values(toy):
@@ -150,9 +153,7 @@ def test_names_that_nothing_explains_are_paired_by_shape_and_recorded_values(toy
     handle = drift_merge.attach(model, toy.prior, rule="absolute")
     assert handle.coverage.matched == handle.coverage.selected == 20
     assert set(handle.coverage.by_value) == {
-        f"layers.{n}.{name}.weight"
-        for n in range(2)
-        for name in ("mlp.up_proj", "self_attn.o_proj")
+        f"layers.{n}.{name}.weight" for n in range(2) for name in ("mlp.up_proj", "mlp.gate_proj")
     }
     found = biases(handle, model)
     for name, delta in toy.deltas().items():
@@ -286,8 +287,8 @@ def test_a_map_may_name_tensors_in_memory(toy, tmp_path):
     map_file = write_map(
         tmp_path,
         f"""mllm:
-  "{TOWER}layers.{{layer}}.mlp.fc_in.*": "layers.{{layer}}.mlp.up_proj.*"
-  "{TOWER}layers.{{layer}}.self_attn.dense.*": "layers.{{layer}}.self_attn.o_proj.*"
+  "{TOWER}layers.{{layer}}.mlp.zeta.*": "layers.{{layer}}.mlp.up_proj.*"
+  "{TOWER}layers.{{layer}}.mlp.omega.*": "layers.{{layer}}.mlp.gate_proj.*"
 """,
     )
     with pytest.warns(UserWarning, match="does not have the weights"):
