@@ -151,13 +151,19 @@ def test_swapped_arguments_are_exit_4_with_the_command_turned_round(call, pair):
 
 
 def test_a_map_file_pairs_what_structure_cannot(call, tmp_path):
-    tensors = {n.replace("up_proj", "upwards"): t for n, t in c.reasoner_tensors().items()}
+    names = {"up_proj": "zeta", "gate_proj": "omega"}  # of one shape, and of no known word
+    tensors = c.reasoner_tensors()
+    for old, new in names.items():
+        tensors = {n.replace(old, new): t for n, t in tensors.items()}
     ours = c.write_checkpoint(tmp_path / "r", tensors, c.text_config())
     pair = c.make_pair(tmp_path / "p")
     assert call("drift-prior", "align", ours, pair.mllm).code == 4
     rules = tmp_path / "map.yaml"
-    old, new = "model.layers.{layer}.mlp.upwards.weight", "layers.{layer}.mlp.up_proj.weight"
-    rules.write_text(f'reasoner:\n  "{old}": "{new}"\n')
+    lines = [
+        f'  "model.layers.{{layer}}.mlp.{new}.weight": "layers.{{layer}}.mlp.{old}.weight"'
+        for old, new in names.items()
+    ]
+    rules.write_text("\n".join(["reasoner:", *lines, ""]))
     result = call("drift-prior", "align", ours, pair.mllm, "--map", rules)
     assert result.code == 0, result.err
 
