@@ -151,13 +151,21 @@ def test_swapped_arguments_are_exit_4_with_the_command_turned_round(call, pair):
 
 
 def test_a_map_file_pairs_what_structure_cannot(call, tmp_path):
-    tensors = {n.replace("up_proj", "upwards"): t for n, t in c.reasoner_tensors().items()}
+    words = {"up_proj": "one", "gate_proj": "two"}
+    tensors = {}
+    for name, tensor in c.reasoner_tensors().items():
+        for old, new in words.items():
+            name = name.replace(old, new)
+        tensors[name] = tensor
     ours = c.write_checkpoint(tmp_path / "r", tensors, c.text_config())
     pair = c.make_pair(tmp_path / "p")
     assert call("drift-prior", "align", ours, pair.mllm).code == 4
     rules = tmp_path / "map.yaml"
-    old, new = "model.layers.{layer}.mlp.upwards.weight", "layers.{layer}.mlp.up_proj.weight"
-    rules.write_text(f'reasoner:\n  "{old}": "{new}"\n')
+    lines = [
+        f'  "model.layers.{{layer}}.mlp.{new}.weight": "layers.{{layer}}.mlp.{old}.weight"\n'
+        for old, new in words.items()
+    ]
+    rules.write_text("".join(["reasoner:\n", *lines]))
     result = call("drift-prior", "align", ours, pair.mllm, "--map", rules)
     assert result.code == 0, result.err
 
