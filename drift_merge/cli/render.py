@@ -58,10 +58,11 @@ def note(text: str = "") -> None:
     print(text, file=sys.stderr)
 
 
-def findings(found: Iterable[Finding]) -> None:
-    """Findings on stderr, the grave ones first."""
+def findings(found: Iterable[Finding], *, quiet: bool = False) -> None:
+    """Findings on stderr, the grave ones first; without mere notes if quiet."""
     order = list(MARKS)
-    for finding in sorted(found, key=lambda f: order.index(f.severity)):
+    shown = (finding for finding in found if not quiet or finding.severity != "info")
+    for finding in sorted(shown, key=lambda f: order.index(f.severity)):
         note(f"{MARKS[finding.severity]} [{finding.code}]: {finding.message}")
         if finding.severity != "info":
             note(f"  {finding.remedy}")
@@ -84,6 +85,19 @@ def alignment_table(alignment: Alignment) -> None:
         ]
         rows.append([module, *cells])
     table(["module", *STATUSES], rows)
+
+
+def alignment_records(alignment: Alignment) -> None:
+    """One row per tensor: its canonical name, what became of it, and its stored names."""
+    rows = [
+        [record.name, record.status, *map(_stored_names, (record.reasoner, record.mllm))]
+        for record in alignment.records
+    ]
+    table(["tensor", "status", "reasoner", "mllm"], rows)
+
+
+def _stored_names(names: Sequence[str]) -> str:
+    return " + ".join(names) or "-"
 
 
 def plan_summary(plan: Plan) -> None:

@@ -50,7 +50,7 @@ class TestMaking:
             lines = [x for x in result.err.splitlines() if x.startswith(f"{phase}: ")]
             assert 1 <= len(lines) <= 10
             assert lines[-1].startswith(f"{phase}: 100% of ")
-        assert "%" not in shown.out
+        assert "100%" not in shown.out
         assert call(program, command, *flags, "-q").err == ""
         assert call(program, command, *flags, "--json").err == ""
 
@@ -282,11 +282,12 @@ def test_compute_prints_the_table_the_findings_and_what_the_cosine_means(call, t
     result = call("drift-prior", "compute", *pair.arguments, "-o", tmp_path / "out")
     lines = result.out.splitlines()
     assert lines[0] == "delta = theta_reasoner - theta_mllm   (bfloat16)"
-    header = ["module", "tensors", "elements", "|delta|", "|delta|/|mllm|", "cosine"]
+    header = ["module", "tensors", "elements", "|delta|", "|delta|/|mllm|", "cosine", "equal"]
     assert lines[1] == "Adding delta moves the mllm towards the reasoner."
     assert lines[2].split() == header
     assert [line.split()[0] for line in lines[3:6]] == ["attn", "mlp", "all"]
-    assert lines[6].startswith("Cosine 0.9")
+    assert lines[6].startswith("Exactly equal entries of reasoner and mllm: ")
+    assert lines[7].startswith("Cosine 0.9")
     assert "Warning [rope_theta]" in result.err
 
 
