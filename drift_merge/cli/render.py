@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from drift_merge.cli.entry import printable
 from drift_merge.names.modules import classify
 from drift_merge.names.tensors import STATUSES, Alignment, Finding
 from drift_merge.plans.plan import Plan
@@ -25,7 +26,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
 
     A terminal gets rich's, a pipe plain aligned columns that no width can cut.
     """
-    listed = [list(row) for row in rows]
+    listed = [list(map(printable, row)) for row in rows]
     if title:
         print(title)
     if sys.stdout.isatty():
@@ -55,7 +56,7 @@ def _rich_table(columns: Sequence[str], rows: list[list[str]]) -> None:
 
 def note(text: str = "") -> None:
     """One line for people, on stderr."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def findings(found: Iterable[Finding], *, quiet: bool = False) -> None:
