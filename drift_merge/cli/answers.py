@@ -24,11 +24,11 @@ def describe_merge(made: MadeMerge, plan: Plan, out: Path, run: CommandOptions) 
     if run.as_json:
         print_made(out, manifest, made.outcome)
         return
+    _say_rounding(manifest)
     if run.quiet:
         print(out)
         return
     print_merge(manifest)
-    _say_rounding(manifest)
     _say_nonfinite(manifest)
     say_done(out, plan, made.outcome)
     render.note(f"Next: drift-merge verify {shlex.quote(str(out))}")

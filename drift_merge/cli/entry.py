@@ -174,10 +174,10 @@ def _report(kind: str, message: str, remedy: str, *, as_json: bool) -> None:
     lines = [f"Error: {message}"]
     if remedy:
         lines += ["", *(f"  {line}" for line in remedy.splitlines())]
-    print(_printable("\n".join(lines)), file=sys.stderr)
+    print(printable("\n".join(lines)), file=sys.stderr)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The text with control characters spelled out: names in a file can hold terminal codes."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 

@@ -193,7 +193,7 @@ output_option = click.option(
 )
 shard_size_option = recipe("", "max_shard_size")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only the answer, no progress.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only the answer and warnings.")
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),

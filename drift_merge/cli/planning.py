@@ -27,9 +27,9 @@ def plan_run(
     plan = prepared.plan()
     check_plan(plan, out, overwrite=run.overwrite)
     transfers = transfers_of(run, [plan])
-    if not run.quiet and not run.as_json:
-        render.findings(prepared.findings)
-        _say_skipped(prepared)
+    if not run.as_json:
+        render.findings(prepared.findings, quiet=run.quiet)
+        say_skipped(prepared)
     size = plan.layout.size_bytes + plan.beside_bytes
     if run.dry_run and run.as_json:
         moved = transfers_json(transfers, size) if run.stream else {}
@@ -53,7 +53,8 @@ def say_absent(recipe: Recipe, *, quiet: bool) -> None:
             render.note(f"Note [absent]: There is no directory {path}: asking the Hub for {text}.")
 
 
-def _say_skipped(prepared: Prepared) -> None:
+def say_skipped(prepared: Prepared) -> None:
+    """Count the selected tensors that have no partner; also when quiet, for the result differs."""
     others = [*prepared.reasoners, *([prepared.base] if prepared.base else [])]
     effect = "get no delta" if prepared.recipe.method == "prior" else "stay as the mllm has them"
     for checkpoint, alignment in others:

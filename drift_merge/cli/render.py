@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from drift_merge.cli.entry import printable
 from drift_merge.names.modules import classify
 from drift_merge.names.tensors import STATUSES, Alignment, Finding
 from drift_merge.plans.plan import Plan
@@ -25,7 +26,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
 
     A terminal gets rich's, a pipe plain aligned columns that no width can cut.
     """
-    listed = [list(row) for row in rows]
+    listed = [list(map(printable, row)) for row in rows]
     if title:
         print(title)
     if sys.stdout.isatty():
@@ -55,13 +56,14 @@ def _rich_table(columns: Sequence[str], rows: list[list[str]]) -> None:
 
 def note(text: str = "") -> None:
     """One line for people, on stderr."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
-def findings(found: Iterable[Finding]) -> None:
-    """Findings on stderr, the grave ones first."""
+def findings(found: Iterable[Finding], *, quiet: bool = False) -> None:
+    """Findings on stderr, the grave ones first; without mere notes if quiet."""
     order = list(MARKS)
-    for finding in sorted(found, key=lambda f: order.index(f.severity)):
+    shown = (finding for finding in found if not quiet or finding.severity != "info")
+    for finding in sorted(shown, key=lambda f: order.index(f.severity)):
         note(f"{MARKS[finding.severity]} [{finding.code}]: {finding.message}")
         if finding.severity != "info":
             note(f"  {finding.remedy}")
@@ -84,6 +86,19 @@ def alignment_table(alignment: Alignment) -> None:
         ]
         rows.append([module, *cells])
     table(["module", *STATUSES], rows)
+
+
+def alignment_records(alignment: Alignment) -> None:
+    """One row per tensor: its canonical name, what became of it, and its stored names."""
+    rows = [
+        [record.name, record.status, *map(_stored_names, (record.reasoner, record.mllm))]
+        for record in alignment.records
+    ]
+    table(["tensor", "status", "reasoner", "mllm"], rows)
+
+
+def _stored_names(names: Sequence[str]) -> str:
+    return " + ".join(names) or "-"
 
 
 def plan_summary(plan: Plan) -> None:

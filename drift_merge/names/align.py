@@ -8,11 +8,12 @@ transposed experts and other vocabularies are bridged by views of the reasoner's
 (`Part`, `RowMap`); nothing here touches data.
 """
 
-import re
 import shlex
+from dataclasses import replace
 
 from drift_merge.errors import AlignmentError
 from drift_merge.names.account import take_account
+from drift_merge.names.advice.offers import Attempt, offer_names, offer_towers
 from drift_merge.names.embeddings import VocabularySource, pair_rows
 from drift_merge.names.layouts import is_other_sense
 from drift_merge.names.lineage import (
@@ -27,12 +28,10 @@ from drift_merge.names.pairing import TowerSide, pair_up, tower_side
 from drift_merge.names.refusals import require_complete
 from drift_merge.names.second_names import find_second_names, second_name_findings
 from drift_merge.names.tensors import Alignment, Finding, Model, RowMap
-from drift_merge.names.towers import agree, choose, find_towers, tower_score
+from drift_merge.names.towers import agree, choose, find_towers, likely_lists, tower_score
 from drift_merge.names.vocabulary import compare_vocabularies
 
 __all__ = ["align", "require_complete"]
-
-_DECODER = re.compile(r"((?:.*?\.)?)(?:text_)?decoder\.(?:.*\.)?(?:layers|layer|h|blocks?)\.\d+\.")
 
 
 def align(
@@ -75,6 +74,42 @@ def align(
         RecipeError: if modules, layers or the map cannot be understood.
     """
     maps = name_map or NameMap()
+
+    def attempt(tried: NameMap) -> Alignment:
+        return _align(
+            reasoner,
+            mllm,
+            tried,
+            modules=modules,
+            layers=layers,
+            vocabularies=vocabularies,
+            rows_by_number=rows_by_number,
+            is_tower=is_tower,
+            has_router_biases=has_router_biases,
+        )
+
+    try:
+        found = attempt(maps)
+    except AlignmentError as error:
+        error.remedy = _remedy_with_map(error, reasoner, mllm, maps, attempt)
+        raise
+    if found.num_matched == found.num_selected:
+        return found
+    return replace(found, offer=offer_names(found, maps, attempt))
+
+
+def _align(
+    reasoner: Model,
+    mllm: Model,
+    maps: NameMap,
+    *,
+    modules: str,
+    layers: str | None,
+    vocabularies: VocabularySource,
+    rows_by_number: bool,
+    is_tower: bool,
+    has_router_biases: bool,
+) -> Alignment:
     for model, side_map, side in ((reasoner, maps.reasoner, "reasoner"), (mllm, maps.mllm, "mllm")):
         _refuse_encoder_decoder(model, side_map, side)
     ours, theirs = _choose_towers(reasoner, mllm, maps)
@@ -97,6 +132,23 @@ def align(
     return weigh_findings(account)
 
 
+def _remedy_with_map(
+    error: AlignmentError, reasoner: Model, mllm: Model, maps: NameMap, attempt: Attempt
+) -> str:
+    """The remedy of an error, with a map of both sides where one of them has no tower found."""
+    lists = {}
+    for model, side_map, side in ((reasoner, maps.reasoner, "reasoner"), (mllm, maps.mllm, "mllm")):
+        try:
+            _refuse_encoder_decoder(model, side_map, side)
+            find_towers(model, side=side, name_map=side_map)
+        except AlignmentError:
+            lists[side] = likely_lists(model)
+    offer = offer_towers(lists, maps, attempt) if lists else ""
+    if not offer:
+        return error.remedy
+    return f"If these lists of layers are the language towers, give this file with --map:\n{offer}"
+
+
 def _is_same(one: Model, other: Model) -> bool:
     return one is other or (one.label == other.label and one.shapes == other.shapes)
 
@@ -105,14 +157,11 @@ def _refuse_encoder_decoder(model: Model, side_map: SideMap, side: str) -> None:
     """Refuse a model whose decoder reads an encoder, unless the map says which tower is meant."""
     if side_map.tower is not None or not is_encoder_decoder(model.config):
         return
-    names = (f".{name}" for name in model.shapes)
-    found = sorted({match[1] for name in names if (match := _DECODER.match(name))}, key=len)
-    tower = f"{found[0].lstrip('.')}decoder" if found else "decoder"
     raise AlignmentError(
         f"{model.label} is an encoder-decoder (is_encoder_decoder in its config.json): its decoder"
         " reads an encoder in every layer, which a decoder alone does not.",
         remedy="Choose a model whose text LLM is a decoder alone. To pair the decoders all the"
-        f" same, name them in a file given with --map:\n{side}:\n  tower: {tower}",
+        " same, name their lists of layers in a file given with --map: drift-prior guide layouts",
     )
 
 

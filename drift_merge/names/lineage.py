@@ -99,11 +99,13 @@ _FIELDS: dict[str, tuple[tuple[str, ...], str, str, str, str]] = {
     ),
 }
 
+_ROTARY = ("rope_theta", "rope_scaling", "mrope")
+_NOT_TURNED = re.compile(r"\.[vo]_proj\.")  # by rotary angles
 # code: the module that a finding is about; "" where it is all of them
 _CONCERNS = {
     **{"hidden_size": "", "intermediate_size": "mlp", "activation": "mlp"},
     **dict.fromkeys(("num_heads", "num_kv_heads", "head_dim"), "attn"),
-    **dict.fromkeys(("rope_theta", "rope_scaling"), "attn"),
+    **dict.fromkeys(_ROTARY, "attn"),
 }
 _OF_SHAPES = ("hidden_size", "intermediate_size")  # what the shapes themselves tell
 # Classes whose head size is hidden size / heads where the config does not give it.
@@ -177,8 +179,11 @@ def _weighed(finding: Finding, used: list[Record]) -> Finding:
     if module is None or finding.severity == "info" or not used:
         return finding
     concerned = [r for r in used if not module or classify(r.name) == module]
+    if finding.code in _ROTARY:
+        concerned = [r for r in concerned if not _NOT_TURNED.search(r.name)]
     if not concerned:
-        message = f"{finding.message} No {module} tensor is selected."
+        what = "q or k" if finding.code in _ROTARY else module
+        message = f"{finding.message} No {what} tensor is selected."
         return Finding(finding.code, "info", message, "Nothing to do.")
     if finding.code not in _OF_SHAPES or all(r.shape is None for r in concerned):
         return finding

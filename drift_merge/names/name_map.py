@@ -13,6 +13,7 @@ Left of the colon stands a stored name (wrappers stripped), right its canonical 
 pattern follow the structural rule.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,6 +114,27 @@ def parse_name_map(text: str, *, where: str = "map") -> NameMap:
             raise _unknown(key, SIDES, f"{where}, line {line}")
         sides[key] = _parse_side(value, where)
     return NameMap(**sides)
+
+
+def name_rule(pattern: str, target: str | None) -> NameRule:
+    """One rule of a map. Errors as `read_name_map`."""
+    return _parse_rule(pattern, target, "map")
+
+
+def write_name_map(name_map: NameMap) -> str:
+    """The text of a map file; `parse_name_map` of it gives the map again."""
+    lines = []
+    for side in SIDES:
+        said: SideMap = getattr(name_map, side)
+        if said == SideMap():
+            continue
+        lines.append(f"{side}:")
+        if said.tower is not None:
+            lines.append(f"  tower: {said.tower or json.dumps('')}")
+        for rule in said.rules:
+            target = "null" if rule.target is None else json.dumps(rule.target)
+            lines.append(f"  {json.dumps(rule.pattern)}: {target}")
+    return "\n".join(lines)
 
 
 def _items(node: "yaml.Node", where: str) -> Iterator[tuple[str, int, "yaml.Node"]]:

@@ -1,18 +1,14 @@
 """When an alignment is not good enough, and what the user is told then."""
 
-import re
 import shlex
 
 from drift_merge.errors import AlignmentError, RecipeError
 from drift_merge.names.layers.promises import EMPTY_WORD
-from drift_merge.names.layouts import strip_wrappers
-from drift_merge.names.modules import classify
-from drift_merge.names.tensors import Alignment, Record
+from drift_merge.names.tensors import Alignment
 
 ON_MISMATCH = ("error", "skip")
 # Equal shapes can hide other heads: 32 of 64 and 16 of 128 are both 2,048 rows.
 _HEAD_FINDINGS = ("num_heads", "num_kv_heads", "head_dim")
-_MAX_LEFTOVERS = 50  # enough to see a layer of each side
 
 
 def require_complete(alignment: Alignment, *, on_mismatch: str = "error") -> None:
@@ -44,7 +40,7 @@ def require_complete(alignment: Alignment, *, on_mismatch: str = "error") -> Non
             "\n".join(lines),
             remedy=tied[0].remedy
             if tied
-            else f"See the canonical names with: {_command(alignment)}",
+            else f"See the canonical names with: {_command(alignment)} -v",
         )
     empty = [f for f in alignment.findings if f.code == EMPTY_WORD]
     if empty and alignment.num_matched:
@@ -75,29 +71,6 @@ def _require_same_heads(alignment: Alignment) -> None:
             f" heads, though the shapes agree.\n{message}",
             remedy=wrong[0].remedy,
         )
-
-
-def map_example(records: tuple[Record, ...]) -> str | None:
-    """Return a `--map` that pairs two leftovers of the two sides; None if one has none.
-
-    Takes two of one shape where it can; whether they are the same matrix is the user's to say.
-    """
-    ours = [r for r in records if r.status == "only_reasoner"][:_MAX_LEFTOVERS]
-    theirs = [r for r in records if r.status == "only_mllm"][:_MAX_LEFTOVERS]
-    if not ours or not theirs:
-        return None
-
-    def likeness(pair: tuple[Record, Record]) -> int:
-        one, other = pair
-        return 2 * (one.shape == other.shape) + (classify(one.name) == classify(other.name))
-
-    one, other = max(((o, t) for o in ours for t in theirs), key=likeness)
-    pattern, target = _pattern(strip_wrappers(one.reasoner[0])), _pattern(other.name)
-    return f'reasoner:\n  "{pattern}": "{target}"'
-
-
-def _pattern(name: str) -> str:
-    return re.sub(r"\.\d+\.", ".{layer}.", name, count=1)
 
 
 def _examples(alignment: Alignment, missing: int) -> list[str]:
@@ -136,12 +109,15 @@ def _remedy(alignment: Alignment) -> str:
         skip = f"see every name with: {_command(alignment)} --json"
     if _differ(ours.hidden_size, theirs.hidden_size) or ours.num_layers != theirs.num_layers:
         return f"Choose a reasoner of the mllm's size, or {skip}"
-    example = map_example(alignment.records)
-    if example is None:
-        return f"Choose a reasoner with the mllm's architecture, or {skip}"
+    if not alignment.offer:
+        return (
+            f"Choose a reasoner with the mllm's architecture, or {skip}\nIf they are the same"
+            " matrices under other names, say which is which in a file given with --map. Its form:"
+            f" drift-prior guide layouts\nThe names: {_command(alignment)} -v"
+        )
     return (
-        "If they are the same matrices under other names, say which is which in a file given with"
-        f" --map, in this form:\n{example}\nOtherwise {skip}"
+        "If they are the same matrices under other names, give this file with --map:\n"
+        f"{alignment.offer}\nOtherwise {skip}"
     )
 
 

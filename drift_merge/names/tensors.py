@@ -129,6 +129,7 @@ class Alignment:
     mllm: Side
     examples: tuple[tuple[str, str, str], ...]
     # up to 3 selected records that are not matched: name, reasoner's shape, mllm's shape, as text
+    offer: str = ""  # a map file's text with which all that is selected is matched; "": none known
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:

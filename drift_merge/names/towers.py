@@ -171,6 +171,17 @@ def _apply_rules(
     return mapped
 
 
+def likely_lists(model: Model) -> list[str]:
+    """Return the lists of layers of a model, those that speak of language first, then large ones.
+
+    Those of images, sound and connectors are left out.
+    """
+    lists = _find_lists(strip_wrappers(name) for name in model.shapes)
+    likely = [key for key in lists if not is_other_sense(key[0])]
+    likely.sort(key=lambda key: (not _TEXT.search(key[0]), -lists[key], key))
+    return ["".join(key) for key in likely]
+
+
 def _find_lists(names: Iterable[str]) -> Counter[tuple[str, str]]:
     """Count the tensors in each list of layers: (prefix of the parent, name of the list)."""
     found = (_LIST.match(name) for name in names)
@@ -239,13 +250,9 @@ def _no_tower(
         + (f" and {len(found) - 5} more" if len(found) > 5 else ""),
         f"  its names look like: {examples}",
     ]
-    best = max(lists, key=lambda key: (bool(_TEXT.search(key[0])), lists[key], key), default=None)
-    if best:
-        how = f"Say which of the lists is the language tower:\n{side}:\n  tower: {''.join(best)}"
-    else:
-        pattern = re.sub(r"\d+", "{layer}", min(model.shapes, default="block.0.up.weight"), count=1)
-        how = (
-            "Name its tensors, all that are selected:\n"
-            f'{side}:\n  "{pattern}": "layers.{{layer}}.mlp.up_proj.weight"'
-        )
-    return AlignmentError("\n".join(lines), remedy=f"Pass a file with --map. {how}")
+    how = (
+        f"Say which of the lists is the tower of the {side} in a file given with --map"
+        if lists
+        else f"Name the tensors of the {side}'s tower in a file given with --map"
+    )
+    return AlignmentError("\n".join(lines), remedy=f"{how}: drift-prior guide layouts")

@@ -146,7 +146,7 @@ class Recipe:
         if self.method == PRIOR and self.round != NEAREST:
             raise RecipeError(
                 f"--round {self.round} is for merges; a prior is rounded to nearest.",
-                remedy="Leave it out, or keep all of delta: --dtype float32",
+                remedy="Leave --round out. To keep all of delta, add: --dtype float32",
             )
         self._check_dtype()
         one_of("--round", self.round, [NEAREST, STOCHASTIC])

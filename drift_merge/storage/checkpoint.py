@@ -29,6 +29,7 @@ from drift_merge.storage.weight_map import (
     find_weights,
     holds_model,
     parse_index,
+    refuse_other_artifacts,
     require_shards,
     shard_names,
 )
@@ -197,6 +198,7 @@ def read_config(directory: Path, label: str) -> dict[str, Any]:
             raise pointer_error(f"{label}: config.json", path)
         config = parse_config(data)
     except FileNotFoundError as error:
+        refuse_other_artifacts([entry.name for entry in directory.iterdir()], where=label)
         raise CheckpointError(
             f"{label} has no config.json beside its weights.",
             remedy="Name the directory of a Hugging Face checkpoint, config.json included.",

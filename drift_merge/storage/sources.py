@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from drift_merge.errors import CheckpointError, SourceError
@@ -94,7 +95,7 @@ def parse_source(text: str) -> Source:
     if os.path.lexists(path):
         raise SourceError(
             f"{text} is neither a directory nor a regular file (a dangling link, or a device).",
-            remedy=f"See what it is: ls -l {text}",
+            remedy=f"See what it is: ls -l {quote(text)}",
         )
     if _looks_like_path(text):
         raise SourceError(

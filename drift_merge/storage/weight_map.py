@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from shlex import quote
 from typing import Any, NoReturn
 
 from drift_merge.errors import CheckpointError
@@ -62,7 +63,7 @@ def find_weights(
     """
     top = sorted(name for name in files if "/" not in name)
     shards = [name for name in top if name.endswith(".safetensors") and not _is_other(name)]
-    _refuse_other_artifacts(top, where=where)
+    refuse_other_artifacts(top, where=where)
     if INDEX in top and SINGLE in top:
         raise CheckpointError(
             f"{where} holds both {SINGLE} and {INDEX}; loaders disagree about which counts.",
@@ -256,11 +257,12 @@ def _check_inside(shard: str, *, where: str) -> None:
         raise _broken(f"{where} names {shard!r}; expected a .safetensors file.")
 
 
-def _refuse_other_artifacts(top: Collection[str], *, where: str) -> None:
+def refuse_other_artifacts(top: Collection[str], *, where: str) -> None:
+    """Refuse a prior and an adapter, by the names of their files, where a model is expected."""
     if "prior.json" in top:
         raise CheckpointError(
             f"{where} is a drift prior: differences of weights, not a model.",
-            remedy=f"Look at it with: drift-prior inspect '{where}'",
+            remedy=f"Look at it with: drift-prior inspect {quote(where)}",
         )
     if ADAPTER_CONFIG in top and not holds_model(top):
         raise CheckpointError(

@@ -151,19 +151,21 @@ def test_swapped_arguments_are_exit_4_with_the_command_turned_round(call, pair):
 
 
 def test_a_map_file_pairs_what_structure_cannot(call, tmp_path):
-    names = {"up_proj": "zeta", "gate_proj": "omega"}  # of one shape, and of no known word
-    tensors = c.reasoner_tensors()
-    for old, new in names.items():
-        tensors = {n.replace(old, new): t for n, t in tensors.items()}
+    words = {"up_proj": "one", "gate_proj": "two"}
+    tensors = {}
+    for name, tensor in c.reasoner_tensors().items():
+        for old, new in words.items():
+            name = name.replace(old, new)
+        tensors[name] = tensor
     ours = c.write_checkpoint(tmp_path / "r", tensors, c.text_config())
     pair = c.make_pair(tmp_path / "p")
     assert call("drift-prior", "align", ours, pair.mllm).code == 4
     rules = tmp_path / "map.yaml"
     lines = [
-        f'  "model.layers.{{layer}}.mlp.{new}.weight": "layers.{{layer}}.mlp.{old}.weight"'
-        for old, new in names.items()
+        f'  "model.layers.{{layer}}.mlp.{new}.weight": "layers.{{layer}}.mlp.{old}.weight"\n'
+        for old, new in words.items()
     ]
-    rules.write_text("\n".join(["reasoner:", *lines, ""]))
+    rules.write_text("".join(["reasoner:\n", *lines]))
     result = call("drift-prior", "align", ours, pair.mllm, "--map", rules)
     assert result.code == 0, result.err
 
@@ -172,7 +174,33 @@ def test_control_characters_in_names_do_not_reach_the_terminal(call, tmp_path):
     nasty = "model.layers.0.mlp.up_proj.\x1b[31mweight"
     pair = c.make_pair(tmp_path, mllm={nasty: c.store([1.0])})
     for result in (
-        call("drift-prior", "align", *pair.arguments),
+        call("drift-prior", "align", *pair.arguments, "-v"),
         call("drift-merge", "linear", *pair.arguments, "-o", tmp_path / "o", "-n", "-v"),
     ):
         assert "\x1b" not in result.out + result.err
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_verbose_lists_every_tensor_with_its_canonical_and_stored_names(call, pair, torn, broken):
+    given = torn if broken else pair
+    result = call("drift-prior", "align", *given.arguments, "-v")
+    assert result.code == (4 if broken else 0)
+    lines = [line.split() for line in result.out.splitlines()]
+    assert lines[0] == ["tensor", "status", "reasoner", "mllm"]
+    listed = {line[0]: line[1:] for line in lines[1 : lines.index([])]}
+    status = "shape_mismatch" if broken else "matched"
+    assert listed["layers.1.mlp.up_proj.weight"] == [status, NAME, NAME]
+    assert listed["visual.merger.mlp.2.weight"][:2] == ["outside_tower", "-"]
+    stored = {name for row in listed.values() for name in row[1:]} - {"-"}
+    assert stored == c.read_tensors(given.reasoner).keys() | c.read_tensors(given.mllm).keys()
+
+
+@pytest.mark.parametrize(
+    ("program", "command"), [("drift-prior", "compute"), ("drift-merge", "ties")]
+)
+def test_quiet_does_not_hide_what_was_skipped(call, torn, tmp_path, program, command):
+    base = ("--base", torn.mllm) if command == "ties" else ()
+    options = ("--on-mismatch", "skip", "-o", tmp_path / "out", "-q")
+    result = call(program, command, *torn.arguments, *base, *options)
+    assert (result.code, result.out) == (0, f"{tmp_path / 'out'}\n")
+    assert "Warning [skipped]: 1 of 2" in result.err

@@ -286,7 +286,8 @@ def test_compute_prints_the_table_the_findings_and_what_the_cosine_means(call, t
     assert lines[1] == "Adding delta moves the mllm towards the reasoner."
     assert lines[2].split() == header
     assert [line.split()[0] for line in lines[3:6]] == ["attn", "mlp", "all"]
-    assert lines[6].startswith("Cosine 0.9")
+    assert lines[6].startswith("Exactly equal entries of reasoner and mllm: ")
+    assert lines[7].startswith("Cosine 0.9")
     assert "Warning [rope_theta]" in result.err
 
 

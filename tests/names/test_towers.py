@@ -84,18 +84,20 @@ def test_layers_without_a_token_embedding_are_no_tower_and_the_lists_are_named()
         align(f.TEXT, Model("headless", shapes))
     assert "vision_tower.vision_model.encoder.layers" in caught.value.message
     assert "connector.perceiver.layers" in caught.value.message
-    assert "tower: language_model.model.layers" in caught.value.remedy
+    assert "--map:\nmllm:\n  tower: language_model.model.layers" in caught.value.remedy
     mapped = canonical_names(
         Model("headless", shapes), name_map=SideMap(tower="language_model.model.layers")
     )
     assert len(mapped.canonical) == 3 * 12 + 2
 
 
-def test_a_model_without_any_list_shows_its_names_and_a_pattern():
+def test_a_model_without_any_list_shows_its_names_and_no_map_that_would_not_work():
     with pytest.raises(AlignmentError) as caught:
         align(Model("gguf", {"blk.0.attn_q.weight": (1, 2)}), f.mllm())
     assert "lists of layers found: none" in caught.value.message
-    assert '"blk.{layer}.attn_q.weight"' in caught.value.remedy
+    assert "blk.0.attn_q.weight" in caught.value.message
+    assert "guide layouts" in caught.value.remedy
+    assert "{layer}" not in caught.value.remedy
 
 
 def test_an_empty_model_has_no_tower():

@@ -260,11 +260,17 @@ def test_every_published_setting_can_be_planned(stand_ins, file):
     request = read_recipe(file)
     given = {key: value for key, value in stand_ins.items() if key in request.values}
     if "method" not in request.values:  # a pair, for --config
-        given["method"] = "linear"
+        given["method"] = "chat-vector" if "base" in request.values else "linear"
     recipe = request.recipe(given)
     counts = prepare(recipe).plan().counts()
     kept_layers = 6 if recipe.method == "layer-swap" else 0
     assert counts[recipe.method] == (8 - kept_layers) * 12 + 1
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
+def test_every_setting_says_whether_it_is_published(file):
+    comments = " ".join(line for line in file.read_text().splitlines() if "#" in line)
+    assert ("arXiv" in comments or "Published" in comments) != ("Untested" in comments)
 
 
 def test_a_seed_is_a_whole_number(tmp_path):

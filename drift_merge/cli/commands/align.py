@@ -22,9 +22,12 @@ from drift_merge.recipes.words import PRIOR
 @click.argument("sources", nargs=-1, metavar="REASONER MLLM")
 @options.config
 @options.selection(PRIOR)
+@click.option("-v", "--verbose", is_flag=True, help="One line per tensor, with its names.")
 @options.json_option
 @click.pass_context
-def align(ctx: click.Context, /, sources: tuple[str, ...], as_json: bool, **values: Any) -> None:
+def align(
+    ctx: click.Context, /, sources: tuple[str, ...], as_json: bool, verbose: bool, **values: Any
+) -> None:
     """Pair the tensors of two models, from headers and configs.
 
     Guide: drift-prior guide priors
@@ -33,10 +36,11 @@ def align(ctx: click.Context, /, sources: tuple[str, ...], as_json: bool, **valu
     Example:
         drift-prior align deepseek-ai/DeepSeek-R1-Distill-Qwen-7B Qwen/Qwen2.5-VL-7B-Instruct
     """
-    ctx.exit(align_action(config_file.recipe_of(ctx, PRIOR, sources, values), as_json=as_json))
+    recipe = config_file.recipe_of(ctx, PRIOR, sources, values)
+    ctx.exit(align_action(recipe, as_json=as_json, verbose=verbose))
 
 
-def align_action(recipe: Recipe, *, as_json: bool) -> int:
+def align_action(recipe: Recipe, *, as_json: bool, verbose: bool = False) -> int:
     """Align and print; 0 when every selected tensor is matched, else 4."""
     say_absent(recipe, quiet=as_json)
     prepared = prepare(recipe, headers_only=True, quiet=True)
@@ -49,6 +53,9 @@ def align_action(recipe: Recipe, *, as_json: bool) -> int:
     if as_json:
         print_json(_alignment_json(alignment, prepared.findings))
         return refusal.exit_code if refusal else 0
+    if verbose:
+        render.alignment_records(alignment)
+        print()
     render.alignment_table(alignment)
     verdict = f"{alignment.num_matched:,} of {alignment.num_selected:,} selected tensors matched"
     print(

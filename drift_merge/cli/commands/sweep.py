@@ -10,7 +10,7 @@ import click
 
 from drift_merge.cli import options, render, running
 from drift_merge.cli.entry import print_json
-from drift_merge.cli.planning import say_absent
+from drift_merge.cli.planning import say_absent, say_skipped
 from drift_merge.cli.running import CommandOptions
 from drift_merge.cli.traffic import (
     engine_options,
@@ -58,8 +58,9 @@ def sweep_action(
     for _, plan, path in jobs:
         check_plan(plan, path, overwrite=run.overwrite)
     transfers = transfers_of(run, [plan for _, plan, _ in jobs])
-    if not quiet:
-        render.findings(prepared.findings)
+    if not run.as_json:
+        render.findings(prepared.findings, quiet=run.quiet)
+        say_skipped(prepared)
     if budget or run.dry_run:
         _print_budget(jobs, out, run, transfers)
         return

@@ -2,5 +2,5 @@
 
 Must not know towers or how tensors are paired: only configs, names and shapes of leftovers.
 
-Read: rotary.
+Read: rotary, offers.
 """

@@ -24,7 +24,7 @@ _SAME = {
     **{"w1": "gate", "w2": "down", "w3": "up", "shared": "share", "experts": "expert"},
 }
 # Rows may lie in another order than q_proj, k_proj or the halves have them: shape tells nothing.
-_ORDERED = re.compile(r"\.w[qk]\.|qkv|query_key_value|w13|gate_up|up_gate|att_proj|ff_proj")
+_ORDERED = re.compile(r"\.w[qk]\.|qkv|query_key_value|w13|gate_up|up_gate|att_proj|ff_proj|c_attn")
 _SECOND = re.compile(r"_\d+$")  # ERNIE: the router of a second set of experts, `gate.weight_1`
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
@@ -53,14 +53,15 @@ def pair_renamed(
 
 def _by_words(ours: list[str], theirs: list[str]) -> list[tuple[str, str]]:
     """Pair names of the same words, or where those of one are among the other's, and no third's."""
-    alike = [(a, b) for a in ours for b in theirs if _words(a) == _words(b)]
+    alike = [(a, b) for a in ours for b in theirs if words_of(a) == words_of(b)]
     if not alike:
-        alike = [(a, b) for a in ours for b in theirs if _is_within(_words(a), _words(b))]
+        alike = [(a, b) for a in ours for b in theirs if is_within(words_of(a), words_of(b))]
     counts = Counter(name for pair in alike for name in pair)
     return [pair for pair in alike if counts[pair[0]] == counts[pair[1]] == 1]
 
 
-def _is_within(one: list[str], other: list[str]) -> bool:
+def is_within(one: list[str], other: list[str]) -> bool:
+    """Whether the words of one name are among those of the other."""
     return bool(one and other) and (set(one) <= set(other) or set(other) <= set(one))
 
 
@@ -116,15 +117,20 @@ def _by_place(names: Iterable[str], shapes: Shapes) -> dict[tuple[int, str, Shap
         if layer is None:
             layer, word = -1, name.rpartition(".")[2]
         is_plain = not name.startswith(("embed_tokens.", "lm_head.")) and word != "other"
-        if shape is not None and is_plain and not _ORDERED.search(name):
+        if shape is not None and is_plain and not has_ordered_rows(name):
             places[layer, word, shape].append(name)
     return places
 
 
-def _words(name: str) -> list[str]:
+def has_ordered_rows(name: str) -> bool:
+    """Whether rows of this tensor may lie in another order than in q_proj, k_proj or two halves."""
+    return _ORDERED.search(name) is not None
+
+
+def words_of(name: str) -> list[str]:
     """Return the words of a name that tell what it is: its modules, numbers and fillers aside.
 
-    >>> _words("layers.3.self_attn.to_q.weight"), _words("layers.3.self_attn.q_proj.weight")
+    >>> words_of("layers.3.self_attn.to_q.weight"), words_of("layers.3.self_attn.q_proj.weight")
     (['q'], ['q'])
     """
     words = [word for part in name.split(".")[2:-1] for word in part.lower().split("_")]

@@ -32,7 +32,7 @@ def empty_words(selection: ModuleSelection, names: Collection[str]) -> list[Find
             "error",
             f"{word} takes no tensor{where}: no module of the language tower is of this class.",
             f"Leave {word} out of --modules, or take what it should be by name: --modules"
-            " 're:REGEX' searches the names that drift-prior align --json lists.",
+            " 're:REGEX' searches the names that drift-prior align REASONER MLLM -v lists.",
         )
         for word in words
     ]
