@@ -27,6 +27,7 @@ from drift_merge.names.tensors import Model, Shape
 __all__ = ["Tower", "agree", "canonical_names", "choose", "find_towers", "hidden_size"]
 
 _TEXT = re.compile(r"lang|text|llm|decoder")  # only to suggest a likely list in a message
+_NUMBER = re.compile(r"(?:^|\.)\d+\.")
 _LIST = re.compile(rf"((?:.*?\.)?)({'|'.join(LISTS)})\.(\d+)\.")
 
 
@@ -174,10 +175,10 @@ def _apply_rules(
 def likely_lists(model: Model) -> list[str]:
     """Return the lists of layers of a model, those that speak of language first, then large ones.
 
-    Those of images, sound and connectors are left out.
+    Those of images, sound and connectors are left out, and lists within one layer of another.
     """
     lists = _find_lists(strip_wrappers(name) for name in model.shapes)
-    likely = [key for key in lists if not is_other_sense(key[0])]
+    likely = [key for key in lists if not (is_other_sense(key[0]) or _NUMBER.search(key[0]))]
     likely.sort(key=lambda key: (not _TEXT.search(key[0]), -lists[key], key))
     return ["".join(key) for key in likely]
 

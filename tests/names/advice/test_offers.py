@@ -70,6 +70,15 @@ def test_both_sides_are_said_at_once():
     assert len(works(text, Model("a", ours), Model("b", theirs))) == 3 * 10
 
 
+def test_a_list_within_one_layer_is_no_tower():
+    """T5 numbers the parts of a block: `block.0.layer.1` is no layer of a tower."""
+    tails = {f"layer.{i}.{tail}": shape for i, (tail, shape) in enumerate(LAYER.items())}
+    text = {f"block.{n}.{tail}": shape for n in range(3) for tail, shape in tails.items()}
+    ours = Model("t5", {"shared.weight": (20, H), **text})
+    theirs = Model("mllm", {f"decoder.{n}": s for n, s in ours.shapes.items()} | f.VISION)
+    assert offered(ours, theirs) is None
+
+
 def test_a_tower_and_its_names_come_in_one_map():
     tails = renamed(LAYER, self_attn="att")
     shapes = f.decoder("a.", None, tails=tails)
