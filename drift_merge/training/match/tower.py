@@ -1,6 +1,5 @@
 """Finds the language tower of a live model, where a prior leads to one of several."""
 
-import re
 from collections import Counter
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ from drift_merge.names.modules import layer_of
 from drift_merge.names.name_map import SideMap
 from drift_merge.names.naming import Tower
 from drift_merge.names.pairing import TowerSide, tower_side
-from drift_merge.names.towers import find_towers, tower_score
+from drift_merge.names.towers import find_towers, likely_lists, tower_score
 from drift_merge.training.match.lines import Hints, Line
 from drift_merge.training.match.live import LABEL, LiveModel
 from drift_merge.training.match.samples import count_alike
@@ -48,7 +47,7 @@ def find_tower(live: LiveModel, ours: TowerSide, hints: Hints, converted: list[L
     except AlignmentError as error:
         if converted:
             return tower_side(model, Tower("", {}, frozenset(), (), tuple(live.shapes), 0))
-        raise _for_attach(error) from error
+        raise _for_attach(error, likely_lists(model)) from error
     return tower_side(model, _choose(towers, live, ours, hints))
 
 
@@ -101,15 +100,12 @@ def _call(root: str) -> str:
     return f'Say which is the language tower: attach(..., tower="{root.rstrip(".")}")'
 
 
-def _for_attach(error: AlignmentError) -> AlignmentError:
+def _for_attach(error: AlignmentError, lists: list[str]) -> AlignmentError:
     """The words of a command line as those of attach()."""
-    found = re.search(r"\n\w+:\n  tower: (\S+)", error.remedy)
     remedy = (
-        _call(found[1])
-        if found
-        else (
-            "Give the model that the prior was computed for; or name its tensors in a file as for"
-            " --map: attach(..., map_file=FILE)"
-        )
+        _call(lists[0])
+        if lists
+        else "Give the model that the prior was computed for; or name its tensors in a file as for"
+        " --map: attach(..., map_file=FILE)"
     )
     return AlignmentError(error.message, remedy=remedy)
