@@ -110,7 +110,7 @@ def test_a_prior_takes_no_notice_of_files_that_it_does_not_carry(tmp_path: Path)
     refused(command("linear", pair, tmp_path / "merge"), 5, "private is a link to")
 
 
-@pytest.mark.parametrize("do", ["kill", 28, 5])
+@pytest.mark.parametrize("do", ["kill", 28, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_copy_that_is_cut_anywhere_leaves_out_absent_and_is_finished_by_a_rerun(
     do: str | int, forks: Forks, tmp_path: Path
 ) -> None:
@@ -119,7 +119,7 @@ def test_a_copy_that_is_cut_anywhere_leaves_out_absent_and_is_finished_by_a_reru
     calls = forks.run(*arguments, count=CHANGES).calls
     whole = read_files(tmp_path / "whole")
     first = len(calls) - 1 - calls[::-1].index("pwrite")  # of the weights; then come the copies
-    numbers = range(first + 1, len(calls) + 1, 3)
+    numbers = range(first + 1, len(calls) + 1, 5)
     outs = [tmp_path / f"out{number}" for number in numbers]
     runs = [
         {"arguments": command("linear", pair, out), "count": CHANGES, "at": number, "do": do}
@@ -238,7 +238,7 @@ def test_without_an_index_a_tensor_in_two_shards_lets_nothing_be_deleted(tmp_pat
     assert_refusal(result, 5, ["is in two shards", "no index says which", "Keep both files"])
 
 
-@pytest.mark.parametrize("limit", [256, 64])
+@pytest.mark.parametrize("limit", [256, pytest.param(64, marks=pytest.mark.slow)])
 def test_more_shards_than_open_files_are_no_obstacle(limit: int, tmp_path: Path) -> None:
     """310 shards of the inputs, and as many of the output as it has tensors."""
     pair = make_pair(tmp_path, layers=13, num_shards=(150, 160))

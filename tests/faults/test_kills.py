@@ -94,7 +94,10 @@ def assert_finished_by_the_same_command(run: Run, out: Path, whole: dict[str, by
         assert not read_files(partial_of(out)).keys() - {"lock"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "linear")) for name in NAMES],
+)
 def test_a_run_killed_at_any_call_leaves_out_absent_or_whole_and_is_finished_by_a_rerun(
     name: str, world: World, tmp_path: Path
 ) -> None:

@@ -45,6 +45,15 @@ OPTION_CASES = [
     for option in METHODS[case.name].option_names(case.variant)
     if not METHODS[case.name].option(option).is_internal
 ]
+_FIRST = {(case.name, option): case for case, option in reversed(OPTION_CASES)}
+PARAMETERS = [  # by default in the first variant that has the option; in the others: -m slow
+    pytest.param(
+        *(case, option),
+        id=f"{name_of(case)}-{option}",
+        marks=[pytest.mark.slow] * (_FIRST[case.name, option] != case),
+    )
+    for case, option in OPTION_CASES
+]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +79,7 @@ def plain(sources, tmp_path_factory):
     return tensors
 
 
-@pytest.mark.parametrize(
-    ("case", "option"), OPTION_CASES, ids=[f"{name_of(case)}-{o}" for case, o in OPTION_CASES]
-)
+@pytest.mark.parametrize(("case", "option"), PARAMETERS)
 def test_every_option_of_every_variant_changes_a_result(case, option, plain):
     method = METHODS[case.name]
     default = method.defaults[case.variant].get(option)

@@ -97,13 +97,14 @@ def resumed(run: Run) -> int:
     return int(found[1]) if found else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_streamed_run_killed_at_random_calls_is_finished_by_a_rerun(
     name: str, world: World, tmp_path: Path
 ) -> None:
     world.hub.bytes_per_second = 500_000  # slow enough that downloads are under way when it dies
     taken_over, left = set(), set()
-    for numbers in sample(len(world.calls[name]), 20, seed=1):
+    for numbers in sample(len(world.calls[name]), 60, seed=1):
         outs = [tmp_path / f"out{number}" for number in numbers]
         requests = {at: world.request(name, out) for at, out in zip(numbers, outs, strict=True)}
         killed = world.forks.strike(requests, "kill")
@@ -125,6 +126,7 @@ def test_a_streamed_run_killed_at_random_calls_is_finished_by_a_rerun(
     assert left >= {".safetensors", ".incomplete"}, "no run was killed during a download"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_ctrl_c_during_a_streamed_run_exits_130_and_is_finished_by_a_rerun(
     name: str, world: World, tmp_path: Path
@@ -252,7 +254,7 @@ def test_a_disk_that_holds_the_output_and_the_limit_is_enough_for_processes_too(
     assert run.left == ["out"]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("number", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)])
 def test_calls_that_fail_stop_a_streamed_run_cleanly(
     number: int, world: World, tmp_path: Path
 ) -> None:
