@@ -1,7 +1,9 @@
 """What every test shares: hypothesis's profile, Ctrl-C, how many processes run the tests."""
 
+import atexit
 import os
 import signal
+import tempfile
 
 import hypothesis
 import pytest
@@ -22,12 +24,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("shared", deadline=None, database=None, derandomize=True)
 hypothesis.settings.load_profile("shared")
 
-
-@pytest.fixture(scope="session", autouse=True)
-def _hypothesis_keeps_its_tables_out_of_the_checkout(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
+# Hypothesis keeps tables of the tested modules' constants, without a database too. It writes while
+# tests are collected, before a fixture could send it elsewhere; the folder goes with the process.
+_tables = tempfile.TemporaryDirectory(prefix="hypothesis-", ignore_cleanup_errors=True)
+atexit.register(_tables.cleanup)
+set_hypothesis_home_dir(_tables.name)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
