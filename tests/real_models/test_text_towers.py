@@ -52,6 +52,8 @@ SIZES = (
     | {"moe_intermediate_size": 24, "expert_ffn_hidden_size": 24, "pad_token_id": 0}
     | {"shared_expert_intermediate_size": 40, "block_ff_dim": 48, "conv_dim": 32}
 )
+# Kinds of layers that the default of a hybrid leaves out: without any, it has no attention.
+UNSAID = {"granitemoehybrid": ["mamba", "attention"]}
 VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
 VISION |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 
@@ -69,7 +71,7 @@ def small_config(kind):
     count = values.get(other_names.get("num_hidden_layers", "num_hidden_layers"), 3)
     for key in ("layer_types", "mlp_layer_types", "layers_block_type"):
         if isinstance(kinds := getattr(default, key, None), list) and kinds:
-            kinds = list(dict.fromkeys(kinds))
+            kinds = list(dict.fromkeys([*kinds, *UNSAID.get(kind, [])]))
             values[key] = [kinds[i % len(kinds)] for i in range(count)]
     return cls(**values)
 
