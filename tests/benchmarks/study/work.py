@@ -1,0 +1,166 @@
+"""One run of a row: merge, train, measure. And what it starts from: models and priors."""
+
+import itertools
+import random
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
+
+import drift_merge
+from tests.benchmarks.study import data, models
+from tests.benchmarks.study.rows import Row
+
+BATCH, PASSES = 16, 6
+CURVE_EVERY = 19  # steps between two looks at the validation split: a pass over 300 examples
+MEASURES: dict[str, tuple[Callable[..., Iterator[data.Example]], int]] = {
+    "picture_sums": (data.picture_sums, 300),
+    "reading": (data.transcriptions, 200),
+    "easy_vqa": (data.shapes, 300),
+    "text_sums": (data.text_sums, 200),
+}
+STEPS = {"B": 800, "R": 1500, "M": 2400}
+
+
+def prepare(out: Path, say: Callable[[str], None]) -> None:
+    """Train B, R and M and compute the priors; what is there is kept."""
+    makers = {
+        "B": lambda to: models.make_ancestor(to, steps=STEPS["B"], say=say),
+        "R": lambda to: models.make_reasoner(out / "B", to, steps=STEPS["R"], say=say),
+        "M": lambda to: models.make_mllm(out / "B", to, steps=STEPS["M"], say=say),
+        "delta": lambda to: drift_merge.compute(out / "R", out / "M", to, **_FULL),
+        "delta_base": lambda to: drift_merge.compute(
+            out / "R", out / "M", to, base=out / "B", **_FULL
+        ),
+        "rank1": lambda to: drift_merge.compute(out / "R", out / "M", to, rank=1, **_FULL),
+        "rank16": lambda to: drift_merge.compute(out / "R", out / "M", to, rank=16, **_FULL),
+    }
+    for name, make in makers.items():
+        if not (out / name).exists():
+            say(f"making {name}")
+            with tempfile.TemporaryDirectory(dir=out) as beside:
+                make(Path(beside) / name)
+                (Path(beside) / name).rename(out / name)
+
+
+_FULL: dict[str, Any] = {"dtype": "float32", "progress": False}
+
+
+def run(
+    row: Row, value: float | None, seed: int, rate: float, split: str, out: Path
+) -> dict[str, Any]:
+    """Do what a row says and measure it on a split.
+
+    Returns:
+        Per measure a string of 0 and 1, one per item; seconds; peak memory; the curve, (step, share
+        of sums right on the validation split), of trained rows.
+    """
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        start = out / "M"
+        if row.merge is not None:
+            start = _merge(row.merge, value, out / "M", Path(scratch) / "before", out)
+        model = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+        curve = []
+        if row.is_trained:
+            curve = _train(model, row, value, seed, rate, out)
+        if row.merge_after is not None:
+            model.save_pretrained(Path(scratch) / "trained")
+            end = _merge(
+                row.merge_after, value, Path(scratch) / "trained", Path(scratch) / "after", out
+            )
+            model = LlavaForConditionalGeneration.from_pretrained(end, dtype=torch.float32)
+        seconds = time.monotonic() - started
+        found = {name: _measure(model, name, split) for name in MEASURES}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return found | {"seconds": round(seconds, 1), "peak_mb": round(peak), "curve": curve}
+
+
+def _measure(model: nn.Module, name: str, split: str, count: int | None = None) -> str:
+    kind, size = MEASURES[name]
+    items = models.take(kind, split, count or size, f"items {name}")
+    return "".join("01"[right] for right in models.right(model, items))
+
+
+def _merge(how: dict[str, Any], weight: float | None, mllm: Path, to: Path, out: Path) -> Path:
+    how = dict(how)
+    method = how.pop("method")
+    needs_base = drift_merge.METHODS[method].needs_base
+    key = "weights" if "weights" not in how else ""
+    drift_merge.merge(
+        method,
+        out / "R",
+        mllm,
+        to,
+        base=out / "B" if needs_base else None,
+        **({key: weight} if key else {}),
+        **{"dtype": "float32", "progress": False} | how,
+    )
+    for name in ("generation_config.json",):  # LLaVA's own: transformers asks for none
+        if (mllm / name).exists() and not (to / name).exists():
+            shutil.copy(mllm / name, to / name)
+    return to
+
+
+def _train(
+    model: nn.Module, row: Row, alpha: float | None, seed: int, rate: float, out: Path
+) -> list[tuple[int, float]]:
+    """Fine-tune the language tower on some examples; biased if the row has a prior."""
+    rng = random.Random(f"examples {seed}")
+    listed = list(itertools.islice(data.picture_sums("train", rng), row.examples))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "language_model" in name or "lm_head" in name
+    torch.manual_seed(seed)
+    if row.lora:
+        from peft import LoraConfig, get_peft_model
+
+        targets = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+        config = LoraConfig(r=row.lora, lora_alpha=row.lora, target_modules=targets)
+        model = get_peft_model(model, config)
+    chosen = [p for p in model.parameters() if p.requires_grad]
+    # The learning rate was chosen for full weights; factors that start at zero take ten times that.
+    optimizer = torch.optim.AdamW(chosen, lr=rate * (10 if row.lora else 1), weight_decay=0.0)
+    steps = row.examples * PASSES // BATCH
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (steps - step) / steps)
+    handle = None
+    if row.prior is not None:
+        prior, control = out / row.prior, {}
+        if ":" in row.prior:
+            prior, control = out / "delta", {"control": row.prior}
+        handle = drift_merge.attach(
+            model, prior, optimizer=optimizer, alpha=alpha, **row.attach, **control
+        )
+    order: list[data.Example] = []
+    curve = []
+    for step in range(steps):
+        if len(order) < BATCH:
+            order += rng.sample(listed, len(listed))
+        some, order = order[:BATCH], order[BATCH:]
+        model.train()
+        model(**data.collate(some)).loss.backward()
+        nn.utils.clip_grad_norm_(chosen, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if (step + 1) % CURVE_EVERY == 0:
+            right = _measure(model, "picture_sums", "validation", 100)
+            curve.append((step + 1, right.count("1") / len(right)))
+    if handle is not None:
+        assert handle.steps == steps
+        handle.remove()
+    if row.lora:
+        model.merge_and_unload()
+    return curve
+
+
+def text_answers(out: Path, name: str) -> str:
+    """What R or B answers of sums in text on the test split: the ceiling of that column."""
+    model = LlamaForCausalLM.from_pretrained(out / name, dtype=torch.float32)
+    return _measure(model, "text_sums", "test")
