@@ -131,8 +131,9 @@ def _default(method: Method, name: str) -> str:
     having = [variant for variant in method.variants if method.takes(name, variant)]
     by_value: dict[str, list[str]] = {}
     for variant in having:
-        by_value.setdefault(show(method.defaults[variant].get(name)), []).append(variant)
-    given = by_value.pop("none", [])
+        if name in method.defaults[variant]:
+            by_value.setdefault(show(method.defaults[variant][name]), []).append(variant)
+    given = [variant for variant in having if name not in method.defaults[variant]]
     parts = [f"{value} in {' and '.join(variants)}" for value, variants in by_value.items()]
     if len(by_value) == 1 and not given:
         parts = list(by_value)
