@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from drift_merge.engine.compressing import Sink
 from drift_merge.engine.context import Progress, WorkerContext
 from drift_merge.engine.downloads import Downloads
 from drift_merge.engine.flushing import Flusher
@@ -136,17 +137,24 @@ def _share_inputs(one: Step, other: Step) -> bool:
 
 
 def recompute(
-    plan: Plan, steps: list[Step], *, device: str = "cpu", downloads: Downloads | None = None
+    plan: Plan,
+    steps: list[Step],
+    *,
+    device: str = "cpu",
+    downloads: Downloads | None = None,
+    sink: Sink | None = None,
 ) -> Results:
-    """Compute some steps of a plan again, writing nothing; the results hold the fingerprints.
+    """Compute some steps of a plan again, writing no file; the results hold the fingerprints.
 
     Args:
         plan: of the steps.
         steps: some of its steps.
         device: where to compute.
         downloads: of these steps, entered, where sources are on the Hub.
+        sink: takes the bytes of each tensor, in order.
     """
     downloads = downloads or Downloads()
+    target = sink or _Discard()
     by_name = {step.name: step for step in steps}
     results = {}
     with Inputs(plan.sources, downloads.cache) as inputs, _one_torch_thread():
@@ -154,7 +162,7 @@ def recompute(
         surveyed = _survey(run, plan, 1)
         for name in downloads.begin(by_name):
             with run.borrow(name):
-                made = run_bundle(run, [OutputTarget(0, plan, by_name[name], _Discard(), surveyed)])
+                made = run_bundle(run, [OutputTarget(0, plan, by_name[name], target, surveyed)])
             results[name] = made[0][2]
     return results
 
