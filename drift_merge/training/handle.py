@@ -97,21 +97,23 @@ class Handle:
         all ranks must call it together.
 
         Returns:
-            Plain data: rule, steps, coverage, missing_gradients; and cosine, bias_ratio,
-            coefficient, distance (see `training.report`), overall and under "modules" and
-            "tensors". A figure is None where there is nothing to divide by, as before the
-            first step.
+            Plain data: rule, steps, coverage, missing_gradients; placement, where delta waits and
+            why, None before the first step; and cosine, bias_ratio, coefficient, distance (see
+            `training.report`), overall and under "modules" and "tensors". A figure is None where
+            there is nothing to divide by, as before the first step.
         """
         self._refuse_removed()
         if not self._bias.is_ready:
             self._prepare()
-        return make_report(
-            self._bias.injectors,
-            self.coverage,
-            self._bias.start,
-            rule=self._settings.rule,
-            steps=self.steps,
-        )
+        with self._bias.from_host():
+            found = make_report(
+                self._bias.injectors,
+                self.coverage,
+                self._bias.start,
+                rule=self._settings.rule,
+                steps=self.steps,
+            )
+        return found | {"placement": self._bias.placement}
 
     def metrics(self) -> dict[str, float]:
         """The figures of `report()` that a trainer logs, flat: "drift/cosine", "drift/attn/..."."""

@@ -141,6 +141,15 @@ class DeltaSource(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """The delta of a tensor as one prior's file holds it; windows on the map."""
+
+    values: Tensor  # (rows, cols), any stored dtype
+    scales: Tensor | None  # of the rows, where values are codes
+    weight: float  # of the prior
+
+
 class FileDeltas:
     """Deltas as they lie in the files of one or several priors."""
 
@@ -156,6 +165,13 @@ class FileDeltas:
                 target.mul_(weight)
             if number:
                 out.add_(target)
+
+    def stored(self, unit: Unit) -> list[Stored]:
+        """The whole tensor that a unit's delta lies in, of every prior."""
+        return [
+            Stored(*opened.deltas.stored(unit.name), weight)
+            for opened, weight in zip(self.priors, self.weights, strict=True)
+        ]
 
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows [first, end) of a unit's matrix, float32, shape (end - first, cols)."""

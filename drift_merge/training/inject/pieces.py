@@ -89,6 +89,10 @@ class Piece(Protocol):
         """Row of the sums."""
 
     @property
+    def layer(self) -> int | None:
+        """Of the model."""
+
+    @property
     def numel(self) -> int:
         """Elements of the gradient on this rank."""
 
@@ -130,6 +134,7 @@ class DensePiece:
         self, unit: Unit, slot: int, region: Region | None, layout: GradientLayout
     ) -> None:
         self.unit, self.slot, self.region, self.tie = unit, slot, region, (slot,)
+        self.layer = unit.layer
         self.source: DeltaSource | None = None  # set when it is known where gradients lie
         self._layout = layout
         self._chunks: dict[int, tuple[tuple[int, Block], ...]] = {}
