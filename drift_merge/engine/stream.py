@@ -145,7 +145,7 @@ def recompute(
     downloads: Downloads | None = None,
     sinks: Mapping[str, Sink] | None = None,
 ) -> Results:
-    """Compute some steps of a plan again, writing nothing; the results hold the fingerprints.
+    """Compute some steps of a plan again, writing no file; the results hold the fingerprints.
 
     Args:
         plan: of the steps.
