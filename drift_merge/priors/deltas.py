@@ -117,6 +117,14 @@ class Deltas(AbstractContextManager["Deltas"]):
             self.block(name, (row, row + count), (col, col + piece.shape[1]), piece)
         return target
 
+    def stored(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """A delta as it lies in the file, (rows, cols), and the scales of its rows, or None.
+
+        Windows on the map, read only: values, or codes that `maths.compression` explains.
+        """
+        scales = self._stored(self._scales[name]) if name in self._scales else None
+        return self._stored(name).view(self.matrix(name)), scales
+
     def _stored(self, name: str) -> Tensor:
         """A stored tensor, flat and read only, as a window on the map."""
         info = self._mapped.checkpoint.tensors[name]

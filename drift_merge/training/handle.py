@@ -100,22 +100,25 @@ class Handle:
 
         Returns:
             Plain data: rule, control, steps, coverage, missing_gradients, arrived,
-            expected_distance; and cosine, bias_ratio, coefficient, distance (see
+            expected_distance; placement, where delta waits and why, None before the first step;
+            and cosine, bias_ratio, coefficient, distance (see
             `training.report`), overall and under "modules" and "tensors". A figure is None where
             there is nothing to divide by, as before the first step.
         """
         self._refuse_removed()
         if not self._bias.is_ready:
             self._prepare()
-        return make_report(
-            self._bias.injectors,
-            self.coverage,
-            self._bias.start,
-            rule=self._settings.rule,
-            control=self._settings.control,
-            steps=self.steps,
-            expected_distance=self._strength.expected(),
-        )
+        with self._bias.from_host():
+            found = make_report(
+                self._bias.injectors,
+                self.coverage,
+                self._bias.start,
+                rule=self._settings.rule,
+                control=self._settings.control,
+                steps=self.steps,
+                expected_distance=self._strength.expected(),
+            )
+        return found | {"placement": self._bias.placement}
 
     def metrics(self) -> dict[str, float]:
         """The figures of `report()` that a trainer logs, flat: "drift/cosine", "drift/attn/..."."""

@@ -149,6 +149,15 @@ class DeltaSource(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """The delta of a tensor as one prior's file holds it; windows on the map."""
+
+    values: Tensor  # (rows, cols), any stored dtype
+    scales: Tensor | None  # of the rows, where values are codes
+    weight: float  # of the prior
+
+
 class FileDeltas:
     """Deltas as they lie in the files of one or several priors."""
 
@@ -164,6 +173,19 @@ class FileDeltas:
                 target.mul_(weight)
             if number:
                 out.add_(target)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether what `chunk` gives lies in files; a control is computed."""
+        return all(isinstance(opened.deltas, Deltas) for opened in self.priors)
+
+    def stored(self, unit: Unit) -> list[Stored]:
+        """The whole tensor that a unit's delta lies in, of every prior; only if `is_stored`."""
+        found = []
+        for opened, weight in zip(self.priors, self.weights, strict=True):
+            assert isinstance(opened.deltas, Deltas)
+            found.append(Stored(*opened.deltas.stored(unit.name), weight))
+        return found
 
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows [first, end) of a unit's matrix, float32, shape (end - first, cols)."""

@@ -34,7 +34,8 @@ from drift_merge.storage.adapters.fields import base_of
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
 from drift_merge.storage.sources import parse_source
 from drift_merge.training.deltas.files import OpenPrior
-from drift_merge.training.deltas.placement import Regions, Resident, numel_of
+from drift_merge.training.deltas.held import Resident
+from drift_merge.training.deltas.packed import Regions, numel_of
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.units import Block, Unit, blocks_of
 
@@ -186,7 +187,7 @@ class _Recompute:
                 held[unit] = whole[begin : begin + size]
                 self._unit(unit, blocks_of(unit, regions[unit], CHUNK), held[unit])
                 begin += size
-        return Resident(held)
+        return Resident.of_values(held)
 
     def _unit(self, unit: Unit, cuts: Iterable[Block], target: Tensor) -> None:
         values = self.layout.values(unit)

@@ -54,7 +54,7 @@ class AdaptedPiece:
         # q, k and v of a fused weight move the same factors: all are measured before the first
         # of them is biased.
         self.tie = units[0].parameter_name
-        self.units = tuple(units)
+        self.units, self.layer = tuple(units), units[0].layer
         self.source: DeltaSource | None = None  # set when it is known where gradients lie
         self._adapted, self._layout = adapted, layout
         self._factors = factor_units(units[0], adapted)

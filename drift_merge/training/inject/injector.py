@@ -87,13 +87,13 @@ class Injector:
         self._groups = _by_group(self.pieces)
         self.to(slots.alpha.device)
 
-    def to(self, device: torch.device, *, one_by_one: bool = False) -> None:
+    def to(self, device: torch.device, *, cut: str | None = None) -> None:
         """Work on the device where the gradients are.
 
         Args:
             device: of the sums, and of nearly all gradients.
-            one_by_one: bias each slot before the next one is measured, since delta passes through
-                the device's memory but once.
+            cut: "slot" or "layer": bias each before the next one is measured, since delta passes
+                through the device's memory but once.
         """
         self.device = device
         self.slots.to(device)
@@ -105,9 +105,9 @@ class Injector:
         self.strength = torch.zeros(shape[0], dtype=torch.float64, device=device)  # alpha * c
         self.arrived = torch.zeros(shape[0], dtype=torch.bool, device=device)  # at the last step
         size = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
-        size = 1 if one_by_one else size
+        size = 1 if cut == "slot" else size
         self._batches = [
-            (group, list(_cut(pieces, size if group is None else None, device)))
+            (group, list(_cut(pieces, size if group is None else None, device, cut == "layer")))
             for group, pieces in self._groups
         ]
 
@@ -198,13 +198,18 @@ def _by_group(pieces: Sequence[Piece]) -> list[tuple[ProcessGroup | None, list[P
     return list(groups.values())
 
 
-def _cut(pieces: Sequence[Piece], size: int | None, device: torch.device) -> Iterator[_Batch]:
-    """Batches of about `size` elements, or one; slots and ties stay together."""
+def _cut(
+    pieces: Sequence[Piece], size: int | None, device: torch.device, by_layer: bool
+) -> Iterator[_Batch]:
+    """Batches of about `size` elements, of a layer, or one; slots and ties stay together."""
     batch: list[Piece] = []
     numel = 0
     for piece in sorted(pieces, key=lambda piece: piece.slot):
         is_tied = bool(batch) and (piece.slot == batch[-1].slot or piece.tie == batch[-1].tie)
-        if batch and size is not None and numel + piece.numel > size and not is_tied:
+        is_full = size is not None and numel + piece.numel > size
+        if batch and by_layer:
+            is_full = piece.layer != batch[-1].layer
+        if batch and is_full and not is_tied:
             yield _batch(batch, device)
             batch, numel = [], 0
         batch.append(piece)

@@ -91,6 +91,10 @@ class Piece(Protocol):
         """Row of the sums."""
 
     @property
+    def layer(self) -> int | None:
+        """Of the model."""
+
+    @property
     def numel(self) -> int:
         """Elements of the gradient on this rank."""
 
@@ -136,6 +140,7 @@ class DensePiece:
     ) -> None:
         self.use = use or DeltaUse()
         self.unit, self.slot, self.region, self.tie = unit, slot, region, (slot,)
+        self.layer = unit.layer
         self.source: DeltaSource | None = None  # set when it is known where gradients lie
         self._layout = layout
         self._chunks: dict[int, tuple[tuple[int, Block], ...]] = {}
