@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.gradients.layout import GradientLayout
+from drift_merge.training.inject.kernels.runs import Run, can_take
 from drift_merge.training.units import Block, Region, Unit, blocks_of
 
 # Elements. Smaller chunks stay in a smaller cache, but cost more in calls: 2**17 a tenth more.
@@ -121,6 +122,12 @@ class Piece(Protocol):
     def bias(self, coefficient: Tensor, scratch: Scratch) -> None:
         """Subtract coefficient (0-dim) * delta from the gradient."""
 
+    def run(self, device: torch.device) -> Run | None:
+        """Gradient and delta for the kernels of a device; None: `measure` and `bias` are called."""
+
+    def put(self, run: Run) -> None:
+        """Store a gradient that a kernel has biased."""
+
     def position(self, scratch: Scratch) -> list[Cell]:
         """This rank's theta*delta, and delta*delta where that is the same at every step."""
 
@@ -209,6 +216,22 @@ class DensePiece:
         if flat.data_ptr() != found.data_ptr():  # reshape made a copy
             found.copy_(flat.view(found.shape))
         self._layout.put(self.unit, found)
+
+    def run(self, device: torch.device) -> Run | None:
+        """Gradient and delta where each lies in one piece; None where kernels cannot do it."""
+        found = self._layout.gradient(self.unit) if self.numel else None
+        if found is None or found.device != device or not found.is_contiguous():
+            return None
+        assert self.source is not None
+        assert self.region is not None
+        delta = self.source.direct(self.unit, self.region)
+        if delta is None or not can_take(found, delta.elements):
+            return None
+        return Run(self.slot, found.view(-1), delta, found)
+
+    def put(self, run: Run) -> None:
+        """Store the gradient."""
+        self._layout.put(self.unit, run.whole)
 
     def position(self, scratch: Scratch) -> list[Cell]:
         """This rank's theta*delta and delta*delta."""
