@@ -2,5 +2,5 @@
 
 Must not know gradients or rules: whoever asks says which block of which unit.
 
-Read: files, packed, held, queues, streamed, gathered, placement, refresh.
+Read: controls, files, packed, held, queues, streamed, gathered, placement, refresh, beginning.
 """

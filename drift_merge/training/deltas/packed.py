@@ -169,6 +169,31 @@ class PackedFiles:
             job.result()
 
 
+class PackedValues:
+    """Deltas that lie in no file, a control's: computed on the host, packed in float32."""
+
+    def __init__(self, files: FileDeltas) -> None:
+        self._files = files
+
+    def packing(self, unit: Unit, region: Region) -> Packing:
+        """How a region is packed."""
+        return plain_packing(numel_of(unit, region), torch.float32)
+
+    def pack(
+        self, unit: Unit, region: Region, out: Tensor, readers: Executor | None = None
+    ) -> None:
+        """Write the values of a region to host memory, as `Packs.pack` says."""
+        values, begin = self.packing(unit, region).parts[0].elements(out), 0
+        for block in blocks_of(unit, region, _PASS):
+            self._files.chunk(unit, begin, block, values[begin : begin + block.numel])
+            begin += block.numel
+
+
+def packs_of(files: FileDeltas) -> Packs:
+    """What packs the deltas of priors, or of a control."""
+    return PackedFiles(files) if files.is_stored else PackedValues(files)
+
+
 def _pack_block(
     stored: Sequence[Stored], unit: Unit, packing: Packing, begin: int, block: Block, out: Tensor
 ) -> None:

@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from drift_merge.training.deltas.files import DeltaSource, FileDeltas
 from drift_merge.training.deltas.gathered import GatheredDeltas
 from drift_merge.training.deltas.held import Resident
-from drift_merge.training.deltas.packed import PackedFiles, Packs, Regions
+from drift_merge.training.deltas.packed import Packs, Regions, packs_of
 from drift_merge.training.deltas.streamed import StreamedDeltas
 
 _HEADROOM = 0.9  # of the memory that is free at the peak; fragments need the rest
@@ -89,7 +89,7 @@ def place(
         group: ranks that have the same whole gradients (DDP) and choose together.
         memory: of the device; by default that of a GPU.
     """
-    packs = source if isinstance(source, Resident) else PackedFiles(source)
+    packs = source if isinstance(source, Resident) else packs_of(source)
     size = sum(packs.packing(unit, region).size_bytes for unit, region in regions.items())
     if memory is None:
         if device.type != "cuda":

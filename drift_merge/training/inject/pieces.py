@@ -13,15 +13,16 @@ from torch.distributed import ProcessGroup
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.inject.kernels.runs import Run, can_take
+from drift_merge.training.inject.uses import DeltaUse
 from drift_merge.training.units import Block, Region, Unit, blocks_of
 
 # Elements. Smaller chunks stay in a smaller cache, but cost more in calls: 2**17 a tenth more.
 CPU_GRADIENT_CHUNK = 2**19
 GPU_GRADIENT_CHUNK = 2**23
 _KEPT = 2**21  # elements of widened deltas that are kept on a CPU from the first pass to the second
-GRAD_SQ, DOT, DELTA_SQ = 0, 1, 2  # columns of sums: g*g, g*delta (or theta*delta), delta*delta
-COLUMNS = 3
-_MOST_INDICES = 10_000  # that are kept; gradients that come and go (experts) make ever new ones
+# Columns of sums: g*g, g*delta (or theta*delta), delta*delta, and theta*delta beside the others.
+GRAD_SQ, DOT, DELTA_SQ, PLACE = 0, 1, 2, 3
+COLUMNS = 4
 
 Cell = tuple[int, int, Tensor]  # row and column of the sums, and what is added there, 0-dim
 
@@ -135,17 +136,26 @@ class Piece(Protocol):
 class DensePiece:
     """The gradient of a region of a parameter, and the same region of delta."""
 
-    is_fixed = True
-
     def __init__(
-        self, unit: Unit, slot: int, region: Region | None, layout: GradientLayout
+        self,
+        unit: Unit,
+        slot: int,
+        region: Region | None,
+        layout: GradientLayout,
+        use: DeltaUse | None = None,
     ) -> None:
+        self.use = use or DeltaUse()
         self.unit, self.slot, self.region, self.tie = unit, slot, region, (slot,)
         self.layer = unit.layer
         self.source: DeltaSource | None = None  # set when it is known where gradients lie
         self._layout = layout
         self._chunks: dict[int, tuple[tuple[int, Block], ...]] = {}
         self.numel = sum(block.numel for _, block in self.chunks(CPU_GRADIENT_CHUNK))
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether delta is the same at every step."""
+        return self.use.is_stored
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -191,6 +201,12 @@ class DensePiece:
             gradient = computed(flat[begin : begin + block.numel], scratch)
             delta = scratch.keep((self, begin), block.numel, gradient.dtype)
             self._read(begin, block, delta)
+            if self.use.is_placed:
+                theta = self._theta(begin, delta)
+                cells.append((self.slot, PLACE, torch.dot(theta.to(delta), delta)))
+            if not self.use.is_stored:
+                self._use(begin, gradient, delta)
+                cells.append((self.slot, DELTA_SQ, torch.dot(delta, delta)))
             cells.append((self.slot, DOT, torch.dot(gradient, delta)))
             cells.append((self.slot, GRAD_SQ, torch.dot(gradient, gradient)))
         return cells
@@ -210,6 +226,7 @@ class DensePiece:
             if delta is None:
                 delta = scratch.get("delta", block.numel, gradient.dtype)
                 self._read(begin, block, delta)
+                self._use(begin, gradient, delta)
             gradient.addcmul_(delta, coefficient, value=-1)
             if gradient is not stored:
                 stored.copy_(gradient)
@@ -219,6 +236,8 @@ class DensePiece:
 
     def run(self, device: torch.device) -> Run | None:
         """Gradient and delta where each lies in one piece; None where kernels cannot do it."""
+        if not self.use.is_stored or self.use.is_placed:
+            return None
         found = self._layout.gradient(self.unit) if self.numel else None
         if found is None or found.device != device or not found.is_contiguous():
             return None
@@ -255,30 +274,19 @@ class DensePiece:
         assert self.source is not None
         self.source.chunk(self.unit, begin, block, delta)
 
+    def _use(self, begin: int, gradient: Tensor, delta: Tensor) -> None:
+        """Make delta what the rule uses of it, in place; the gradient is not biased yet."""
+        if self.use.needs_weights:
+            assert self.use.beginning is not None
+            theta = self._theta(begin, delta)
+            self.use.beginning.take_away(self.unit, begin, theta, delta)
+        self.use.keep_unopposed(gradient, delta)
 
-class ScatterAdd:
-    """Adds 0-dim values to rows and columns of sums, many by one kernel."""
-
-    def __init__(self) -> None:
-        # Where the cells of a batch go is the same at every step; to send it to a device each
-        # time would wait for the host.
-        self._index: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
-
-    def add(self, sums: Tensor, cells: Sequence[Cell]) -> None:
-        """Add `cells` to `sums`, shape (P, COLUMNS)."""
-        by_kind: dict[tuple[torch.device, torch.dtype], list[Cell]] = {}
-        for cell in cells:
-            by_kind.setdefault((cell[2].device, cell[2].dtype), []).append(cell)
-        for kind in by_kind.values():  # nearly always one
-            places = tuple(row * COLUMNS + column for row, column, _ in kind)
-            index = self._index.get((sums.device, places))
-            if index is None:
-                if len(self._index) >= _MOST_INDICES:
-                    self._index.clear()
-                index = torch.tensor(places, device=sums.device)
-                self._index[sums.device, places] = index
-            values = torch.stack([value for _, _, value in kind]).to(sums.device, sums.dtype)
-            sums.view(-1).index_add_(0, index, values)
+    def _theta(self, begin: int, delta: Tensor) -> Tensor:
+        """The weights of a chunk as they are now, flat."""
+        values = self._layout.values(self.unit)
+        assert values is not None
+        return values.reshape(-1)[begin : begin + delta.numel()]
 
 
 def computed(stored: Tensor, scratch: Scratch) -> Tensor:

@@ -110,7 +110,7 @@ def injector_of(kernels, rule, monkeypatch, gradient=torch.bfloat16):
     count = len(pieces)
     ones = torch.ones(count, dtype=torch.float64)
     names = tuple(piece.unit.name for piece in pieces)
-    slots = TensorSlots(names, ("mlp",) * count, (1.0,) * count, ones, ones, ones, ones)
+    slots = TensorSlots(names, ("mlp",) * count, (1.0,) * count, *[ones] * 5)
     injector = Injector(pieces, slots, RULES[rule])
     injector.to(META)
     return injector, sum(piece.numel for piece in pieces)
