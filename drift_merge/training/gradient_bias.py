@@ -269,12 +269,9 @@ class GradientBias:
 
     def _device(self, parts: BuiltPieces) -> torch.device:
         """Where gradients lie; where the weights do as long as there are none."""
-        found = (piece.device() for piece in parts.pieces)
-        device = next((one for one in found if one is not None), None)
-        if device is not None:
-            return device
-        held = (u.parameter.device for u in self._matching.units if u.parameter is not None)
-        return next(held, torch.device("cpu"))
+        found = [piece.device() for piece in parts.pieces]
+        found += [u.parameter.device for u in self._matching.units if u.parameter is not None]
+        return next((one for one in found if one is not None), torch.device("cpu"))
 
     @property
     def placement(self) -> str | None:

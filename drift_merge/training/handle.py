@@ -102,17 +102,14 @@ class Handle:
             Plain data: rule, control, steps, coverage, missing_gradients, arrived,
             expected_distance; placement, where delta waits and why, None before the first step;
             and cosine, bias_ratio, coefficient, distance (see
-            `training.report`), overall and under "modules" and "tensors". A figure is None where
-            there is nothing to divide by, as before the first step.
+            `training.report`), overall and by "modules" and "tensors"; None without a divisor.
         """
         self._refuse_removed()
         if not self._bias.is_ready:
             self._prepare()
         with self._bias.from_host():
             found = make_report(
-                self._bias.injectors,
-                self.coverage,
-                self._bias.start,
+                *(self._bias.injectors, self.coverage, self._bias.start),
                 rule=self._settings.rule,
                 control=self._settings.control,
                 steps=self.steps,

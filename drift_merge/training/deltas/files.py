@@ -10,6 +10,7 @@ Shapes: a stored delta is seen as a matrix, see `names.tensors.matrix_shape`.
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from drift_merge.priors.manifest import MANIFEST, Prior, open_prior
 from drift_merge.storage.manifests import check_seal
 from drift_merge.storage.sources import parse_source
 from drift_merge.training.deltas.controls import Control, ControlDeltas
-from drift_merge.training.units import Block, Unit
+from drift_merge.training.units import Block, Region, Unit, region_shape, run_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,6 +129,17 @@ def read_delta(opened: OpenPrior, name: str, block: Block, out: Tensor) -> None:
         out.copy_(target)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Direct:
+    """A region's delta as it lies in memory, for kernels that expand it themselves."""
+
+    elements: Tensor  # (n,), contiguous, as stored, in the order of the flattened region
+    scales: Tensor | None = None  # float32, where elements are codes
+    first: int = 0  # of the first element: its place in a matrix of `width` columns
+    width: int = 1
+    is_by_column: bool = False  # element i has the scale of its column, else of its row
+
+
 class DeltaSource(Protocol):
     """Where the values of delta come from."""
 
@@ -146,6 +158,12 @@ class DeltaSource(Protocol):
 
         Returns:
             Shape (end - first, cols), any float dtype.
+        """
+
+    def direct(self, unit: Unit, region: Region) -> Direct | None:
+        """The region of a unit where it lies in one piece; None: read it with `chunk`.
+
+        Valid until the gradients of its layer are biased.
         """
 
 
@@ -186,6 +204,19 @@ class FileDeltas:
             assert isinstance(opened.deltas, Deltas)
             found.append(Stored(*opened.deltas.stored(unit.name), weight))
         return found
+
+    def direct(self, unit: Unit, region: Region) -> Direct | None:
+        """The region on the map, where one prior holds it in one piece."""
+        begin, origin, cols = run_of(unit, region), unit.origin, matrix_shape(unit.shape)[1]
+        is_turned = origin.is_transposed or origin.step != 1
+        if begin is None or is_turned or self.weights != (1.0,) or not self.is_stored:
+            return None
+        (stored,) = self.stored(unit)
+        if stored.values.shape[1] != cols:
+            return None
+        first = origin.row * cols + begin
+        elements = stored.values.reshape(-1)[first : first + prod(region_shape(unit, region))]
+        return Direct(elements, stored.scales, first, cols)
 
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows [first, end) of a unit's matrix, float32, shape (end - first, cols)."""

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from drift_merge.training.deltas.files import Direct
 from drift_merge.training.deltas.packed import ALIGNMENT, Packing, Packs, Regions
-from drift_merge.training.units import Block, Unit
+from drift_merge.training.units import Block, Region, Unit
 
 # Renamed in torch 2.13, where the old name warns.
 _all_gather: Any = (
@@ -65,6 +66,11 @@ class GatheredDeltas:
         """Expand a chunk of the layer that is on the device."""
         packing, buffer = self.packed(unit)
         packing.expand(buffer, begin, block, out)
+
+    def direct(self, unit: Unit, region: Region) -> Direct | None:
+        """The region for kernels."""
+        packing, buffer = self.packed(unit)
+        return packing.direct(buffer, unit, region)
 
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows of a unit of the layer that is on the device."""

@@ -6,6 +6,7 @@ from concurrent.futures import Executor
 import torch
 from torch import Tensor
 
+from drift_merge.training.deltas.files import Direct
 from drift_merge.training.deltas.packed import Packing, Packs, Regions, plain_packing
 from drift_merge.training.units import Block, Region, Unit
 
@@ -45,6 +46,11 @@ class Resident:
         """Expand a chunk of what is held."""
         packing, buffer = self._held[unit]
         packing.expand(buffer, begin, block, out)
+
+    def direct(self, unit: Unit, region: Region) -> Direct | None:
+        """The region for kernels."""
+        packing, buffer = self.packed(unit)
+        return packing.direct(buffer, unit, region)
 
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows of what is held."""

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from drift_merge.maths.compression import decompress_rows, widen
 from drift_merge.names.tensors import matrix_shape
-from drift_merge.training.deltas.files import FileDeltas, Stored
-from drift_merge.training.units import Block, Region, Unit, blocks_of, region_shape
+from drift_merge.training.deltas.files import Direct, FileDeltas, Stored
+from drift_merge.training.units import Block, Region, Unit, blocks_of, region_shape, run_of
 
 ALIGNMENT = 256  # bytes; where every part begins, so that any dtype can be seen there
 _PASS = 2**22  # elements that one reader copies at once
@@ -66,6 +66,15 @@ class Packing:
                 target.mul_(part.weight)
             if number:
                 out.add_(target)
+
+    def direct(self, buffer: Tensor, unit: Unit, region: Region) -> Direct | None:
+        """The region for kernels, as `DeltaSource.direct` gives it."""
+        part, begin = self.parts[0], run_of(unit, region)
+        if len(self.parts) > 1 or part.weight != 1.0 or (part.num_scales and begin is None):
+            return None
+        scales = part.scales(buffer) if part.num_scales else None
+        cols = matrix_shape(unit.shape)[1]
+        return Direct(part.elements(buffer), scales, begin or 0, cols, part.is_by_column)
 
     def rows(self, buffer: Tensor, unit: Unit, first: int, end: int) -> Tensor:
         """Rows of the matrix of a unit that is held whole, as `DeltaSource.rows` gives them."""

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drift_merge.training.deltas.files import Direct
 from drift_merge.training.deltas.packed import Packing, Packs, Regions
 from drift_merge.training.deltas.queues import Queues, queues_of
-from drift_merge.training.units import Block, Unit
+from drift_merge.training.units import Block, Region, Unit
 
 _RING = 3  # units on the device: the one in use and two on their way
 _MOST_ORDERS = 4  # as often as a step goes through all units, reports included
@@ -98,6 +99,10 @@ class StreamedDeltas:
         """Expand a chunk of the unit that is on the device."""
         packing, buffer = self.packed(unit)
         packing.expand(buffer, begin, block, out)
+
+    def direct(self, unit: Unit, region: Region) -> Direct | None:
+        """None: a place of the ring is given away before kernels of several units have run."""
+        return None
 
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows of the unit that is on the device; to be used before another unit is asked for."""

@@ -15,6 +15,7 @@ from drift_merge.errors import RecipeError
 from drift_merge.names.tensors import matrix_shape
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.gradients.layout import GradientLayout
+from drift_merge.training.inject.kernels.runs import Run
 from drift_merge.training.inject.pieces import (
     CPU_GRADIENT_CHUNK,
     DELTA_SQ,
@@ -113,6 +114,13 @@ class AdaptedPiece:
             found.copy_(found.to(change.dtype).sub_(change.view(found.shape)))
             self._layout.put(factor, found)
         self._directions = []
+
+    def run(self, device: torch.device) -> Run | None:
+        """None: factors are small, and their directions are made anew at every step."""
+        return None
+
+    def put(self, run: Run) -> None:
+        """Nothing: there are no runs."""
 
     def position(self, scratch: Scratch) -> list[Cell]:
         """This rank's s * <B, delta A^T>, the product of delta with what the adapters add.

@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.gradients.layout import GradientLayout
+from drift_merge.training.inject.kernels.runs import Run, can_take
 from drift_merge.training.inject.uses import DeltaUse
 from drift_merge.training.units import Block, Region, Unit, blocks_of
 
@@ -22,7 +23,6 @@ _KEPT = 2**21  # elements of widened deltas that are kept on a CPU from the firs
 # Columns of sums: g*g, g*delta (or theta*delta), delta*delta, and theta*delta beside the others.
 GRAD_SQ, DOT, DELTA_SQ, PLACE = 0, 1, 2, 3
 COLUMNS = 4
-_MOST_INDICES = 10_000  # that are kept; gradients that come and go (experts) make ever new ones
 
 Cell = tuple[int, int, Tensor]  # row and column of the sums, and what is added there, 0-dim
 
@@ -122,6 +122,12 @@ class Piece(Protocol):
 
     def bias(self, coefficient: Tensor, scratch: Scratch) -> None:
         """Subtract coefficient (0-dim) * delta from the gradient."""
+
+    def run(self, device: torch.device) -> Run | None:
+        """Gradient and delta for the kernels of a device; None: `measure` and `bias` are called."""
+
+    def put(self, run: Run) -> None:
+        """Store a gradient that a kernel has biased."""
 
     def position(self, scratch: Scratch) -> list[Cell]:
         """This rank's theta*delta, and delta*delta where that is the same at every step."""
@@ -228,6 +234,24 @@ class DensePiece:
             found.copy_(flat.view(found.shape))
         self._layout.put(self.unit, found)
 
+    def run(self, device: torch.device) -> Run | None:
+        """Gradient and delta where each lies in one piece; None where kernels cannot do it."""
+        if not self.use.is_stored or self.use.is_placed:
+            return None
+        found = self._layout.gradient(self.unit) if self.numel else None
+        if found is None or found.device != device or not found.is_contiguous():
+            return None
+        assert self.source is not None
+        assert self.region is not None
+        delta = self.source.direct(self.unit, self.region)
+        if delta is None or not can_take(found, delta.elements):
+            return None
+        return Run(self.slot, found.view(-1), delta, found)
+
+    def put(self, run: Run) -> None:
+        """Store the gradient."""
+        self._layout.put(self.unit, run.whole)
+
     def position(self, scratch: Scratch) -> list[Cell]:
         """This rank's theta*delta and delta*delta."""
         values = self._layout.values(self.unit) if self.numel else None
@@ -263,31 +287,6 @@ class DensePiece:
         values = self._layout.values(self.unit)
         assert values is not None
         return values.reshape(-1)[begin : begin + delta.numel()]
-
-
-class ScatterAdd:
-    """Adds 0-dim values to rows and columns of sums, many by one kernel."""
-
-    def __init__(self) -> None:
-        # Where the cells of a batch go is the same at every step; to send it to a device each
-        # time would wait for the host.
-        self._index: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
-
-    def add(self, sums: Tensor, cells: Sequence[Cell]) -> None:
-        """Add `cells` to `sums`, shape (P, COLUMNS)."""
-        by_kind: dict[tuple[torch.device, torch.dtype], list[Cell]] = {}
-        for cell in cells:
-            by_kind.setdefault((cell[2].device, cell[2].dtype), []).append(cell)
-        for kind in by_kind.values():  # nearly always one
-            places = tuple(row * COLUMNS + column for row, column, _ in kind)
-            index = self._index.get((sums.device, places))
-            if index is None:
-                if len(self._index) >= _MOST_INDICES:
-                    self._index.clear()
-                index = torch.tensor(places, device=sums.device)
-                self._index[sums.device, places] = index
-            values = torch.stack([value for _, _, value in kind]).to(sums.device, sums.dtype)
-            sums.view(-1).index_add_(0, index, values)
 
 
 def computed(stored: Tensor, scratch: Scratch) -> Tensor:
