@@ -5,7 +5,7 @@ tau_m = theta_m - theta_b, and the result is theta_b + scale * merge(tau_m, tau_
 Without one, two-model methods go from the mllm to the reasoner.
 
 It promises that a method is a row of the table, and that `--help` needs no torch. It must not know
-files, names of tensors, or who calls it. Read: options, table, taus, signs, masks, elementwise,
+files, names of tensors, or who calls it. Read: options, table, taus, signs, elementwise,
 trimming, dropping, importance, spherical, angles, frank, global_trimming, entries,
 entries_on_base, own.
 """
