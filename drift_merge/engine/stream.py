@@ -18,7 +18,7 @@ from drift_merge.engine.steps import Bundle, Made, OutputTarget, run_bundle, set
 from drift_merge.engine.whole_model import Surveyed, survey
 from drift_merge.engine.workers import start
 from drift_merge.plans.plan import Plan, Step
-from drift_merge.storage.compressed import stored_fingerprints
+from drift_merge.storage.forms.compressed import stored_fingerprints
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.measured import Results
 from drift_merge.storage.output import OutputDirectory

@@ -3,5 +3,5 @@
 Must not know files, names of tensors, or how a tensor was cut into chunks by others.
 
 Read: dtypes, chunks, measures, differences, compression, injection, order, masks, spectra,
-methods, rounding.
+lowrank, methods, rounding.
 """

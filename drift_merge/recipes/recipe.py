@@ -13,19 +13,20 @@ from drift_merge.errors import RecipeError, nearest, one_of
 from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.table import WEIGHTS, Survey, Value
 from drift_merge.recipes.method_rules import check_method
+from drift_merge.recipes.stored_rules import check_stored
 from drift_merge.recipes.weights import Weight, parse_weight
 from drift_merge.recipes.words import (
     DEFAULT_SHARD_SIZE,
     DTYPE_CODES,
     MERGE_MODULES,
     NEAREST,
+    NORMS,
     PRIOR,
     PRIOR_DTYPE,
     PRIOR_MODULES,
     SOURCE_DTYPE,
     STOCHASTIC,
 )
-from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.sizes import parse_size
 
 # Options of methods that older manifests hold beside `options`.
@@ -112,6 +113,23 @@ class Recipe:
             only="prior",
         ),
     )
+    rank: int = field(
+        default=0,
+        metadata=_row(
+            "Store the K leading directions of every projection, as factors; 0: all of delta.",
+            kind=int,
+            metavar="K",
+            only="prior",
+        ),
+    )
+    norm: str = field(
+        default=NORMS[0],
+        metadata=_row(
+            "With --rank: which norm of delta the kept directions take on.",
+            choices=NORMS,
+            only="prior",
+        ),
+    )
     round: str = field(
         default=NEAREST,
         metadata=_row(
@@ -148,7 +166,10 @@ class Recipe:
                 f"--round {self.round} is for merges; a prior is rounded to nearest.",
                 remedy="Leave --round out. To keep all of delta, add: --dtype float32",
             )
-        self._check_dtype()
+        check_stored(
+            *(self.method, self.dtype, self.through, self.rank, self.norm),
+            allow_nonfinite=self.allow_nonfinite,
+        )
         one_of("--round", self.round, [NEAREST, STOCHASTIC])
         one_of("--on-mismatch", self.on_mismatch, ["error", "skip"])
         parse_size(self.max_shard_size)
@@ -172,22 +193,6 @@ class Recipe:
                 options=self.options,
                 weights=self.parsed_weights,
                 given=[name for name in WEIGHTS if is_given(self, name)],
-            )
-
-    def _check_dtype(self) -> None:
-        compressed = list(COMPRESSED) if self.method == PRIOR else []
-        one_of("--dtype", self.dtype, [*DTYPE_CODES, SOURCE_DTYPE, *compressed])
-        if self.through is not None:
-            one_of("--through", self.through, [*DTYPE_CODES, SOURCE_DTYPE])
-        if self.through is not None and self.dtype not in COMPRESSED:
-            raise RecipeError(
-                f"--through is {self.through}, but --dtype {self.dtype} is not compressed.",
-                remedy=f"Leave it out, or compress: --dtype {' or '.join(COMPRESSED)}",
-            )
-        if self.dtype in COMPRESSED and self.allow_nonfinite:
-            raise RecipeError(
-                f"--dtype {self.dtype} cannot hold NaN or Inf, which --allow-nonfinite allows.",
-                remedy="Leave one of them out.",
             )
 
     @property
@@ -226,8 +231,10 @@ class Recipe:
         values["map_file"] = self.map_file.name if self.map_file else None
         if self.method == PRIOR:
             through = {} if self.through is None else {"through": self.through}
-            return {key: values[key] for key in _SHARED} | through
-        values.pop("through")
+            low = {"rank": self.rank, "norm": self.norm} if self.rank else {}
+            return {key: values[key] for key in _SHARED} | through | low
+        for name in ("through", "rank", "norm"):
+            values.pop(name)
         values["weights"] = [parse_weight(weight).plain for weight in self.weights]
         if self.mllm_weight is not None:
             values["mllm_weight"] = self.parsed_mllm_weight.plain

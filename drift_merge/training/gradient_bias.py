@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from drift_merge.errors import RecipeError
 from drift_merge.training.deltas.files import DeltaSource, FileDeltas
-from drift_merge.training.deltas.placement import StreamedDeltas, place
+from drift_merge.training.deltas.placement import place
 from drift_merge.training.gradients.layout import GradientLayout, PlainLayout
 from drift_merge.training.gradients.microbatch import HookLayout
 from drift_merge.training.gradients.takers import GradientTakers
@@ -197,6 +197,14 @@ class GradientBias:
                 "refresh() is defined for one prior of weight 1.",
                 remedy="Compute priors against the current weights, and attach those.",
             )
+        low = [name for name, entry in self._entries.items() if "rank" in entry]
+        if low:
+            raise RecipeError(
+                f"refresh() takes all of delta anew, but {low[0]} is of rank "
+                f"{self._entries[low[0]]['rank']} in this prior.",
+                remedy="Attach a prior that was computed without --rank, or compute one of this "
+                "rank against the current weights.",
+            )
         held = refreshed_deltas(
             self._files.priors[0],
             self._regions,
@@ -254,7 +262,7 @@ class GradientBias:
             dtype=self._held_dtype,
             state_bytes=2 * 4 * sum(unit.numel for unit in self._regions),
         )
-        is_streamed = isinstance(placed, StreamedDeltas)
+        is_streamed = placed.is_streamed
         for device, injector in zip(devices, self.injectors, strict=True):
             if device != injector.device or is_streamed:
                 injector.to(device, one_by_one=is_streamed)
@@ -269,7 +277,8 @@ class GradientBias:
         is_partial = partial_slots(names, units, self._entries)
         if any(is_partial) and len(self._settings.seals) == 1:
             # None of NaN and Inf, which `build` has refused.
-            recorded = [(self._entries[name]["norm_delta"] or 0.0) ** 2 for name in names]
+            prior = self._files.priors[0].prior
+            recorded = [(prior.norm(name) or 0.0) ** 2 for name in names]
             whole = torch.tensor(recorded, dtype=torch.float64, device=delta_sq.device)
             mask = torch.tensor(is_partial, device=delta_sq.device)
             whole_sq = torch.where(mask, whole, delta_sq)

@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 
 from drift_merge.errors import AlignmentError, RecipeError
+from drift_merge.maths.lowrank import LowRank, Rectangle, product, side_by_side
 from drift_merge.names.tensors import matrix_shape
 from drift_merge.priors.deltas import Deltas, open_deltas
 from drift_merge.priors.manifest import MANIFEST, Prior, open_prior
 from drift_merge.storage.manifests import check_seal
 from drift_merge.storage.sources import parse_source
 from drift_merge.training.units import Block, Unit
+
+_MOST_HELD = 16  # deltas whose factors are kept widened on a CPU
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,6 +126,22 @@ def read_delta(opened: OpenPrior, name: str, block: Block, out: Tensor) -> None:
 class DeltaSource(Protocol):
     """Where the values of delta come from."""
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether deltas pass through a device's memory one after the other."""
+
+    def factors(self, unit: Unit, block: Block, like: Tensor) -> Sequence[Rectangle] | None:
+        """A block of a unit's delta by factors, so that it need not be made.
+
+        Args:
+            unit: whose.
+            block: of the unit.
+            like: gives the dtype (float32 or float64) and the device of the factors.
+
+        Returns:
+            Parts that add up to the block; None where delta is stored otherwise.
+        """
+
     def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
         """Write a chunk of a unit's delta to `out`.
 
@@ -144,8 +163,41 @@ class DeltaSource(Protocol):
 class FileDeltas:
     """Deltas as they lie in the files of one or several priors."""
 
+    is_streamed = False
+
     def __init__(self, priors: Sequence[OpenPrior], weights: Sequence[float]) -> None:
         self.priors, self.weights = tuple(priors), tuple(weights)
+        self._factors: dict[tuple[str, torch.device, torch.dtype], LowRank | None] = {}
+
+    def is_factored(self, unit: Unit) -> bool:
+        """Whether a unit's delta is known by its factors, in all priors."""
+        return all(opened.deltas.is_factored(unit.name) for opened in self.priors)
+
+    def factors(self, unit: Unit, block: Block, like: Tensor) -> list[Rectangle] | None:
+        """A block of a unit's delta by factors; of several priors side by side."""
+        if not self.is_factored(unit):
+            return None
+        found = self._held(unit.name, like)
+        if found is None:
+            return None
+        place = unit.origin.span(block)
+        rows, cols = (place.row, place.row + place.rows), (place.col, place.col + place.cols)
+        parts = found.rectangles(rows, cols)
+        if unit.origin.is_transposed:
+            return [part.turned() for part in parts]
+        picked = (part.every(unit.origin.step) for part in parts)
+        return [part for part in picked if len(part.left)]
+
+    def _held(self, name: str, like: Tensor) -> LowRank | None:
+        """The factors of a delta in a dtype on a device: all on a GPU, the last few on a CPU."""
+        key = (name, like.device, like.dtype)
+        if key not in self._factors:
+            while like.device.type == "cpu" and len(self._factors) >= _MOST_HELD:
+                del self._factors[next(iter(self._factors))]
+            found = [opened.deltas.factors(name) for opened in self.priors]
+            kept = [one.to(like) for one in found if one is not None]
+            self._factors[key] = side_by_side(kept, self.weights)
+        return self._factors[key]
 
     def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
         """Read a chunk: the weighted sum of all priors."""
@@ -161,6 +213,9 @@ class FileDeltas:
         """Rows [first, end) of a unit's matrix, float32, shape (end - first, cols)."""
         cols = matrix_shape(unit.shape)[1]
         out = torch.empty((end - first) * cols)
+        parts = self.factors(unit, Block(first, end - first, 0, cols), out)
+        if parts is not None:
+            return product(parts, out.view(-1, cols))
         self.chunk(unit, first * cols, Block(first, end - first, 0, cols), out)
         return out.view(-1, cols)
 

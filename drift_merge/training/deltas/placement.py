@@ -5,7 +5,7 @@ this rank are made resident there if they fit; otherwise one unit at a time pass
 pinned memory, the next one on a side stream while this one is used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drift_merge.maths.lowrank import Rectangle, product
 from drift_merge.names.tensors import matrix_shape
-from drift_merge.training.deltas.files import DeltaSource
+from drift_merge.training.deltas.files import DeltaSource, FileDeltas
 from drift_merge.training.units import Block, Region, Unit, blocks_of, region_shape
 
 _PASS = 2**22  # elements that are widened on the host at once
@@ -45,6 +46,21 @@ def place(
     """
     if device.type != "cuda":
         return source
+    files = source if isinstance(source, FileDeltas) else None
+    dense = {u: r for u, r in regions.items() if files is None or not files.is_factored(u)}
+    held = _place_dense(source, dense, device, wanted=wanted, dtype=dtype, state_bytes=state_bytes)
+    return held if files is None or len(dense) == len(regions) else WithFactors(held, files)
+
+
+def _place_dense(
+    source: DeltaSource,
+    regions: Regions,
+    device: torch.device,
+    *,
+    wanted: str,
+    dtype: torch.dtype,
+    state_bytes: int,
+) -> DeltaSource:
     size = sum(numel_of(unit, region) for unit, region in regions.items()) * dtype.itemsize
     if wanted == "cuda" or (wanted == "auto" and size + state_bytes < _free_bytes(device)):
         return _resident(source, regions, device, dtype)
@@ -73,8 +89,42 @@ def _fill(source: DeltaSource, unit: Unit, region: Region, out: Tensor) -> None:
         begin += block.numel
 
 
+class WithFactors:
+    """Deltas of low rank by their factors, which are small; all others where they were placed."""
+
+    def __init__(self, held: DeltaSource, source: FileDeltas) -> None:
+        self._held, self._source = held, source
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the others are."""
+        return self._held.is_streamed
+
+    def factors(self, unit: Unit, block: Block, like: Tensor) -> Sequence[Rectangle] | None:
+        """A block of a unit's delta by factors."""
+        return self._source.factors(unit, block, like)
+
+    def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
+        """Write a chunk, made from the factors or taken from where it is held."""
+        parts = self.factors(unit, block, out)
+        if parts is None:
+            self._held.chunk(unit, begin, block, out)
+        else:
+            product(parts, out.view(block.rows, block.cols))
+
+    def rows(self, unit: Unit, first: int, end: int) -> Tensor:
+        """Rows that are held; of low rank, made on the host."""
+        source = self._source if self._source.is_factored(unit) else self._held
+        return source.rows(unit, first, end)
+
+
 class Resident:
     """Every region of this rank in tensors: on the device, or mapped from a file."""
+
+    is_streamed = False
+
+    def factors(self, unit: Unit, block: Block, like: Tensor) -> None:
+        """Deltas are held as they are."""
 
     def __init__(self, held: Mapping[Unit, Tensor]) -> None:
         self._held = dict(held)  # flat, in the order of the region
@@ -113,6 +163,11 @@ class _Slot:
 
 class StreamedDeltas:
     """One unit on the device at a time, and the next one on its way."""
+
+    is_streamed = True
+
+    def factors(self, unit: Unit, block: Block, like: Tensor) -> None:
+        """Deltas pass by as they are."""
 
     def __init__(
         self, source: DeltaSource, regions: Regions, device: torch.device, dtype: torch.dtype

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from drift_merge.maths.lowrank import Rectangle, inner, squared, subtract_
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.units import Block, Region, Unit, blocks_of
@@ -177,9 +178,14 @@ class DensePiece:
         cells: list[Cell] = []
         for begin, block in self.chunks(scratch.elements):
             gradient = computed(flat[begin : begin + block.numel], scratch)
-            delta = scratch.keep((self, begin), block.numel, gradient.dtype)
-            self._read(begin, block, delta)
-            cells.append((self.slot, DOT, torch.dot(gradient, delta)))
+            parts = self._factors(block, gradient)
+            if parts is None:
+                delta = scratch.keep((self, begin), block.numel, gradient.dtype)
+                self._read(begin, block, delta)
+                product = torch.dot(gradient, delta)
+            else:
+                product = inner(gradient.view(block.rows, block.cols), parts)
+            cells.append((self.slot, DOT, product))
             cells.append((self.slot, GRAD_SQ, torch.dot(gradient, gradient)))
         return cells
 
@@ -194,16 +200,26 @@ class DensePiece:
         for begin, block in reversed(self.chunks(scratch.elements)):
             stored = flat[begin : begin + block.numel]
             gradient = computed(stored, scratch)
-            delta = scratch.kept((self, begin))
-            if delta is None:
-                delta = scratch.get("delta", block.numel, gradient.dtype)
-                self._read(begin, block, delta)
-            gradient.addcmul_(delta, coefficient, value=-1)
+            self._subtract(gradient, coefficient, begin, block, scratch)
             if gradient is not stored:
                 stored.copy_(gradient)
         if flat.data_ptr() != found.data_ptr():  # reshape made a copy
             found.copy_(flat.view(found.shape))
         self._layout.put(self.unit, found)
+
+    def _subtract(
+        self, gradient: Tensor, coefficient: Tensor, begin: int, block: Block, scratch: Scratch
+    ) -> None:
+        """Bias a chunk of the gradient, flat, in place."""
+        parts = self._factors(block, gradient)
+        if parts is not None:
+            subtract_(gradient.view(block.rows, block.cols), parts, coefficient)
+            return
+        delta = scratch.kept((self, begin))
+        if delta is None:
+            delta = scratch.get("delta", block.numel, gradient.dtype)
+            self._read(begin, block, delta)
+        gradient.addcmul_(delta, coefficient, value=-1)
 
     def position(self, scratch: Scratch) -> list[Cell]:
         """This rank's theta*delta and delta*delta."""
@@ -216,12 +232,25 @@ class DensePiece:
             if flat is not None:
                 theta = computed(flat[begin : begin + block.numel], scratch)
             dtype = torch.float32 if theta is None else theta.dtype
+            like = torch.empty(0, dtype=dtype, device=scratch.device) if theta is None else theta
+            parts = self._factors(block, like)
+            if parts is not None:
+                cells.append((self.slot, DELTA_SQ, squared(parts)))
+                if theta is not None:
+                    product = inner(theta.view(block.rows, block.cols), parts)
+                    cells.append((self.slot, DOT, product))
+                continue
             delta = scratch.get("delta", block.numel, dtype)
             self._read(begin, block, delta)
             cells.append((self.slot, DELTA_SQ, torch.dot(delta, delta)))
             if theta is not None:
                 cells.append((self.slot, DOT, torch.dot(theta, delta)))
         return cells
+
+    def _factors(self, block: Block, like: Tensor) -> Sequence[Rectangle] | None:
+        """A block of delta by factors; None where it must be read."""
+        assert self.source is not None
+        return self.source.factors(self.unit, block, like)
 
     def _read(self, begin: int, block: Block, delta: Tensor) -> None:
         assert self.source is not None

@@ -97,7 +97,6 @@ def test_of_a_streamed_prior_each_delta_is_carried_once_a_step(toy, monkeypatch)
             carried.append(unit.name)
             super()._carry(unit, slot)
 
-    monkeypatch.setattr(gradient_bias, "StreamedDeltas", Watched)
     monkeypatch.setattr(gradient_bias, "place", lambda *a, dtype, **_: Watched(*a[:3], dtype))
     model = toy.model()
     handle = drift_merge.attach(model, toy.prior)
