@@ -14,6 +14,7 @@ from drift_merge.cli import config_file
 from drift_merge.cli.running import check_device
 from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.options import OPTIONS, Option
+from drift_merge.maths.methods.table import SPECTRAL
 from drift_merge.recipes.options import recipe_options
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE, DTYPE_CODES, PRIOR, SOURCE_DTYPE
 from drift_merge.storage.forms.compressed import COMPRESSED
@@ -117,6 +118,12 @@ def of_method(method: Method) -> Decorator:
         if not method.option(name).is_internal
     ]
     return chain(*found)
+
+
+def of_step(name: str) -> Decorator:
+    """The options of a method's spectral step."""
+    method = METHODS[name]
+    return chain(*(click_option(method.option(n), shown=_default(method, n)) for n in SPECTRAL))
 
 
 def _default(method: Method, name: str) -> str:

@@ -118,7 +118,7 @@ def stored_form(step: Step) -> TensorRecord:
         found["rank"] = step.rank
     places = [place_of(matrix) for matrix in step.matrices]
     if places and places != [whole_place(step.shape)]:
-        found["matrices"] = [place.text() for place in places]
+        found["places"] = [place.text() for place in places]
     return found
 
 
@@ -128,7 +128,7 @@ def matrices_of(name: str, entry: TensorRecord, prior: Prior) -> tuple[Matrix, .
     Raises:
         RecipeError: it fuses q, k and v, and the manifest is too old to say where they lie.
     """
-    if "matrices" in entry:
+    if "places" in entry:
         return tuple(map(matrix_at, places_of(entry)))
     shapes = {other: tuple(found["shape"]) for other, found in prior.tensors.items()}
     if is_attention_stack(name):

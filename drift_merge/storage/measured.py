@@ -36,6 +36,9 @@ class TensorRecord(TypedDict, total=False):
     change_kept: float | None  # fraction of the change that rounding kept, on a sample
     change_kept_error: float  # its standard error, of stochastic rounding
     rounding_noise: float  # |rounded - exact| / |change|, likewise
+    matrices: int  # that were taken one by one, by their singular directions; absent if none
+    stable_rank: float  # least of its matrices, where the method amplifies what is beyond it
+    norm_made: float | None  # of what was made of them, and added
     weights: list[float]  # of the reasoners, as used
     mllm_weight: float
     nonfinite: dict[str, int]  # NaN and Inf by where they are; absent if there are none
@@ -48,9 +51,7 @@ class TensorRecord(TypedDict, total=False):
     module: str
     scale: str  # name of the scales
     rank: int  # of the factors that stand for it; absent where it is dense
-    matrices: list[
-        str
-    ]  # where they lie in it (`storage.forms.factored.Place`); absent where it is one
+    places: list[str]  # of its matrices (`storage.forms.factored.Place`); absent where it is one
     reasoner: list[str]  # stored names of the reasoner's tensors
     mllm: str  # stored name
     rows_matched: int | list[int]  # of a vocabulary; of a merge input by input

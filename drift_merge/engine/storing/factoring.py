@@ -14,7 +14,7 @@ from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.measures import count_nonfinite
 from drift_merge.maths.spectra.leading import leading
 from drift_merge.maths.spectra.matrices import Matrix, groups
-from drift_merge.maths.spectra.norms import Norm, frobenius, matching_factor
+from drift_merge.maths.spectra.norms import frobenius, matching_factor
 from drift_merge.names.tensors import matrix_shape
 from drift_merge.plans.plan import Step
 from drift_merge.storage import fingerprints
@@ -34,7 +34,7 @@ class Factoring:
     step: Step
     infos: Mapping[str, TensorInfo]  # of the output, by name
     writer: Sink
-    norm: Norm
+    norm: str  # which norm of delta the factors take on
     u: Fingerprint
     v: Fingerprint = field(default_factory=Fingerprint)
     _groups: list[tuple[Matrix, ...]] = field(default_factory=list)

@@ -122,8 +122,8 @@ class _Krylov:
                 break
             block = self._returns[:, end - b : end]
         u = (self._images[:, :end] @ inner).div_(values.clamp(min=_TINY))
-        triples = (u, values * self._scale, v)
-        return Factors(*(t.to(self._matrix.dtype) for t in triples), error=error)
+        u, values, v = (t.to(self._matrix.dtype) for t in (u, values * self._scale, v))
+        return Factors(u, values, v, error)
 
     def _add(self, block: Tensor, begin: int, end: int) -> None:
         """Widen the space by a block, made orthonormal to it, twice: once leaves roundings."""

@@ -5,15 +5,12 @@
 Shapes: m, n = rows and columns of A, k = directions kept.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from drift_merge.maths.spectra.leading import Factors, one_thread, power_of_two
 
-Norm = Literal["frobenius", "nuclear", "none"]
-NORMS: tuple[Norm, ...] = ("frobenius", "nuclear", "none")
+NORMS = ("frobenius", "nuclear", "none")
 _ROWS = 64
 
 
@@ -34,7 +31,9 @@ def nuclear(matrix: Tensor) -> float:
         return float(torch.linalg.svdvals(matrix).sum(dtype=torch.float64))
 
 
-def matching_factor(matrix: Tensor, values: Tensor, norm: Norm) -> float:
+def matching_factor(
+    matrix: Tensor, values: Tensor, norm: str, all_values: Tensor | None = None
+) -> float:
     """What the directions kept are to be multiplied by, so that their norm is the matrix's.
 
         N_k(A) = P_k(A) ||A|| / ||P_k(A)||, P_k(A) = sum of the k leading u value v^T
@@ -42,7 +41,8 @@ def matching_factor(matrix: Tensor, values: Tensor, norm: Norm) -> float:
     Args:
         matrix: (m, n).
         values: (k,), those of its singular values that are kept.
-        norm: "frobenius", "nuclear", or "none" for a factor of 1.
+        norm: one of `NORMS`; "none" gives a factor of 1.
+        all_values: (r,), if they are known.
 
     Returns:
         At least 1 but for roundings; 1 where the values are all 0.
@@ -55,7 +55,8 @@ def matching_factor(matrix: Tensor, values: Tensor, norm: Norm) -> float:
     if norm == "frobenius":
         whole, kept = frobenius(matrix), float(values.double().norm())
     else:
-        whole, kept = nuclear(matrix), float(values.sum(dtype=torch.float64))
+        kept = float(values.sum(dtype=torch.float64))
+        whole = nuclear(matrix) if all_values is None else float(all_values.double().sum())
     return whole / kept if kept > 0.0 else 1.0
 
 

@@ -88,7 +88,7 @@ def whole_place(shape: Sequence[int]) -> Place:
 
 def places_of(entry: TensorRecord) -> tuple[Place, ...]:
     """Where the matrices of a tensor lie, as its manifest says; one that says nothing is whole."""
-    texts = entry.get("matrices")
+    texts = entry.get("places")
     return tuple(map(parse_place, texts)) if texts else (whole_place(entry["shape"]),)
 
 
