@@ -14,7 +14,7 @@ from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.table import WEIGHTS, Survey, Value
 from drift_merge.recipes.directions import idle
 from drift_merge.recipes.method_rules import check_method
-from drift_merge.recipes.stored_rules import check_stored
+from drift_merge.recipes.stored_rules import check_round, check_stored
 from drift_merge.recipes.weights import Weight, parse_weight
 from drift_merge.recipes.words import (
     DEFAULT_SHARD_SIZE,
@@ -117,7 +117,7 @@ class Recipe:
     rank: int = field(
         default=0,
         metadata=_row(
-            "Store the K leading directions of every projection, as factors; 0: all of delta.",
+            "Singular directions that are kept of each matrix, the leading ones; 0: all.",
             kind=int,
             metavar="K",
             only="prior",
@@ -126,7 +126,7 @@ class Recipe:
     norm: str = field(
         default=NORMS[0],
         metadata=_row(
-            "With --rank: which norm of delta the kept directions take on.",
+            "Of the whole matrix, that the directions kept get.",
             choices=NORMS,
             only="prior",
         ),
@@ -162,16 +162,9 @@ class Recipe:
                 f"expected one REASONER and one MLLM; got {len(self.reasoners) + 1} sources.",
                 remedy="Compute one prior per reasoner; they can be combined in training.",
             )
-        if self.method == PRIOR and self.round != NEAREST:
-            raise RecipeError(
-                f"--round {self.round} is for merges; a prior is rounded to nearest.",
-                remedy="Leave --round out. To keep all of delta, add: --dtype float32",
-            )
-        check_stored(
-            *(self.method, self.dtype, self.through, self.rank, self.norm),
-            allow_nonfinite=self.allow_nonfinite,
-        )
-        one_of("--round", self.round, [NEAREST, STOCHASTIC])
+        stored = (self.method, self.dtype, self.through, self.rank, self.norm)
+        check_stored(*stored, allow_nonfinite=self.allow_nonfinite)
+        check_round(self.method, self.round)
         one_of("--on-mismatch", self.on_mismatch, ["error", "skip"])
         parse_size(self.max_shard_size)
         # One form for one meaning: "0.10" on the command line is 0.1 in a file.

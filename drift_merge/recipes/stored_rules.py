@@ -1,7 +1,7 @@
 """What a recipe may say of how its output is stored: dtype, compression, rank."""
 
 from drift_merge.errors import RecipeError, one_of
-from drift_merge.recipes.words import DTYPE_CODES, NORMS, PRIOR, SOURCE_DTYPE
+from drift_merge.recipes.words import DTYPE_CODES, NEAREST, NORMS, PRIOR, SOURCE_DTYPE, STOCHASTIC
 from drift_merge.storage.forms.compressed import COMPRESSED
 
 
@@ -38,4 +38,18 @@ def check_stored(
         raise RecipeError(
             f"--rank {rank} stores factors, which do not go with {other}.",
             remedy="Leave one of them out; factors are bfloat16 by default.",
+        )
+
+
+def check_round(method: str, round: str) -> None:
+    """Refuse a rounding that there is not, or that is not for priors.
+
+    Raises:
+        RecipeError: naming what it got and what it accepts.
+    """
+    one_of("--round", round, [NEAREST, STOCHASTIC])
+    if method == PRIOR and round != NEAREST:
+        raise RecipeError(
+            f"--round {round} is for merges; a prior is rounded to nearest.",
+            remedy="Leave --round out. To keep all of delta, add: --dtype float32",
         )

@@ -298,7 +298,7 @@ def _as_deltas(stored: Checkpoint, manifest: Path) -> Checkpoint:
     where = stored.source.given
     scales = find_scales(stored.tensors, where)
     factors: Mapping[str, StoredFactors] = {}
-    deltas: Mapping[str, TensorInfo] = {}
+    deltas: dict[str, TensorInfo] = {}
     if any(name.endswith((U_SUFFIX, V_SUFFIX)) for name in stored.tensors):
         factors, deltas = find_factors(stored.tensors, _entries(manifest), where)
     tensors = dict(sorted((stored.tensors | deltas).items()))
