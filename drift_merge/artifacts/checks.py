@@ -16,7 +16,7 @@ from drift_merge.engine.reread import read_shards, reread
 from drift_merge.errors import VerificationError
 from drift_merge.plans.plan import Plan, Step
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
-from drift_merge.storage.compressed import describe_stored, stored_fingerprints
+from drift_merge.storage.forms.compressed import describe_stored, stored_fingerprints
 from drift_merge.storage.headers import ShardHeader, TensorInfo
 from drift_merge.storage.measured import InputKey, StoredKey, TensorRecord
 from drift_merge.storage.sizes import parse_size

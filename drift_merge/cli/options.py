@@ -17,7 +17,7 @@ from drift_merge.maths.methods.options import OPTIONS, Option
 from drift_merge.maths.methods.table import SPECTRAL
 from drift_merge.recipes.options import recipe_options
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE, DTYPE_CODES, PRIOR, SOURCE_DTYPE
-from drift_merge.storage.compressed import COMPRESSED
+from drift_merge.storage.forms.compressed import COMPRESSED
 from drift_merge.storage.processes import num_cores
 
 Decorator = Callable[[Any], Any]
@@ -93,7 +93,7 @@ def selection(method: str) -> Decorator:
 
 def writing(method: str) -> Decorator:
     """How the output is written."""
-    own = ("through",) if method == PRIOR else ("round", "round_seed")
+    own = ("through", "rank", "norm") if method == PRIOR else ("round", "round_seed")
     names = ("dtype", *own, "max_shard_size", "allow_nonfinite")
     return chain(output_option, recipe(method, *names))
 
@@ -156,12 +156,15 @@ def show(value: object) -> str:
 def every() -> Decorator:
     """Every option that shapes a recipe, of any method, without a default: `run` overrides."""
     dtypes = (*OUTPUT_DTYPES, *COMPRESSED_DTYPES)
+    rows = recipe_options("")
     found = {
         name: click_option(row, choices=dtypes if name == "dtype" else ())
-        for name, (row, _) in recipe_options("").items()
+        for name, (row, _) in rows.items()
     }
     taken = {name for method in METHODS.values() for name in method.option_names()}
     own = [click_option(OPTIONS[n]) for n in sorted(taken) if not OPTIONS[n].is_internal]
+    shared = {OPTIONS[n].long_name for n in taken} & {row.long_name for row, _ in rows.values()}
+    found = {n: o for n, o in found.items() if rows[n][0].long_name not in shared}
     first = [found.pop(name) for name in _BEFORE]
     return chain(*first, *own, *found.values())
 
@@ -200,6 +203,7 @@ output_option = click.option(
     help="Directory to create.  [required]",
 )
 shard_size_option = recipe("", "max_shard_size")
+rank_options = recipe(PRIOR, "rank", "norm")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only the answer and warnings.")
 threads_option = click.option(

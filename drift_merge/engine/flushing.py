@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 
 from drift_merge.engine.reread import compare
 from drift_merge.plans.plan import Plan
-from drift_merge.storage.compressed import stored_fingerprints
+from drift_merge.storage.forms.compressed import stored_fingerprints
 from drift_merge.storage.measured import Results, TensorRecord
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.shards import ShardWriter

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from drift_merge.engine.workspace import HostBuffer
 from drift_merge.maths.dtypes import TORCH_DTYPES
+from drift_merge.maths.lowrank import LowRank
 from drift_merge.names.tensors import Part, matrix_shape
-from drift_merge.plans.plan import Step, View
+from drift_merge.plans.plan import Step, View, matrix_at
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.mapped import HeldShards, MappedCheckpoint
@@ -102,6 +103,14 @@ class Inputs(AbstractContextManager["Inputs"]):
         info = self._info(view.source, view.scale)
         return self._flat(view.source, view.scale), self._maps[view.source].view(info)
 
+    def lowrank(self, view: View) -> tuple[LowRank, list[memoryview]]:
+        """A view of low rank by its factors, and their bytes."""
+        assert view.factors is not None
+        infos = [self._info(view.source, n) for n in (view.factors.u, view.factors.v)]
+        u, v = (self._flat(view.source, i.name).view(i.shape) for i in infos)
+        data = [self._maps[view.source].view(info) for info in infos]
+        return LowRank([matrix_at(place) for place in view.factors.places], u, v), data
+
     def mapped(self, source: int) -> MappedCheckpoint:
         """The map of one source."""
         return self._maps[source]
@@ -115,6 +124,8 @@ class Inputs(AbstractContextManager["Inputs"]):
                 size = info.size_bytes
                 mapped.release(info, begin * size // total, end * size // total)
                 continue
+            if view.factors is not None:
+                continue  # thin, and read again for every chunk
             for name in {part.name for part in view.parts}:
                 info = self._info(view.source, name)
                 mapped.release(info, 0, info.size_bytes)

@@ -11,7 +11,7 @@ from drift_merge.engine.reread import compare, read_shards
 from drift_merge.errors import VerificationError
 from drift_merge.plans.plan import Plan
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
-from drift_merge.storage.compressed import stored_fingerprints
+from drift_merge.storage.forms.compressed import stored_fingerprints
 from drift_merge.storage.loans.leases import Traffic
 from drift_merge.storage.measured import Results
 from drift_merge.storage.output import OutputDirectory, check_output

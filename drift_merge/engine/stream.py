@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from drift_merge.engine.compressing import Sink
 from drift_merge.engine.context import Progress, WorkerContext
 from drift_merge.engine.downloads import Downloads
 from drift_merge.engine.flushing import Flusher
 from drift_merge.engine.inputs import Inputs
 from drift_merge.engine.settings import settings_of
 from drift_merge.engine.steps import Bundle, Made, OutputTarget, run_bundle
+from drift_merge.engine.storing.compressing import Sink
 from drift_merge.engine.whole_model import Surveyed, survey
 from drift_merge.engine.workers import start
 from drift_merge.plans.plan import Plan, Step
-from drift_merge.storage.compressed import stored_fingerprints
+from drift_merge.storage.forms.compressed import stored_fingerprints
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.measured import Results
 from drift_merge.storage.output import OutputDirectory

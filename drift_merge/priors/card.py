@@ -22,7 +22,7 @@ from drift_merge.storage.sizes import in_words
 TAGS = ["drift", "drift-prior", "reasoning-prior", "weight-diff", "task-vector", "not-a-model"]
 _DEFAULTS = {
     **{"layers": None, "on_mismatch": "error", "map_file": None, "allow_nonfinite": False},
-    "through": None,
+    **{"through": None, "rank": 0},
 }
 
 
@@ -93,7 +93,8 @@ def _facts(manifest: dict[str, Any]) -> str:
     layers = f", layers `{parameters['layers']}`" if parameters.get("layers") else ""
     outside = f"{coverage['records'].get('outside_tower', 0):,} tensors are outside the tower"
     stored = stored_sentence(manifest["tensors"])
-    compressed = f"\n- {stored} delta = codes * scales, row by row" if stored else ""
+    how = "U V^T of each matrix" if parameters.get("rank") else "codes * scales, row by row"
+    compressed = f"\n- {stored} delta = {how}" if stored else ""
     return (
         f"- Modules: `{parameters['modules']}`{layers}\n"
         f"- Coverage: {coverage['matched']:,} of {coverage['selected']:,} selected tensors"
@@ -138,6 +139,7 @@ def _command(manifest: dict[str, Any]) -> str:
         if (value := parameters.get(key, default)) != default:
             flag = "--" + key.removesuffix("_file").replace("_", "-")
             words += [flag] if value is True else [flag, str(value)]
+    words += ["--norm", parameters["norm"]] if parameters.get("rank") else []
     return " ".join([*words, "-o DIR"])
 
 
@@ -156,7 +158,11 @@ def prior_meta(manifest: dict[str, Any]) -> bytes:
     }
     keys = ("kind", "format_version", "formula", "sign", "num_elements", "size_bytes")
     about = {key: manifest[key] for key in keys}
-    about |= {key: manifest["parameters"][key] for key in ("modules", "dtype")}
+    about |= {
+        key: manifest["parameters"][key]
+        for key in ("modules", "dtype", "rank")
+        if key in manifest["parameters"]
+    }
     about |= {"num_tensors": len(manifest["tensors"]), "sources": sources}
     about |= {"tool": manifest["tool"], "paper": "https://arxiv.org/abs/2510.15050"}
     text: str = yaml.safe_dump(about, sort_keys=False, width=100)

@@ -212,18 +212,9 @@ class GradientBias:
         Raises:
             RecipeError: there are several priors, or adapters.
         """
-        from drift_merge.training.deltas.refresh import refreshed_deltas
+        from drift_merge.training.deltas.refresh import refreshed_deltas, require_refreshable
 
-        if self._settings.control is not None:
-            raise RecipeError(
-                f"refresh() would put the reasoner's delta in place of {self._settings.control!r}.",
-                remedy="Leave refresh() out of a run with a control.",
-            )
-        if len(self._files.priors) > 1 or self._files.weights != (1.0,):
-            raise RecipeError(
-                "refresh() is defined for one prior of weight 1.",
-                remedy="Compute priors against the current weights, and attach those.",
-            )
+        require_refreshable(self._files.priors, self._files.weights, self._settings.control)
         held = refreshed_deltas(
             self._files.priors[0],
             self._regions,
@@ -311,7 +302,8 @@ class GradientBias:
         is_partial = partial_slots(names, units, self._entries)
         if any(is_partial) and len(self._settings.seals) == 1:
             # None of NaN and Inf, which `build` has refused.
-            recorded = [(self._entries[name]["norm_delta"] or 0.0) ** 2 for name in names]
+            prior = self._files.priors[0].prior
+            recorded = [(prior.norm(name) or 0.0) ** 2 for name in names]
             whole = torch.tensor(recorded, dtype=torch.float64, device=delta_sq.device)
             mask = torch.tensor(is_partial, device=delta_sq.device)
             whole_sq = torch.where(mask, whole, delta_sq)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from drift_merge.training.deltas.factored import WithFactors
 from drift_merge.training.deltas.files import FileDeltas
 from drift_merge.training.deltas.gathered import GatheredDeltas
 from drift_merge.training.deltas.held import Resident
@@ -35,6 +36,8 @@ class Placing:
     def moving(self) -> StreamedDeltas | GatheredDeltas | None:
         """The deltas, if they move in a step."""
         source = None if self.found is None else self.found.source
+        if isinstance(source, WithFactors):
+            source = source.held
         return source if isinstance(source, StreamedDeltas | GatheredDeltas) else None
 
     @property

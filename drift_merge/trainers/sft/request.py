@@ -25,7 +25,7 @@ from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
 from drift_merge.storage.manifests import to_json
 from drift_merge.trainers.sft.examples import Example, read_examples
 from drift_merge.training.deltas.controls import read_control
-from drift_merge.training.deltas.files import load_prior
+from drift_merge.training.deltas.opened import load_prior
 from drift_merge.training.options import OWN_RULE, RULE_TRAITS
 from drift_merge.training.schedules import checked_until, directed, strength_of
 

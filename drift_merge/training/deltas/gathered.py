@@ -62,6 +62,9 @@ class GatheredDeltas:
         ]
         self._count = self._goal = 0  # layers gathered since the beginning, and to be gathered
 
+    def factors(self, unit: Unit, block: Block, like: Tensor) -> None:
+        """None: what is here are values."""
+
     def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
         """Expand a chunk of the layer that is on the device."""
         packing, buffer = self.packed(unit)

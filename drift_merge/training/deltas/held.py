@@ -42,6 +42,9 @@ class Resident:
         """The packing and the buffer of a unit."""
         return self._held[unit]
 
+    def factors(self, unit: Unit, block: Block, like: Tensor) -> None:
+        """None: what is here are values."""
+
     def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
         """Expand a chunk of what is held."""
         packing, buffer = self._held[unit]

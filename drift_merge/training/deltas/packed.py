@@ -170,7 +170,7 @@ class PackedFiles:
 
 
 class PackedValues:
-    """Deltas that lie in no file, a control's: computed on the host, packed in float32."""
+    """Deltas that lie in no file, products and controls: made on the host, packed in float32."""
 
     def __init__(self, files: FileDeltas) -> None:
         self._files = files

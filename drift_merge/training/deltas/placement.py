@@ -5,12 +5,13 @@ rank are made resident there if they fit beside what training needs at its peak.
 ranks of DDP hold 1/N each and gather layer by layer; else a few units at a time pass through.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch.distributed import ProcessGroup
 
+from drift_merge.training.deltas.factored import WithFactors
 from drift_merge.training.deltas.files import DeltaSource, FileDeltas
 from drift_merge.training.deltas.gathered import GatheredDeltas
 from drift_merge.training.deltas.held import Resident
@@ -90,10 +91,13 @@ def place(
         memory: of the device; by default that of a GPU.
     """
     packs = source if isinstance(source, Resident) else packs_of(source)
-    size = sum(packs.packing(unit, region).size_bytes for unit, region in regions.items())
+    files = source if isinstance(source, FileDeltas) else None
+    by_factors = {unit: files.factor_bytes(unit) for unit in regions} if files else {}
+    whole = {unit: region for unit, region in regions.items() if not by_factors.get(unit)}
+    size = sum(packs.packing(unit, region).size_bytes for unit, region in whole.items())
     if memory is None:
         if device.type != "cuda":
-            return mapped(source, passes * size, device)
+            return mapped(source, passes * (size + sum(by_factors.values())), device)
         memory = CudaMemory(device)
     ranks = 1 if group is None else torch.distributed.get_world_size(group)
     room = int(_HEADROOM * (memory.whole_bytes() - memory.peak_bytes())) - state_bytes
@@ -104,7 +108,12 @@ def place(
         if wanted == "auto"
         else f"device={wanted!r} was asked for"
     )
-    return _placed(kind, packs, regions, device, group, f"{_gb(size)} in all; {why}", passes * size)
+    said = f"{_gb(size)} in all; {why}"
+    placed = _placed(kind, packs, whole, device, group, said, passes * size)
+    if files is None or len(whole) == len(regions):
+        return placed
+    said = f"{placed.text}; beside it {_gb(sum(by_factors.values()))} of factors"
+    return replace(placed, source=WithFactors(placed.source, files), text=said)
 
 
 def _kind(wanted: str, size: int, room: int, ranks: int) -> str:

@@ -95,6 +95,9 @@ class StreamedDeltas:
         """Memory of the device that the ring takes."""
         return sum(slot.device.numel() for slot in self._slots)
 
+    def factors(self, unit: Unit, block: Block, like: Tensor) -> None:
+        """None: what is here are values."""
+
     def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
         """Expand a chunk of the unit that is on the device."""
         packing, buffer = self.packed(unit)

@@ -23,9 +23,9 @@ from drift_merge.training.inject.pieces import (
     GRAD_SQ,
     PLACE,
     Piece,
-    Scratch,
 )
 from drift_merge.training.inject.scatter import ScatterAdd
+from drift_merge.training.inject.scratch import Scratch
 
 _TINY = 1e-300
 

@@ -3,78 +3,26 @@
 Shapes: a chunk is flat, n elements; float32 arithmetic (float64 for float64 gradients).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from drift_merge.maths.lowrank import Rectangle, inner, squared, subtract_
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.inject.kernels.runs import Run, can_take
+from drift_merge.training.inject.scratch import CPU_GRADIENT_CHUNK, Scratch, computed
 from drift_merge.training.inject.uses import DeltaUse
 from drift_merge.training.units import Block, Region, Unit, blocks_of
 
-# Elements. Smaller chunks stay in a smaller cache, but cost more in calls: 2**17 a tenth more.
-CPU_GRADIENT_CHUNK = 2**19
-GPU_GRADIENT_CHUNK = 2**23
-_KEPT = 2**21  # elements of widened deltas that are kept on a CPU from the first pass to the second
 # Columns of sums: g*g, g*delta (or theta*delta), delta*delta, and theta*delta beside the others.
 GRAD_SQ, DOT, DELTA_SQ, PLACE = 0, 1, 2, 3
 COLUMNS = 4
 
 Cell = tuple[int, int, Tensor]  # row and column of the sums, and what is added there, 0-dim
-
-
-class Scratch:
-    """Buffers on one device, made once however large the tensors are."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.elements = CPU_GRADIENT_CHUNK if device.type == "cpu" else GPU_GRADIENT_CHUNK
-        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
-        self._kept: dict[tuple[object, int], Tensor] = {}
-        self._used = 0  # elements of the buffer of kept deltas
-        self._others: dict[torch.device, Scratch] = {}
-
-    def at(self, device: torch.device) -> "Scratch":
-        """The same on another device, where a model lies on several."""
-        if device == self.device:
-            return self
-        if device not in self._others:
-            self._others[device] = Scratch(device)
-        return self._others[device]
-
-    def get(self, name: str, numel: int, dtype: torch.dtype, *, capacity: int = 0) -> Tensor:
-        """The first `numel` elements of a buffer, which holds `capacity` at least."""
-        buffer = self._buffers.get((name, dtype))
-        if buffer is None or buffer.numel() < numel:
-            size = max(numel, capacity, self.elements)
-            buffer = torch.empty(size, dtype=dtype, device=self.device)
-            self._buffers[name, dtype] = buffer
-        return buffer[:numel]
-
-    def keep(self, key: tuple[object, int], numel: int, dtype: torch.dtype) -> Tensor:
-        """Memory for a delta; `kept` finds it again until `forget`, if there was room for it."""
-        room = _KEPT if self.device.type == "cpu" else 0
-        if self._used + numel > room:
-            return self.get("delta", numel, dtype)
-        whole = self.get("kept", room, dtype, capacity=room)
-        self._kept[key] = whole[self._used : self._used + numel]
-        self._used += numel
-        return self._kept[key]
-
-    def kept(self, key: tuple[object, int]) -> Tensor | None:
-        """A delta that was kept."""
-        return self._kept.get(key)
-
-    def forget(self) -> None:
-        """Start anew with what is kept."""
-        self._kept.clear()
-        self._used = 0
-        for other in self._others.values():
-            other.forget()
 
 
 class Piece(Protocol):
@@ -199,17 +147,28 @@ class DensePiece:
         cells: list[Cell] = []
         for begin, block in self.chunks(scratch.elements):
             gradient = computed(flat[begin : begin + block.numel], scratch)
-            delta = scratch.keep((self, begin), block.numel, gradient.dtype)
-            self._read(begin, block, delta)
-            if self.use.is_placed:
-                theta = self._theta(begin, delta)
-                cells.append((self.slot, PLACE, torch.dot(theta.to(delta), delta)))
-            if not self.use.is_stored:
-                self._use(begin, gradient, delta)
-                cells.append((self.slot, DELTA_SQ, torch.dot(delta, delta)))
-            cells.append((self.slot, DOT, torch.dot(gradient, delta)))
+            parts = self._step_factors(block, gradient)
+            if parts is None:
+                cells += self._read_sums(begin, block, gradient, scratch)
+            else:
+                product = inner(gradient.view(block.rows, block.cols), parts)
+                cells.append((self.slot, DOT, product))
             cells.append((self.slot, GRAD_SQ, torch.dot(gradient, gradient)))
         return cells
+
+    def _read_sums(
+        self, begin: int, block: Block, gradient: Tensor, scratch: Scratch
+    ) -> Iterator[Cell]:
+        """The sums of a chunk with delta, which is read and kept."""
+        delta = scratch.keep((self, begin), block.numel, gradient.dtype)
+        self._read(begin, block, delta)
+        if self.use.is_placed:
+            theta = self._theta(begin, delta)
+            yield self.slot, PLACE, torch.dot(theta.to(delta), delta)
+        if not self.use.is_stored:
+            self._use(begin, gradient, delta)
+            yield self.slot, DELTA_SQ, torch.dot(delta, delta)
+        yield self.slot, DOT, torch.dot(gradient, delta)
 
     def bias(self, coefficient: Tensor, scratch: Scratch) -> None:
         """Subtract coefficient * delta, the last chunk first: it is still in the cache."""
@@ -222,12 +181,7 @@ class DensePiece:
         for begin, block in reversed(self.chunks(scratch.elements)):
             stored = flat[begin : begin + block.numel]
             gradient = computed(stored, scratch)
-            delta = scratch.kept((self, begin))
-            if delta is None:
-                delta = scratch.get("delta", block.numel, gradient.dtype)
-                self._read(begin, block, delta)
-                self._use(begin, gradient, delta)
-            gradient.addcmul_(delta, coefficient, value=-1)
+            self._subtract(gradient, coefficient, begin, block, scratch)
             if gradient is not stored:
                 stored.copy_(gradient)
         if flat.data_ptr() != found.data_ptr():  # reshape made a copy
@@ -252,6 +206,21 @@ class DensePiece:
         """Store the gradient."""
         self._layout.put(self.unit, run.whole)
 
+    def _subtract(
+        self, gradient: Tensor, coefficient: Tensor, begin: int, block: Block, scratch: Scratch
+    ) -> None:
+        """Bias a chunk of the gradient, flat, in place."""
+        parts = self._step_factors(block, gradient)
+        if parts is not None:
+            subtract_(gradient.view(block.rows, block.cols), parts, coefficient)
+            return
+        delta = scratch.kept((self, begin))
+        if delta is None:
+            delta = scratch.get("delta", block.numel, gradient.dtype)
+            self._read(begin, block, delta)
+            self._use(begin, gradient, delta)
+        gradient.addcmul_(delta, coefficient, value=-1)
+
     def position(self, scratch: Scratch) -> list[Cell]:
         """This rank's theta*delta and delta*delta."""
         values = self._layout.values(self.unit) if self.numel else None
@@ -263,12 +232,31 @@ class DensePiece:
             if flat is not None:
                 theta = computed(flat[begin : begin + block.numel], scratch)
             dtype = torch.float32 if theta is None else theta.dtype
+            like = torch.empty(0, dtype=dtype, device=scratch.device) if theta is None else theta
+            parts = self._factors(block, like)
+            if parts is not None:
+                cells.append((self.slot, DELTA_SQ, squared(parts)))
+                if theta is not None:
+                    product = inner(theta.view(block.rows, block.cols), parts)
+                    cells.append((self.slot, DOT, product))
+                continue
             delta = scratch.get("delta", block.numel, dtype)
             self._read(begin, block, delta)
             cells.append((self.slot, DELTA_SQ, torch.dot(delta, delta)))
             if theta is not None:
                 cells.append((self.slot, DOT, torch.dot(theta, delta)))
         return cells
+
+    def _factors(self, block: Block, like: Tensor) -> Sequence[Rectangle] | None:
+        """A block of delta by factors; None where it must be read."""
+        assert self.source is not None
+        return self.source.factors(self.unit, block, like)
+
+    def _step_factors(self, block: Block, like: Tensor) -> Sequence[Rectangle] | None:
+        """The same in a step: None too where the rule goes entry by entry, or by the weights."""
+        if not self.use.is_stored or self.use.is_placed:
+            return None
+        return self._factors(block, like)
 
     def _read(self, begin: int, block: Block, delta: Tensor) -> None:
         assert self.source is not None
@@ -287,11 +275,3 @@ class DensePiece:
         values = self._layout.values(self.unit)
         assert values is not None
         return values.reshape(-1)[begin : begin + delta.numel()]
-
-
-def computed(stored: Tensor, scratch: Scratch) -> Tensor:
-    """A chunk of gradients or weights in the dtype of the arithmetic; itself where it has it."""
-    dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
-    if stored.dtype == dtype:
-        return stored
-    return scratch.get("wide", stored.numel(), dtype).copy_(stored)

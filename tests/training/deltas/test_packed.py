@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drift_merge.training.deltas import packed
-from drift_merge.training.deltas.files import FileDeltas, open_for_training
+from drift_merge.training.deltas.files import FileDeltas
 from drift_merge.training.deltas.held import Resident
+from drift_merge.training.deltas.opened import open_for_training
 from drift_merge.training.deltas.packed import PackedFiles
 from drift_merge.training.units import Origin, Region, Unit
 from tests.strategies import few

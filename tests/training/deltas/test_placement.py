@@ -175,7 +175,8 @@ def test_several_priors_keep_their_own_bytes_on_the_way(toys, monkeypatch, kind)
 
 @pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 2), ("int8", 1), ("float8_e4m3fn", 1)])
 def test_what_travels_has_the_size_of_what_is_stored(toys, dtype, size):
-    from drift_merge.training.deltas.files import FileDeltas, open_for_training
+    from drift_merge.training.deltas.files import FileDeltas
+    from drift_merge.training.deltas.opened import open_for_training
 
     files = FileDeltas([open_for_training(toys[dtype].prior)], [1.0])
     shape = tuple(toys[dtype].prior.tensors["layers.0.mlp.up_proj.weight"]["shape"])
