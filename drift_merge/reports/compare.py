@@ -228,3 +228,10 @@ def run_comparison(
 
 def _order(tensor: TensorFigures) -> tuple[int, Sequence[object]]:
     return PARTS.index(tensor.part), canonical_order(tensor.name)
+
+
+def by_stored_name(comparison: Comparison) -> dict[str, TensorFigures]:
+    """What was measured, by the names under which B stores the tensors."""
+    figures = {tensor.name: tensor for tensor in comparison.tensors}
+    steps = comparison.plan.plan.steps
+    return {step.inputs[0].parts[0].name: figures[step.name] for step in steps}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from drift_merge.errors import VerificationError
 from drift_merge.merges.manifest import Merge
-from drift_merge.reports.compare import Comparison
+from drift_merge.reports.compare import Comparison, by_stored_name
 from drift_merge.storage import fingerprints
 
 
@@ -33,12 +33,12 @@ def require_mllm(merge: Merge, comparison: Comparison) -> None:
             "dtypes.",
             remedy=remedy,
         )
-    copied = {
-        record.get("canonical", "") or name
+    measured = by_stored_name(comparison)
+    changed = [
+        name
         for name, record in merge.tensors.items()
-        if record["method"] == "copy"
-    }
-    changed = [t.name for t in comparison.tensors if t.name in copied and t.norm_delta]
+        if record["method"] == "copy" and name in measured and measured[name].norm_delta
+    ]
     if changed:
         raise VerificationError(
             f"{label} is not the mllm of {merge.path}: {changed[0]} was copied from that, and "

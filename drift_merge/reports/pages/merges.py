@@ -7,7 +7,7 @@ from typing import Any
 
 from drift_merge.merges.manifest import Merge
 from drift_merge.names.modules import canonical_order
-from drift_merge.reports.compare import Comparison
+from drift_merge.reports.compare import Comparison, by_stored_name
 from drift_merge.reports.figures import KINDS, OF_MERGES, FigureKind, Group, TensorFigures
 from drift_merge.reports.pages.document import (
     Document,
@@ -17,7 +17,7 @@ from drift_merge.reports.pages.document import (
     layer_cosines,
 )
 from drift_merge.reports.pages.priors import describe_coverage, given
-from drift_merge.reports.places import LANGUAGE, PARTS, part_of
+from drift_merge.reports.places import PARTS, part_of
 from drift_merge.reports.verdict import Verdict, verdict
 from drift_merge.storage.sizes import in_words
 
@@ -110,7 +110,7 @@ def describe_merge(merge: Merge, comparison: Comparison | None, why_not: str = "
         missing = missing_of(comparison)
     missing |= {"weight": "This method has no weights.", "change_kept": "Nothing was rounded."}
     kinds: tuple[FigureKind, ...] = (*OF_MERGES, *KINDS)
-    found = _verdict(manifest, tensors, comparison)
+    found = _verdict(manifest, comparison)
     return {
         "kind": "merge",
         "title": f"Merge ({manifest['method']}): {sources['mllm']['label']} with {names}",
@@ -129,7 +129,7 @@ def describe_merge(merge: Merge, comparison: Comparison | None, why_not: str = "
 
 def merge_figures(merge: Merge, comparison: Comparison | None = None) -> list[TensorFigures]:
     """What is known of every tensor of a merge: from its manifest, and measured."""
-    measured = {t.name: t for t in comparison.tensors} if comparison else {}
+    measured = by_stored_name(comparison) if comparison else {}
     found = []
     for name, record in merge.tensors.items():
         if "second_name_of" in record:
@@ -142,7 +142,7 @@ def merge_figures(merge: Merge, comparison: Comparison | None = None) -> list[Te
         weights = record.get("weights")
         found.append(
             replace(
-                measured.get(label, plain),
+                measured.get(name, plain),
                 weight=sum(weights) if weights else None,
                 change_kept=record.get("change_kept"),
             )
@@ -150,9 +150,7 @@ def merge_figures(merge: Merge, comparison: Comparison | None = None) -> list[Te
     return sorted(found, key=lambda t: (PARTS.index(t.part), canonical_order(t.name)))
 
 
-def _verdict(
-    manifest: Mapping[str, Any], tensors: Sequence[TensorFigures], comparison: Comparison | None
-) -> Verdict:
+def _verdict(manifest: Mapping[str, Any], comparison: Comparison | None) -> Verdict:
     counts = ", ".join(f"{n:,} {method}" for method, n in manifest["counts"].items())
     kept = manifest["change_kept"]
     second = f"Its tensors: {counts}."
@@ -160,7 +158,7 @@ def _verdict(
         second = f"The output's dtype kept {kept:.0%} of the change; its tensors: {counts}."
     if comparison is None:
         return Verdict("A merge", ("What it changed was not measured.", second), None)
-    tower = Group(tuple(t for t in tensors if t.part == LANGUAGE))
+    tower = Group(comparison.tower)
     if tower.relative_norm is None or tower.cosine is None:
         return Verdict("A merge", ("What it changed is not finite, or has no scale.", second), None)
     first = (

@@ -230,6 +230,7 @@ function drawPanel(place, panel) {
   if (y0 === y1) { const pad = Math.abs(y0) * 0.1 || 1; y0 -= pad; y1 += pad; }
   const [x0, x1] = [xs[0], xs[xs.length - 1]];
   const heights = [0, 1, 2, 3, 4].map(i => y0 + (y1 - y0) * i / 4);
+  const decimals = Math.min(12, Math.max(0, Math.ceil(-Math.log10(y1 - y0)) + 2)), tick = v => String(+v.toFixed(decimals));
   const left = 14 + 7.5 * Math.max(...heights.map(h => tick(h).length));
   const X = v => x1 > x0 ? left + (right - left) * (v - x0) / (x1 - x0) : (left + right) / 2;
   const Y = v => bottom - (bottom - top) * (v - y0) / (y1 - y0);
@@ -238,7 +239,7 @@ function drawPanel(place, panel) {
     svg.append(make("line", { x1: left, x2: right, y1: Y(value), y2: Y(value), class: "axis" }), make("text", { x: left - 6, y: Y(value) + 4, "text-anchor": "end" }, tick(value)));
   }
   const ticks = xs.length <= 6 ? xs : [0, 0.25, 0.5, 0.75, 1].map(f => xs[Math.round(f * (xs.length - 1))]);
-  ticks.forEach((t, i) => svg.append(make("text", { x: X(t), y: bottom + 16, "text-anchor": ticks.length === 1 ? "middle" : i === 0 ? "start" : i === ticks.length - 1 ? "end" : "middle" }, tick(t))));
+  ticks.forEach((t, i) => svg.append(make("text", { x: X(t), y: bottom + 16, "text-anchor": ticks.length === 1 ? "middle" : i === 0 ? "start" : i === ticks.length - 1 ? "end" : "middle" }, String(+t.toPrecision(6)))));
   svg.append(make("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, data.x_label));
   panel.series.forEach((series, i) => {
     const [stroke, dash] = LINES[i % LINES.length];

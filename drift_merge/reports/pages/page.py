@@ -83,7 +83,12 @@ def _verdict(document: Document) -> str:
 <strong>{escape(found["label"])}</strong>
 {sentences}</section>
 {_notes(document)}
-<h2 id="h-scale">Beside published pairs</h2>
+{_scale() if document["kind"] != "merge" else ""}"""
+
+
+def _scale() -> str:
+    """Of a pair of models alone: a merge and its mllm are no such pair."""
+    return """<h2>Beside published pairs</h2>
 <p class="soft">Cosine of the two towers: bars span the layers of each published pair (with the
 points that naive linear merging changed), the thin bar those of this one. Source:
 arXiv 2510.15050.</p>

@@ -81,6 +81,9 @@ def test_the_page_of_a_merge_has_its_weights_and_what_it_changed(made):
     found = cells["layers.1.mlp.up_proj.weight"]["values"]["relative_norm"]
     assert found == pytest.approx(expected, rel=1e-4)
     assert cells["visual.merger.mlp.0.weight"]["values"]["equal"] == 1.0
+    whole = next(row for row in document["modules"] if row["name"] == "all of the tower")
+    assert whole["count"] == len(comparison.tower)
+    assert f"{whole['relative_norm']:.2%}" in document["verdict"]["sentences"][0]
 
 
 def test_a_merge_whose_mllm_is_away_is_shown_from_its_manifest(made):
