@@ -47,6 +47,8 @@ group = entry.group(
             "methods": lazy("methods", "methods", "List the methods: formulas, needs, papers."),
             "guide": lazy("guide", "guide_merge", "Show a page of the manual, or list its topics."),
             "inspect": lazy("inspect", "of_merge", "Show how a merge was made."),
+            "compare": lazy("looking.compare", "compare", "Say where two checkpoints differ."),
+            "report": lazy("looking.report", "of_merge", "Write a page on a merge or a sweep."),
             "verify": lazy("verify", "of_merge", "Read a merge again, and compute a sample anew."),
             "push": lazy("push", "push_merge", "Send a merge to the Hugging Face Hub, privately."),
             "pull": lazy("pull", "pull_merge", "Fetch a merge from the Hub, verified."),

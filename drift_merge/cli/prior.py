@@ -25,6 +25,7 @@ group = entry.group(
         },
         "Look and check": {
             "inspect": lazy("inspect", "of_prior", "Show what a prior is made of."),
+            "report": lazy("looking.report", "of_prior", "Write a page on a prior or a run."),
             "verify": lazy("verify", "of_prior", "Read a prior again, and compute a sample anew."),
             "demo": lazy("demo", "demo", "Run the whole path on a tiny pair made on the spot."),
         },

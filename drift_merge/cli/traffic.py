@@ -15,6 +15,7 @@ from drift_merge.storage.sizes import parse_size
 
 if TYPE_CHECKING:
     from drift_merge.engine.job import Outcome
+    from drift_merge.storage.loans.leases import Traffic
 
 
 def transfers_of(run: CommandOptions, plans: Sequence[Plan]) -> Transfers | None:
@@ -84,7 +85,11 @@ def transfers_json(transfers: Transfers | None, output_bytes: int) -> dict[str, 
 
 def say_traffic(outcome: "Outcome") -> None:
     """What was fetched, on stderr; nothing if nothing was."""
-    traffic = outcome.traffic
+    say_downloads(outcome.traffic)
+
+
+def say_downloads(traffic: "Traffic | None") -> None:
+    """The same of what has no outcome."""
     if traffic is None:
         return
     parts = f", {traffic.num_parts:,} in part" if traffic.num_parts else ""
@@ -98,7 +103,11 @@ def say_traffic(outcome: "Outcome") -> None:
 
 def traffic_json(outcome: "Outcome") -> dict[str, Any]:
     """What was fetched, as a part of the answer; empty if nothing had to be."""
-    traffic = outcome.traffic
+    return traffic_of(outcome.traffic)
+
+
+def traffic_of(traffic: "Traffic | None") -> dict[str, Any]:
+    """The same of what has no outcome."""
     if traffic is None:
         return {}
     return {"traffic": {name: getattr(traffic, name) for name in traffic.__slots__}}

@@ -203,7 +203,7 @@ class Reader:
 
 def walk_steps(
     run: WorkerContext,
-    plan: Plan,
+    plan: Plan | None,
     steps: Sequence[Step],
     measure: Callable[[Step], T],
     *,
@@ -213,7 +213,7 @@ def walk_steps(
 
     Args:
         run: of the stream.
-        plan: whose steps they are.
+        plan: whose steps they are; None where looking is all the work there is.
         steps: all that the method computes.
         measure: what to find of one step; called in inference mode.
         threads: workers.

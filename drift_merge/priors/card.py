@@ -1,5 +1,6 @@
 """The card of a prior: what it is, what it is not, its formula with the sign, how to use it."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from drift_merge.artifacts.card import (
@@ -8,6 +9,7 @@ from drift_merge.artifacts.card import (
     argument,
     front_matter,
     lineage_section,
+    picture_line,
     where,
 )
 from drift_merge.priors.summary import (
@@ -67,14 +69,14 @@ It is of use with {_name(mllm)} alone, whose weights it was computed against.
 {_table(rows)}
 
 {meaning}
-{lineage_section(manifest)}
+{picture_line(published)}{lineage_section(manifest)}
 ## Use
 
 {_use(manifest, published.repo_id if published else "DIR")}
 {published.licenses if published else ""}
 ## Reproduce
 
-    {_command(manifest)}
+    {compute_command(manifest)}
 
 `prior.json` lists every tensor with its norms, cosine and fingerprints. Made with
 {manifest["tool"]["name"]} {manifest["tool"]["version"]}.
@@ -129,11 +131,19 @@ drift-prior verify {place} {roles}
 ```"""
 
 
-def _command(manifest: dict[str, Any]) -> str:
+def compute_command(
+    manifest: dict[str, Any], name: Callable[[Mapping[str, Any]], str] = argument
+) -> str:
+    """The command that makes a prior again.
+
+    Args:
+        manifest: of the prior.
+        name: what a source is called; a local one, if not told, by its label alone.
+    """
     sources, parameters = manifest["sources"], manifest["parameters"]
-    words = ["drift-prior compute", argument(sources["reasoner"]), argument(sources["mllm"])]
+    words = ["drift-prior compute", name(sources["reasoner"]), name(sources["mllm"])]
     if "base" in sources:
-        words += ["--base", argument(sources["base"])]
+        words += ["--base", name(sources["base"])]
     words += ["--modules", parameters["modules"], "--dtype", parameters["dtype"]]
     for key, default in _DEFAULTS.items():
         if (value := parameters.get(key, default)) != default:

@@ -11,10 +11,14 @@ from drift_merge.cli import options, render
 from drift_merge.cli.answers import print_formula, print_merge
 from drift_merge.cli.commands.pull import locate
 from drift_merge.cli.entry import print_json
+from drift_merge.cli.heat_map import print_heat_map
 from drift_merge.merges.manifest import open_merge
 from drift_merge.names.tensors import Finding
 from drift_merge.priors.manifest import open_prior
 from drift_merge.priors.spectra import ModuleSpectrum, spectra
+from drift_merge.reports.figures import KINDS, OF_MERGES
+from drift_merge.reports.figures import of_prior as of_prior_tensors
+from drift_merge.reports.pages.merges import merge_figures
 from drift_merge.storage import sizes
 
 
@@ -30,6 +34,7 @@ def inspect_prior_action(path: Path, *, as_json: bool, with_spectra: bool = Fals
     print_formula(manifest)
     _print_sources(manifest["sources"])
     print(render.prior_table(manifest))
+    print_heat_map(of_prior_tensors(prior.tensors), KINDS[0])
     if with_spectra:
         _print_spectra(spectra(prior))
     _print_size(manifest, len(prior.tensors))
@@ -43,6 +48,7 @@ def inspect_merge_action(path: Path, *, as_json: bool) -> None:
         print_json({"schema": 1, **merge.manifest})
         return
     print_merge(merge.manifest)
+    print_heat_map(merge_figures(merge), OF_MERGES[0])
     _print_size(merge.manifest, len(merge.tensors))
 
 
