@@ -18,15 +18,14 @@ from drift_merge.names.tensors import Part, matrix_shape
 from drift_merge.plans.plan import Step, View
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.headers import TensorInfo
-from drift_merge.storage.loans.cache import ShardCache
-from drift_merge.storage.mapped import MappedCheckpoint
+from drift_merge.storage.mapped import HeldShards, MappedCheckpoint
 from drift_merge.storage.sources import RemoteShard
 
 
 class Inputs(AbstractContextManager["Inputs"]):
     """The mapped sources of a plan. Safe to share between threads."""
 
-    def __init__(self, sources: Sequence[Checkpoint], cache: ShardCache | None = None) -> None:
+    def __init__(self, sources: Sequence[Checkpoint], cache: HeldShards | None = None) -> None:
         self._maps = [MappedCheckpoint(one, cache, share=len(sources)) for one in sources]
         if cache is not None:
             cache.on_evict = self._drop

@@ -2,8 +2,11 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -12,8 +15,11 @@ from drift_merge.engine.workspace import HostBuffer
 from drift_merge.errors import AlignmentError
 from drift_merge.names.tensors import Finding, matrix_shape
 from drift_merge.plans.plan import Plan, Step, View
+from drift_merge.storage.headers import TensorInfo
+from drift_merge.storage.hub.ranges import Range, fetch_ranges, join_ranges
+from drift_merge.storage.sources import RemoteShard
 
-_LAYERS = 8  # of which a sample is read
+_LAYERS, _LAYERS_REMOTE = 8, 3  # of which a sample is read; from the Hub one request each
 _SAMPLE = 2**14  # elements of each
 _PARTS = 3  # tensors of more parts (experts) are looked at as one
 # Merged models are near 1, relatives above 0.5; unrelated matrices of n elements 1 / sqrt(n).
@@ -34,12 +40,16 @@ def refuse_strangers(plan: Plan, findings: tuple[Finding, ...]) -> None:
         AlignmentError: the cosine of one kind of pairs is near 0 and that of most is not.
     """
     is_named = plan.recipe.map_file is not None or any(f.code == "renamed" for f in findings)
-    if not is_named or any(source.remote for source in plan.sources):
+    if not is_named:
         return
     sums: dict[tuple[str, int], torch.Tensor] = defaultdict(lambda: torch.zeros(4))
     first: dict[tuple[str, int], str] = {}
-    with Inputs(plan.sources) as inputs:
-        for kind, step in _sampled(plan):
+    sampled = list(_sampled(plan))
+    with (
+        TemporaryDirectory(prefix="drift-merge-") as folder,
+        Inputs(plan.sources, _Samples(plan, [step for _, step in sampled], folder)) as inputs,
+    ):
+        for kind, step in sampled:
             for region, (begin, end) in enumerate(_regions(step)):
                 one, other = (_read(inputs, view, step, begin, end) for view in step.inputs[:2])
                 dots = [one @ other, one @ one, other @ other, torch.tensor(float(len(one)))]
@@ -59,9 +69,49 @@ def _sampled(plan: Plan) -> Iterator[tuple[str, Step]]:
         is_plain = not any(view.adapter or view.scale or view.rows for view in step.inputs)
         if len(step.inputs) > 1 and step.canonical and len(step.shape) > 1 and is_plain:
             kinds[re.sub(r"\d+", "N", step.canonical)].append(step)
+    layers = _LAYERS_REMOTE if any(source.remote for source in plan.sources) else _LAYERS
     for kind, steps in kinds.items():
-        for step in steps[:: -(-len(steps) // _LAYERS)]:
+        for step in steps[:: -(-len(steps) // layers)]:
             yield kind, step
+
+
+class _Samples:
+    """The rows to compare of the shards that are on the Hub, each at its place in a sparse file."""
+
+    def __init__(self, plan: Plan, steps: Sequence[Step], folder: str) -> None:
+        self.on_evict: Callable[[RemoteShard], None] = lambda _: None  # nothing goes
+        self._folder = Path(folder)
+        ranges: dict[RemoteShard, list[Range]] = defaultdict(list)
+        for step in steps:
+            for begin, end in _regions(step):
+                for view in step.inputs[:2]:
+                    source = plan.sources[view.source]
+                    for info, found in _ranges(source.tensors, view, step, begin, end):
+                        if info.shard in source.remote:
+                            ranges[source.remote[info.shard]].append(found)
+        for shard, wanted in ranges.items():
+            fetch_ranges(shard, join_ranges(wanted), self.path(shard), lambda _: None)
+
+    def path(self, shard: RemoteShard) -> Path:
+        return self._folder / shard.place
+
+    def covers(self, shard: RemoteShard, info: TensorInfo) -> bool:
+        return self.path(shard).is_file()
+
+
+def _ranges(
+    tensors: Mapping[str, TensorInfo], view: View, step: Step, begin: int, end: int
+) -> Iterator[tuple[TensorInfo, Range]]:
+    """Yield where elements [begin, end) of a step, whole rows, are stored: bytes of a shard."""
+    cols = matrix_shape(step.shape)[1]
+    for part in view.parts:
+        top, bottom = max(part.row, begin // cols), min(part.row + part.rows, end // cols)
+        if top < bottom:
+            info = tensors[part.name]
+            first = part.offset + (top - part.row) * part.row_stride
+            last = first + (bottom - top - 1) * part.row_stride + (part.cols - 1) * part.col_stride
+            size = info.size_bytes // prod(info.shape)
+            yield info, (info.start + first * size, info.start + (last + 1) * size)
 
 
 def _regions(step: Step) -> list[tuple[int, int]]:

@@ -51,8 +51,9 @@ class PatchedModel:
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         try:
             with torch.no_grad():
-                sink = _Patch(plan, units, saved)
-                recompute(plan, plan.parameters, device=self._device, sink=sink)
+                steps, sink = plan.parameters, _Patch(plan, units, saved)
+                sinks = dict.fromkeys((step.name for step in steps), sink)
+                recompute(plan, steps, device=self._device, sinks=sinks)
             yield self._model
         finally:
             with torch.no_grad():

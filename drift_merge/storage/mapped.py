@@ -6,18 +6,32 @@ are handed back, so that the resident size stays small however large the model i
 
 import mmap
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from drift_merge.errors import CheckpointError
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.folder.faults import cannot_open
 from drift_merge.storage.folder.limits import Recent, share_of_files
 from drift_merge.storage.headers import TensorInfo
-from drift_merge.storage.loans.cache import ShardCache
+from drift_merge.storage.sources import RemoteShard
 
 # Hand pages back in pieces of this size, so that one large embedding does not pile up.
 RELEASE_BYTES = 32 * 2**20
+
+
+class HeldShards(Protocol):
+    """What is on this disk of shards of the Hub, perhaps for a while, perhaps in part."""
+
+    on_evict: Callable[[RemoteShard], None]  # called before a shard is deleted
+
+    def path(self, shard: RemoteShard) -> Path:
+        """Where a shard lies."""
+
+    def covers(self, shard: RemoteShard, info: TensorInfo) -> bool:
+        """Whether what is wanted of a tensor is there."""
 
 
 class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
@@ -29,7 +43,7 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, cache: ShardCache | None = None, *, share: int = 1
+        self, checkpoint: Checkpoint, cache: HeldShards | None = None, *, share: int = 1
     ) -> None:
         self.checkpoint = checkpoint
         self._cache = cache

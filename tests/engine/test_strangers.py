@@ -7,7 +7,10 @@ import pytest
 
 import drift_merge
 from drift_merge.errors import AlignmentError
+from drift_merge.storage.hub import ranges
 from tests import checkpoints as c
+from tests.hub_server.client import impatient
+from tests.hub_server.models import MLLM, REASONER
 
 MAP = """\
 mllm:
@@ -46,16 +49,18 @@ def write(folder: Path, *, up_first: bool, permuted: bool = False) -> None:
         c.write_checkpoint(folder / side, stored, c.text_config(4))
 
 
-def merge(folder: Path, fused: str) -> Path:
+def merge(folder: Path, fused: str, pair=None, **options) -> Path:
     (folder / "map.yaml").write_text(MAP.replace("FUSED", fused))
-    out = folder / f"merged-{fused}"
+    out = folder / f"merged-{fused}{'-streamed' * bool(pair)}"
+    reasoner, mllm = pair or (folder / "reasoner", folder / "mllm")
     drift_merge.linear(
-        [folder / "reasoner"],
-        folder / "mllm",
+        [reasoner],
+        mllm,
         out,
         weights=[1.0],
         map_file=folder / "map.yaml",
         progress=False,
+        **options,
     )
     return out
 
@@ -74,6 +79,22 @@ def test_halves_are_taken_in_the_order_that_the_map_says(tmp_path, up_first):
         merge(tmp_path, wrong)
     assert "mlp.up_gate_proj" in caught.value.remedy
     assert not (tmp_path / f"merged-{wrong}").exists()
+
+
+def test_models_on_the_hub_are_looked_at_by_a_few_of_their_rows(tmp_path, monkeypatch):
+    write(tmp_path, up_first=True)
+    local = merge(tmp_path, "up_gate_proj")
+    monkeypatch.setattr(ranges, "GAP_BYTES", 0)
+    with impatient(tmp_path / "home", monkeypatch) as hub:
+        for name in (REASONER, MLLM):
+            hub.add_commit(name, tmp_path / name.partition("/")[2])
+        asked = (REASONER, MLLM)
+        with pytest.raises(AlignmentError, match="not the same matrix"):
+            merge(tmp_path, "gate_up_proj", asked, stream=True)
+        sent = [x for x in hub.requests("GET /lfs/") if not x.range]
+        assert not sent  # no shard was fetched whole to find that out
+        out = merge(tmp_path, "up_gate_proj", asked, stream=True)
+    assert c.read_tensors(out) == c.read_tensors(local)
 
 
 def test_rows_in_another_order_are_refused_by_a_prior_too(tmp_path):

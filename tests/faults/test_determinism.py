@@ -49,7 +49,7 @@ def first() -> dict[str, dict[str, bytes]]:
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
-@pytest.mark.parametrize("threads", ["1", "2", "5"])
+@pytest.mark.parametrize("threads", ["1", "5"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_file_has_the_same_bytes_for_any_threads_seed_and_sharding(
     name: str,

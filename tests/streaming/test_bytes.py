@@ -23,8 +23,14 @@ from tests.hub_server.repo import sha256
 from tests.hub_server.server import HubServer
 from tests.streaming.runs import COMMANDS, least_limit, stream, succeed
 
+# The others take half a minute and go the ways of these: pytest -m slow
+_USUAL = ("compute", "linear", "two walks before")
 
-@pytest.mark.parametrize("name", COMMANDS)
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in _USUAL else pytest.mark.slow) for n in COMMANDS],
+)
 def test_streamed_outputs_have_the_bytes_of_others_at_any_limit(
     name: str, hub: HubServer, pair: c.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

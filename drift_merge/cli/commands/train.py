@@ -16,16 +16,24 @@ from drift_merge.cli.running import require_device
 from drift_merge.errors import RecipeError
 from drift_merge.storage.output import check_output
 from drift_merge.trainers.sft.request import TrainingRequest, prepare_training
-from drift_merge.training.options import ATTACH_OPTIONS
+from drift_merge.training.options import ATTACH_OPTIONS, PUBLISHED
 
 Report = Callable[[int, int, Mapping[str, Any]], None]
 
 
-_BIASING = ("alpha", "negate", "rule", "modules", "layers", "schedule")  # of attach()'s options
+# Of attach()'s options.
+_BIASING = (
+    *("alpha", "negate", "rule", "until", "control"),
+    *("modules", "layers", "schedule"),
+)
 
 
-def _parse_alpha(_: click.Context, __: click.Parameter, text: str) -> float | dict[str, float]:
-    """Click callback: `1.0`, or `attn=1.0,mlp=0.5`."""
+def _parse_alpha(
+    _: click.Context, __: click.Parameter, text: str | None
+) -> float | str | dict[str, float] | None:
+    """Click callback: `1.0`, `attn=1.0,mlp=0.5`, `published`, or nothing."""
+    if text is None or text == PUBLISHED:
+        return text
     try:
         if "=" not in str(text):
             return float(text)

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
@@ -23,8 +24,10 @@ from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
 from drift_merge.storage.manifests import to_json
 from drift_merge.trainers.sft.examples import Example, read_examples
+from drift_merge.training.deltas.controls import read_control
 from drift_merge.training.deltas.files import load_prior
-from drift_merge.training.schedules import directed
+from drift_merge.training.options import OWN_RULE, RULE_TRAITS
+from drift_merge.training.schedules import checked_until, directed, strength_of
 
 PLAN, WHOLE = "plan.json", "whole"  # whole: written into a checkpoint after all the rest
 
@@ -36,12 +39,14 @@ class TrainingRequest:
     mllm: str
     data: Path
     prior: str | None  # None: plain supervised fine-tuning
-    alpha: float | dict[str, float] = 1.0
+    alpha: float | str | dict[str, float] | None = None  # None: the rule's default
     negate: bool = False
     rule: str = "adaptive_cosine"
     modules: str = "attn,mlp"
     layers: str | None = None
     schedule: str | None = None  # constant
+    until: float | None = None
+    control: str | None = None
     epochs: float = 1.0
     steps: int | None = None  # optimizer steps; overrides epochs
     learning_rate: float = 1e-6  # peak; cosine to 0
@@ -81,8 +86,7 @@ def prepare_training(request: TrainingRequest, *, quiet: bool = False) -> Traini
     Raises:
         SourceError, CheckpointError, RecipeError, VerificationError.
     """
-    alphas = request.alpha if isinstance(request.alpha, dict) else {"all modules": request.alpha}
-    directed(alphas, negate=request.negate)
+    _require_strength(request)
     examples = read_examples(request.data)
     checkpoint = open_checkpoint(request.mllm, quiet=quiet)
     fetch_carried(checkpoint)
@@ -97,6 +101,15 @@ def prepare_training(request: TrainingRequest, *, quiet: bool = False) -> Traini
     }
     num_steps = request.steps or max(1, math.ceil(round(request.epochs * per_epoch, 6)))
     return TrainingJob(request, checkpoint, examples, num_steps, plan)
+
+
+def _require_strength(request: TrainingRequest) -> None:
+    """Refuse what `attach` would refuse, before a model is loaded."""
+    alpha = strength_of(request.alpha, request.rule, RULE_TRAITS.get(request.rule, OWN_RULE))
+    alphas = alpha if isinstance(alpha, Mapping) else {"all modules": alpha}
+    directed(alphas, negate=request.negate)
+    checked_until(request.until)
+    read_control(request.control)
 
 
 def run_of(out: Path) -> Path:
