@@ -118,7 +118,7 @@ def test_every_option_of_every_method_can_be_varied(method):
             assert name in recipe.options
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.integers(0, 3), st.floats(0.0, 1.0), st.floats(0.1, 0.9))
 def test_every_draw_is_a_recipe(number, weight, density):
     texts = ["method=linear,ties,chat-vector,dare-linear", "weight=0:1", "density=0.1:0.9"]
