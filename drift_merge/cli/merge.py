@@ -41,6 +41,11 @@ group = entry.group(
             "check": lazy(
                 "evaluating.check", "check_command", "Load a merge and let it speak; in seconds."
             ),
+            "evaluate": lazy(
+                "evaluating.evaluate",
+                "evaluate_command",
+                "Evaluate a merge and the unmerged MLLM.",
+            ),
             "search": lazy(
                 "evaluating.search", "search_command", "Search the options that evaluate best."
             ),
