@@ -221,5 +221,9 @@ def _sharding(request: TrainingRequest) -> dict[str, Any]:
         return {"ddp_find_unused_parameters": False} if request.processes > 1 else {}
     return {
         "fsdp": "full_shard auto_wrap" if int(_transformers.__version__[0]) < 5 else True,
-        "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"},
+        # Sharded adapters are saved by accelerate 1.15 and not loaded again.
+        "fsdp_config": {
+            "version": 2,
+            "state_dict_type": "FULL_STATE_DICT" if request.lora else "SHARDED_STATE_DICT",
+        },
     }
