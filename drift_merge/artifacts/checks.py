@@ -18,6 +18,7 @@ from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
 from drift_merge.storage.compressed import describe_stored, stored_fingerprints
 from drift_merge.storage.headers import ShardHeader, TensorInfo
 from drift_merge.storage.measured import InputKey, StoredKey, TensorRecord
+from drift_merge.storage.ranks.meeting import ALONE, Ranks
 from drift_merge.storage.sizes import parse_size
 
 _INPUTS: tuple[InputKey, ...] = (
@@ -44,6 +45,7 @@ def check_files(
     *,
     threads: int,
     progress: Callable[[int], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> VerifyReport:
     """Re-read every shard of an artifact.
 
@@ -53,6 +55,7 @@ def check_files(
         fingerprint_key: which entry of a tensor is the fingerprint of its stored bytes.
         threads: readers.
         progress: called with the bytes read.
+        ranks: the processes that share the reading.
 
     Raises:
         VerificationError: naming the first tensor or file that is wrong.
@@ -68,7 +71,9 @@ def check_files(
         threads=threads,
         inspect=_finite_inspector(bad),
         progress=progress,
+        ranks=ranks,
     )
+    bad = {name: count for found in ranks.gather(bad) for name, count in found.items()}
     unexpected = {name: n for name, n in bad.items() if "nonfinite" not in tensors.get(name, {})}
     if unexpected:
         name = min(unexpected)
@@ -124,6 +129,7 @@ def check_sample(
     seed: int,
     device: str = "cpu",
     cache_limit: str = DEFAULT_CACHE_SIZE,
+    ranks: Ranks = ALONE,
 ) -> tuple[str, ...]:
     """Compute a random sample of tensors again and compare it with the manifest.
 
@@ -135,6 +141,7 @@ def check_sample(
         seed: of the choice.
         device: where to compute.
         cache_limit: of the shards that lie on this disk at a time, if the plan's are on the Hub.
+        ranks: the processes of which each computes some; all take the same seed.
 
     Returns:
         The names of the tensors that were computed again and agree.
@@ -152,10 +159,11 @@ def check_sample(
             remedy="Give the sources that the manifest names.",
         )
     chosen = random.Random(seed).sample(list(plan.steps), min(sample, len(plan.steps)))
-    limit = parse_size(cache_limit)
-    with sample_downloads(plan, [step.name for step in chosen], limit_bytes=limit) as downloads:
-        results = recompute(plan, chosen, device=device, downloads=downloads)
-    for step in chosen:
+    own = chosen[ranks.rank :: ranks.size]
+    limit = parse_size(cache_limit) // ranks.place.local_size
+    with sample_downloads(plan, [step.name for step in own], limit_bytes=limit) as downloads:
+        results = recompute(plan, own, device=device, downloads=downloads)
+    for step in own:
         _compare_result(step, results[step.name], tensors[step.name], fingerprint_key)
     return tuple(step.name for step in chosen)
 

@@ -17,7 +17,7 @@ from drift_merge.maths.methods.options import OPTIONS, Option
 from drift_merge.recipes.options import recipe_options
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE, DTYPE_CODES, PRIOR, SOURCE_DTYPE
 from drift_merge.storage.compressed import COMPRESSED
-from drift_merge.storage.processes import num_cores
+from drift_merge.storage.ranks.environment import own_cores
 
 Decorator = Callable[[Any], Any]
 
@@ -197,7 +197,7 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only the answer
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
-    default=num_cores,
+    default=own_cores,
     show_default="cores",
     metavar="N",
     help="Workers.",

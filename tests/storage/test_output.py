@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from drift_merge.errors import CheckpointError, OutputError, VerificationError
-from drift_merge.storage.output import OutputDirectory, check_output, partial_of
+from drift_merge.storage.output import OutputDirectory
+from drift_merge.storage.outputs.existing import check_output, partial_of
 from tests.checkpoints import read_files
 
 PLAN, OTHER = "xxh3:1", "xxh3:2"

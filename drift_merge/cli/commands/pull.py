@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drift_merge.cli import options
-from drift_merge.cli.entry import print_json
+from drift_merge.cli.entry import print_json, ranks_of_command
 from drift_merge.cli.progress import progress
 from drift_merge.cli.render import note
 from drift_merge.hub import publish
@@ -68,10 +68,13 @@ def locate(text: str, kind: str, *, whole: bool = True, quiet: bool = False) -> 
         quiet: no progress bars.
     """
     path = Path(text).expanduser()
-    if path.exists():
-        return text, path
 
-    return publish.locate(text, getattr(publish, f"{kind}_KIND"), whole=whole, quiet=quiet)
+    def find() -> tuple[str, Path]:
+        if path.exists():
+            return text, path
+        return publish.locate(text, getattr(publish, f"{kind}_KIND"), whole=whole, quiet=quiet)
+
+    return ranks_of_command().host_by_host(find)
 
 
 def _pull(

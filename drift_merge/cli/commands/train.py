@@ -14,7 +14,7 @@ from drift_merge.cli.entry import OFTEN, print_json
 from drift_merge.cli.render import note, table
 from drift_merge.cli.running import require_device
 from drift_merge.errors import RecipeError
-from drift_merge.storage.output import check_output
+from drift_merge.storage.outputs.existing import check_output
 from drift_merge.trainers.sft.request import TrainingRequest, prepare_training
 from drift_merge.training.options import ATTACH_OPTIONS
 
