@@ -191,11 +191,9 @@ def run(group: click.Group, program: str) -> NoReturn:
 def _fail(error: BaseException, program: str, ranks: Ranks, *, as_json: bool) -> int:
     """Report an error, once for all ranks; the exit code."""
     told = ranks.tell(ranks.failure(*_described(error, program)))
-    ended = told.error(at=ranks.rank)
-    if told.rank != ranks.rank and ranks.is_together:
-        kind, message, remedy = _described(ended, program)
-    else:
-        kind, message, remedy = told.kind, told.message, told.remedy
+    kind, message, remedy = told.kind, told.message, told.remedy
+    if told.rank != ranks.rank:
+        kind, message, remedy = _described(told.error(at=ranks.rank), program)
     if told.speaker == ranks.rank != 0:
         ranks.speak()
     _report(kind, message, remedy, as_json=as_json)  # only the first is heard, or the speaker

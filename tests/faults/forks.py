@@ -73,10 +73,10 @@ class Forks:
             request: `count`: names out of CHANGES and SENDS to be counted; `at`: the number of
                 the call that fails, from 1; `do`: "kill", "interrupt", an errno, or "short" (all
                 calls write one byte); `always`: every later counted call fails too; `extent_bytes`;
-                `process_bytes`; `cwd`; `no_root`: without the power to write where the mode
-                forbids it; `disk` and `disk_bytes`: mount a file system of that size there, seen
-                by this run alone; `blind`: neither statvfs nor posix_fallocate tell that it is
-                small. Calls are counted in each process by itself.
+                `process_bytes`; `environment`: variables of the run; `cwd`; `no_root`: without the
+                power to write where the mode forbids it; `disk` and `disk_bytes`: mount a file
+                system of that size there, seen by this run alone; `blind`: neither statvfs nor
+                posix_fallocate tell that it is small. Calls are counted in each process by itself.
         """
         return self.run_all([{"arguments": arguments, **request}])[0]
 
@@ -111,7 +111,8 @@ class Forks:
 def _serve() -> None:
     import huggingface_hub.file_download  # what `--stream` needs
     import huggingface_hub.hf_api  # noqa: F401
-    import torch  # noqa: F401
+    import torch
+    import torch.distributed.rendezvous  # noqa: F401
 
     import drift_merge.artifacts.checks
     import drift_merge.cli.answers
@@ -178,6 +179,7 @@ def _child(request: dict[str, Any], files: Path) -> None:
         os.close(descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request.get("cwd", "/"))
+    os.environ.update(request.get("environment", {}))
     if request.get("no_root"):
         _drop_capabilities()
     flushing.FLUSH_BYTES = request.get("extent_bytes", flushing.FLUSH_BYTES)

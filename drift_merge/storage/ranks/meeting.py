@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from drift_merge.errors import DriftMergeError, SourceError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 JOIN_SECONDS = 300.0  # for all ranks to import torch from a cold disk
+_VERDICT_SECONDS = 5.0  # for the watch, or torchrun, to say what has broken a collective
 _LEAVE_SECONDS = 10.0  # for the others to put down their work after a failure
 
 
@@ -47,6 +49,8 @@ class Ranks:
         self._voice = sys.stderr
         self._store: Any = None
         self._watch: watch.Watch | None = None
+        self._ended: Failure | None = None  # what all end with
+        self._who: list[tuple[str, int]] = []  # host and process of each
         self._count = 0  # of the exchanges so far, equal on all ranks
         self._progress: Callable[[int], None] = lambda _: None
 
@@ -70,6 +74,8 @@ class Ranks:
         """
         if self.is_joined:
             return
+        # The end of a rank is told by us, not by warnings of sockets with a stack in C++.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from torch.distributed import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
@@ -80,12 +86,16 @@ class Ranks:
         self._store = PrefixStore("drift_merge", found[0])
         self.is_joined = True
         others = range(1, self.size) if self.is_first else [0]
-        self._watch = watch.Watch(self._store, self.rank, others, lambda n: self._progress(n))
+        self._watch = watch.Watch(
+            self._store, self.rank, others, lambda n: self._progress(n), self._is_gone
+        )
         self._store.set(f"who/{self.rank}", json.dumps([self._host, os.getpid()]))
         signal.signal(signal.SIGTERM, self._terminated)
         self._store.add("joined", 1)
         if not self._poll(lambda: self._store.add("joined", 0) >= self.size, JOIN_SECONDS):
             raise self._alone(f"{self._store.add('joined', 0)} of {self.size} ranks came")
+        keys = [f"who/{rank}" for rank in range(self.size)]
+        self._who = [json.loads(self._store.get(key)) for key in keys]
         self._watch.start()
 
     def _alone(self, why: str) -> SourceError:
@@ -116,9 +126,12 @@ class Ranks:
         self.join()
         self._count += 1
         keys = [f"gather/{self._count}/{rank}" for rank in range(self.size)]
-        self._store.set(keys[self.rank], json.dumps(value))
-        self._poll(lambda: bool(self._store.check(keys)))
-        return [json.loads(self._store.get(key)) for key in keys]
+        try:
+            self._store.set(keys[self.rank], json.dumps(value))
+            self._poll(lambda: bool(self._store.check(keys)))
+            return [json.loads(self._store.get(key)) for key in keys]
+        except RuntimeError as error:  # of torch: the host of the store is gone
+            raise self._verdict().error(at=self.rank) from error
 
     def wait(self) -> None:
         """Wait until all ranks are here."""
@@ -159,6 +172,10 @@ class Ranks:
             work = dist.all_reduce(tensor, async_op=True)
             self._poll(work.is_completed)
             work.wait()
+        except RuntimeError:
+            # A rank that is gone breaks the collective; who it was is known in a moment.
+            time.sleep(_VERDICT_SECONDS)
+            raise
         finally:
             dist.destroy_process_group()
         return tensor
@@ -200,15 +217,18 @@ class Ranks:
         """
         if not self.is_together:
             return own
-        try:
-            self.join()
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is known already
-            first = Failure(**json.loads(self._store.compare_set("failure", "", own.text())))
-        except (RuntimeError, ValueError, DriftMergeError):
-            return own
-        # What every rank meets by itself is nobody's in particular.
-        is_same = first.kind == own.kind and own.message.endswith(first.message)
-        return replace(first, rank=NOBODY) if is_same else first
+        if self._ended is None:
+            self._ended = own
+            try:
+                self.join()
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is known already
+                first = Failure(**json.loads(self._store.compare_set("failure", "", own.text())))
+            except (RuntimeError, ValueError, DriftMergeError):
+                return own
+            # What every rank meets by itself is nobody's in particular.
+            is_same = (first.kind, first.message) == (own.kind, own.message)
+            self._ended = replace(first, rank=NOBODY) if is_same else first
+        return self._ended
 
     def failure(self, kind: str, message: str, remedy: str) -> Failure:
         """A failure of this rank."""
@@ -216,15 +236,22 @@ class Ranks:
 
     def wait_left(self) -> None:
         """After a failure: wait a while until no other rank writes any more."""
-        keys = [f"left/{rank}" for rank in range(self.size) if rank != self.rank]
+        others = [rank for rank in range(self.size) if rank != self.rank]
         with suppress(RuntimeError):
             if self._store is not None:
-                self._poll(lambda: bool(self._store.check(keys)), _LEAVE_SECONDS)
+                self._poll(lambda: all(map(self._has_left, others)), _LEAVE_SECONDS)
+
+    def _has_left(self, rank: int) -> bool:
+        is_lost = self._watch is not None and self._watch.lost == rank
+        return is_lost or self._is_gone(rank) or bool(self._store.check([f"left/{rank}"]))
 
     def leave(self) -> None:
-        """Nothing more will be done together."""
+        """Nothing more will be done together; the first, which may serve the store, goes last."""
         if self._watch is not None:
             self._watch.stop()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if self.is_first:
+                self.wait_left()
 
     def _terminated(self, *_: object) -> None:
         """Whatever ends this rank from outside: another's failure or loss, or torchrun."""
@@ -232,45 +259,45 @@ class Ranks:
         raise self._verdict().error(at=self.rank)
 
     def _verdict(self) -> Failure:
+        """What has ended this rank: what was told, a rank that is lost, or somebody outside."""
         try:
             if self._store.check(["failure"]):
-                return Failure(**json.loads(self._store.get("failure")))
-            if found := self._find_lost():
-                return self.tell(found)
+                self._ended = Failure(**json.loads(self._store.get("failure")))
+            for rank in () if self._ended else range(self.size):
+                if found := self._loss_of(rank):
+                    return self.tell(found)
         except RuntimeError:
-            pass
-        if self._watch is not None and self._watch.is_store_lost:
             how = "or its torchrun has ended: its store does not answer"
-            return lost(0, "the first host", how, found_by=self.rank)
-        return Failure(self.rank, self._host, INTERRUPTED, "")
+            self._ended = lost(0, "the first host", how, found_by=self.rank)
+        return self._ended or self.tell(Failure(self.rank, self._host, INTERRUPTED, ""))
 
-    def _find_lost(self) -> Failure | None:
-        """A rank that beats no more, or one of this host whose process is gone."""
-        for rank in range(self.size):
-            known = [f"who/{rank}"]
-            if rank == self.rank or not self._store.check(known):
-                continue
-            if self._store.check([f"left/{rank}"]):
-                continue
-            host, process = json.loads(self._store.get(f"who/{rank}"))
-            who, how = f"process {process} on {host}", ""
-            if host == self._host and not _lives(process):
-                how = "ended without a word: it was killed, or crashed"
-            elif self._watch is not None and self._watch.lost == rank:
-                how = f"was not heard of for {watch.LOST_SECONDS:.0f} s"
-            if how:
-                return lost(rank, who, how, found_by=self.rank)
-        return None
+    def _loss_of(self, rank: int) -> Failure | None:
+        """Whether a rank beats no more, or is of this host and its process gone."""
+        if rank == self.rank or self._store.check([f"left/{rank}"]):
+            return None
+        if self._is_gone(rank):
+            how = "ended without a word: it was killed, or crashed"
+        elif self._watch is not None and self._watch.lost == rank:
+            how = f"was not heard of for {watch.LOST_SECONDS:.0f} s"
+        else:
+            return None
+        return lost(rank, "process {1} on {0}".format(*self._who[rank]), how, found_by=self.rank)
+
+    def _is_gone(self, rank: int) -> bool:
+        host, process = self._who[rank]
+        return host == self._host and rank != self.rank and not _lives(process)
 
 
 def _lives(process: int) -> bool:
+    """Whether a process of this host still runs; one that has ended may wait for its parent."""
     try:
         os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
-    return True
+    except OSError:
+        return True  # not ours to ask, or a system without /proc
+    return state.rpartition(")")[2].split()[:1] != ["Z"]
 
 
 ALONE = Ranks(Place())

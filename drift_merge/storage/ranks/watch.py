@@ -18,7 +18,12 @@ class Watch:
     """The watch of one rank over others; start it once, stop it at the end."""
 
     def __init__(
-        self, store: Any, rank: int, others: Iterable[int], progress: Callable[[int], None]
+        self,
+        store: Any,
+        rank: int,
+        others: Iterable[int],
+        progress: Callable[[int], None],
+        is_gone: Callable[[int], bool],
     ) -> None:
         """See the class.
 
@@ -27,8 +32,10 @@ class Watch:
             rank: this one.
             others: the ranks to look at: all for the first, the first for all.
             progress: called with the bytes that the others have done since the last call.
+            is_gone: whether the process of a rank is known to have ended.
         """
         self._store, self._rank, self._progress = store, rank, progress
+        self._is_gone = is_gone
         self._seen = {other: (b"", time.monotonic()) for other in others}
         self._bytes = dict.fromkeys(self._seen, 0)
         self._stopped = threading.Event()
@@ -85,7 +92,7 @@ class Watch:
                 done = int(beat.partition(b":")[2])
                 self._progress(done - self._bytes[other])
                 self._bytes[other] = done
-            elif now - since > LOST_SECONDS:
+            elif now - since > LOST_SECONDS or self._is_gone(other):
                 self.lost = other
                 return True
         return False
