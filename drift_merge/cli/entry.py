@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import click
 
 from drift_merge.errors import DriftMergeError, RecipeError, nearest
+from drift_merge.storage.outputs.existing import Overwrite
 from drift_merge.storage.ranks.environment import place_in
 from drift_merge.storage.ranks.meeting import ALONE, Ranks
 
@@ -28,6 +29,7 @@ INTERRUPTED = 130
 BUG = 70
 _CODES = {error.kind: error.exit_code for error in DriftMergeError.__subclasses__()}
 _CODES["interrupted"] = INTERRUPTED
+_ANY = "--overwrite=any"
 # Looking for garbage among the objects of torch, which stay, takes 0.4 s of every command: at
 # every 700 new objects while it is imported (1 s), and again at the end.
 RARELY, OFTEN = (50_000, 20, 100), gc.get_threshold()
@@ -106,6 +108,10 @@ class CommandGroup(click.Group):
                 f"there is no command {name!r}.{nearest(name, self._lazy)}",
                 remedy=f"Commands: {', '.join(self._lazy)}. See: {ctx.command_path} --help",
             )
+        if _ANY in args:
+            # A flag of click takes no value, and an option with one would swallow a source.
+            args = ["--overwrite" if each == _ANY else each for each in args]
+            ctx.meta[_ANY] = True
         if name in self._lazy:
             _take_place(ctx, self._lazy[name].ranks)
         return super().resolve_command(ctx, args)
@@ -120,6 +126,11 @@ def _take_place(ctx: click.Context, kind: UnderRanks) -> None:
         ranks.begin()
     elif not ranks.is_first:
         ctx.exit(0)
+
+
+def how_to_overwrite(ctx: click.Context, _: click.Parameter, value: bool) -> Overwrite:
+    """Click callback of `--overwrite`, and of `--overwrite=any`."""
+    return "any" if value and ctx.meta.get(_ANY) else value
 
 
 def ranks_of_command() -> Ranks:

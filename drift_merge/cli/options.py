@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from drift_merge.cli import config_file
+from drift_merge.cli.entry import how_to_overwrite
 from drift_merge.cli.running import check_device
 from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.options import OPTIONS, Option
@@ -218,6 +219,13 @@ streaming = chain(
     ),
 )
 
+overwrite_option = click.option(
+    "--overwrite",
+    is_flag=True,
+    callback=how_to_overwrite,
+    help="Replace OUT after success.",
+)
+
 running = chain(
     click.option(
         "--device",
@@ -228,7 +236,7 @@ running = chain(
         help="Where to compute: cpu, cuda, cuda:N.",
     ),
     threads_option,
-    click.option("--overwrite", is_flag=True, help="Replace OUT after success."),
+    overwrite_option,
     click.option("-n", "--dry-run", is_flag=True, help="Stop at the plan and print it."),
     click.option("-v", "--verbose", is_flag=True, help="With --dry-run: one line per tensor."),
     json_option,

@@ -3,8 +3,6 @@
 Two uses: before an output is published, and by `verify`, at any later time, from its manifest.
 """
 
-import mmap
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,9 +10,8 @@ from pathlib import Path
 
 from drift_merge.engine.ranks.division import part_of
 from drift_merge.errors import CheckpointError, VerificationError
-from drift_merge.storage.fingerprints import Fingerprint
+from drift_merge.storage.fingerprints import WINDOW_BYTES, Fingerprint
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
-from drift_merge.storage.mapped import RELEASE_BYTES
 from drift_merge.storage.ranks.meeting import ALONE, Ranks
 
 Inspect = Callable[[TensorInfo, memoryview], None]  # sees every window of every tensor
@@ -149,20 +146,21 @@ def _fingerprint(
     fingerprint = Fingerprint()
     if info.size_bytes == 0:
         return fingerprint.text()
-    first = info.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    with open(directory / info.shard, "rb") as file:
-        end_of_data = info.start + info.size_bytes
-        if os.fstat(file.fileno()).st_size < end_of_data:
-            return "nothing: the file is too short"
-        length = end_of_data - first
-        with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=first) as mapped:
-            for begin in range(info.start - first, length, RELEASE_BYTES):
-                end = min(begin + RELEASE_BYTES, length)
-                with memoryview(mapped) as whole, whole[begin:end] as window:
-                    fingerprint.update(window)
-                    if inspect is not None:
-                        inspect(info, window)
-                page = begin // mmap.PAGESIZE * mmap.PAGESIZE
-                mapped.madvise(mmap.MADV_DONTNEED, page, end - page)
-                progress(end - begin)
+    window = memoryview(bytearray(min(info.size_bytes, WINDOW_BYTES)))
+    with open(directory / info.shard, "rb", buffering=0) as file:
+        file.seek(info.start)
+        left = info.size_bytes
+        while left:
+            piece = window[: min(left, len(window))]
+            filled = 0
+            while filled < len(piece):
+                count = file.readinto(piece[filled:])
+                if not count:
+                    return "nothing: the file is too short"
+                filled += count
+            fingerprint.update(piece)
+            if inspect is not None:
+                inspect(info, piece)
+            progress(len(piece))
+            left -= len(piece)
     return fingerprint.text()

@@ -25,7 +25,13 @@ from drift_merge.errors import CheckpointError, OutputError, VerificationError
 from drift_merge.storage.copying import copy_file, write_file
 from drift_merge.storage.journal import Journal, read_journal
 from drift_merge.storage.measured import Results
-from drift_merge.storage.outputs.existing import finished_plan, partial_of, real, refuse_existing
+from drift_merge.storage.outputs.existing import (
+    Overwrite,
+    finished_plan,
+    partial_of,
+    real,
+    refuse_existing,
+)
 from drift_merge.storage.outputs.filesystems import file_system_of
 from drift_merge.storage.outputs.lock import DirectoryLock
 from drift_merge.storage.ranks.meeting import ALONE, Ranks
@@ -44,7 +50,7 @@ class OutputDirectory:
         is_published: the same plan had already been published when this run began.
     """
 
-    def __init__(self, out: Path, *, plan: str, overwrite: bool, ranks: Ranks = ALONE) -> None:
+    def __init__(self, out: Path, *, plan: str, overwrite: Overwrite, ranks: Ranks = ALONE) -> None:
         self.out = real(out)  # a rename must replace what a link leads to, not the link
         self.plan = plan
         self.overwrite = overwrite

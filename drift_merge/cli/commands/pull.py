@@ -12,6 +12,7 @@ from drift_merge.cli.progress import progress
 from drift_merge.cli.render import note
 from drift_merge.hub import publish
 from drift_merge.hub.publish import MERGE_KIND, PRIOR_KIND, pull_artifact
+from drift_merge.storage.outputs.existing import Overwrite
 from drift_merge.storage.sizes import size
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _OPTIONS = options.chain(
     click.option("-o", "--output", type=options.PATH, required=True, help="Directory to create."),
-    click.option("--overwrite", is_flag=True, help="Replace OUT after success."),
+    options.overwrite_option,
     options.threads_option,
     options.json_option,
     options.quiet_option,
@@ -82,7 +83,7 @@ def _pull(
     source: str,
     *,
     output: Path,
-    overwrite: bool,
+    overwrite: Overwrite,
     threads: int,
     as_json: bool,
     quiet: bool,

@@ -165,7 +165,7 @@ _training_options = options.chain(
     show_default=True,
     help="auto: cuda where there is one.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace OUT after success.")
+@options.overwrite_option
 @click.option("-n", "--dry-run", is_flag=True, help="Check the inputs, print the plan and stop.")
 @options.json_option
 @options.quiet_option

@@ -1,21 +1,25 @@
 """What lies where an output is to be: refused, or replaced where the user asked for it."""
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from drift_merge.errors import OutputError
 from drift_merge.storage.journal import read_journal
 from drift_merge.storage.shards import cannot_read
 
+Overwrite = bool | Literal["any"]  # True: what this package has made
 
-def check_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
+
+def check_output(out: Path, inputs: Iterable[Path], *, overwrite: Overwrite) -> None:
     """Refuse an output that exists, or that could destroy an input or the place we work in.
 
     Args:
         out: the directory to be created.
         inputs: local directories that are read.
-        overwrite: an existing `out` may be replaced.
+        overwrite: an existing `out` may be replaced: True if it is ours, "any" whatever it is.
 
     Raises:
         OutputError: naming the clash.
@@ -43,7 +47,7 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def refuse_existing(out: Path, *, overwrite: bool) -> None:
+def refuse_existing(out: Path, *, overwrite: Overwrite) -> None:
     """Refuse to write where something is, unless it may be replaced.
 
     Raises:
@@ -60,6 +64,24 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
             f"{out} exists already.",
             remedy="Choose another directory with -o, or replace it: add --overwrite.",
         )
+    if overwrite is True and _holds_anything(out) and not _is_ours(out):
+        raise OutputError(
+            f"{out} holds files, and none of them says that drift_merge has made it.",
+            remedy="Choose another directory with -o, or replace it all the same: --overwrite=any",
+        )
+
+
+def _is_ours(directory: Path) -> bool:
+    """Whether a manifest of ours lies there: a JSON object whose tool is this package."""
+    for path in directory.glob("*.json"):
+        try:
+            value = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        tool = value.get("tool") if isinstance(value, dict) else None
+        if isinstance(tool, dict) and tool.get("name") == "drift_merge":
+            return True
+    return False
 
 
 def _holds_anything(directory: Path) -> bool:

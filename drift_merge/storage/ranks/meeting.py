@@ -76,7 +76,7 @@ class Ranks:
             return
         # The end of a rank is told by us, not by warnings of sockets with a stack in C++.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        from torch.distributed import PrefixStore
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
         from torch.distributed.rendezvous import rendezvous
 
         try:
@@ -164,7 +164,7 @@ class Ranks:
         is_cuda = tensor.device.type == "cuda"
         dist.init_process_group(
             "nccl" if is_cuda else "gloo",
-            store=dist.PrefixStore(f"group/{self._count}", self._store),
+            store=dist.PrefixStore(f"group/{self._count}", self._store),  # type: ignore[attr-defined]
             rank=self.rank,
             world_size=self.size,
         )

@@ -22,7 +22,7 @@ from drift_merge.recipes.words import NEAREST
 from drift_merge.storage import fingerprints
 from drift_merge.storage.manifests import describe_tool, to_json
 from drift_merge.storage.output import OutputDirectory
-from drift_merge.storage.outputs.existing import check_output
+from drift_merge.storage.outputs.existing import Overwrite, check_output
 from drift_merge.trainers.hf import DriftCallback
 from drift_merge.trainers.sft.curves import steps_of, to_csv, to_png
 from drift_merge.trainers.sft.disk import full_disk_named
@@ -52,7 +52,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     device: str = "cpu",
     progress: StepProgress = lambda step, total, log: None,
 ) -> dict[str, Any]:
