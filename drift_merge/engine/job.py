@@ -202,7 +202,8 @@ def _publish(
         return
     if ranks.size > 1:
         output.gather_journals()
-        results.update({step.name: output.finished[step.name] for step in job.plan.steps})
+        # In the order of the plan, since means over all tensors depend on it.
+        results = {step.name: output.finished[step.name] for step in job.plan.steps}
     if job.plan.layout.index is not None:
         output.write_file(*job.plan.layout.index)
     job.finish(output, results)
