@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from tests.checkpoints import SIDECARS, Pair, make_pair, read_files  # noqa: E402
 from tests.faults.forks import CHANGES, Forks, Run  # noqa: E402
 from tests.faults.harness import run as run_here  # noqa: E402
+from tests.faults.test_ranks import run_ranks  # noqa: E402
 
 BATCH = 4
 DOCUMENTED = {0, 1, 2, 3, 4, 5, 6, 130}
@@ -225,6 +226,33 @@ def clocks(soak: Soak, chance: random.Random) -> None:
     soak.finish("clock goes back", name, outs, runs, {0})
 
 
+def ranks(soak: Soak, chance: random.Random) -> None:
+    """One of several ranks is killed, or its disk is full; another number of ranks goes on."""
+    name = chance.choice(list(COMMANDS))
+    out = soak.outs(chance)[0]
+    last = soak.counts[f"calls of {name}"] // 2
+    blow: dict[str, Any] = {"count": CHANGES, "at": chance.randint(1, last), "do": "kill"}
+    if chance.random() < 0.3:
+        blow |= {"do": errno.ENOSPC, "count": ("pwrite", "write"), "always": True}
+    size = chance.randint(2, 4)
+    victim = chance.randrange(size)
+    arguments = soak.request(name, out)["arguments"]
+    runs = run_ranks(soak.forks, size, arguments, {victim: blow})
+    told = "".join(run.stderr for run in runs)
+    codes = {run.code for number, run in enumerate(runs) if number != victim}
+    soak.check("rank struck", len(codes) == 1 and codes <= {0, 6, 70}, runs)
+    soak.check("rank struck", "Traceback" not in told and "a bug" not in told, runs)
+    soak.check("rank struck", 0 in codes or f"rank {victim}" in told or codes == {6}, runs)
+    soak.check("rank struck", not out.exists() or read_files(out) == soak.whole[name], runs)
+    if not out.exists():
+        runs = run_ranks(soak.forks, chance.randint(1, 4), arguments)
+        soak.check("rank struck", {run.code for run in runs} == {0}, "rerun", runs)
+        soak.check("rank struck", read_files(out) == soak.whole[name], "rerun differs")
+        soak.counts["  of them resumed"] += 1
+    soak.counts["rank struck"] += 1
+    shutil.rmtree(out.parent)
+
+
 ROUNDS: tuple[tuple[int, Callable[[Soak, random.Random], None]], ...] = (
     (8, kills),
     (8, faults),
@@ -232,6 +260,7 @@ ROUNDS: tuple[tuple[int, Callable[[Soak, random.Random], None]], ...] = (
     (4, damage),
     (1, races),
     (1, clocks),
+    (4, ranks),
 )
 
 
