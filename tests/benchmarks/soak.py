@@ -24,9 +24,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.checkpoints import SIDECARS, Pair, make_pair, read_files  # noqa: E402
-from tests.faults.forks import CHANGES, Forks, Run  # noqa: E402
+from tests.faults.forks import CHANGES, Forks, Run, run_ranks  # noqa: E402
 from tests.faults.harness import run as run_here  # noqa: E402
-from tests.faults.test_ranks import run_ranks  # noqa: E402
 
 BATCH = 4
 DOCUMENTED = {0, 1, 2, 3, 4, 5, 6, 130}

@@ -108,6 +108,30 @@ class Forks:
         self._server.stdout.close()
 
 
+def places(size: int) -> list[dict[str, str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    every = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    every |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    return [{**every, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+
+
+def run_ranks(
+    forks: Forks,
+    size: int,
+    arguments: Sequence[str],
+    struck: Mapping[int, Mapping[str, Any]] | None = None,
+) -> list[Run]:
+    """One command on `size` ranks; `struck` says what befalls some of them."""
+    requests = [
+        {"arguments": arguments, "environment": place, "extent_bytes": 2000}
+        | dict((struck or {}).get(rank, {}))
+        for rank, place in enumerate(places(size))
+    ]
+    return forks.run_all(requests)
+
+
 def _serve() -> None:
     import huggingface_hub.file_download  # what `--stream` needs
     import huggingface_hub.hf_api  # noqa: F401

@@ -5,15 +5,12 @@ Each rank is a fork with torchrun's variables; the first serves the store, as wi
 
 import errno
 import shutil
-import socket
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.checkpoints import Pair, make_pair, read_files
-from tests.faults.forks import CHANGES, Forks, Run
+from tests.faults.forks import CHANGES, Forks, run_ranks
 
 ANCESTOR = ("ties", "task-arithmetic")
 COMMANDS = {
@@ -34,30 +31,6 @@ def command(name: str, pair: Pair, out: Path, *options: str) -> list[str]:
     base = ["--base", str(pair.reasoner)] if name in ANCESTOR else []
     words = [*COMMANDS[name], *pair.arguments, *base, "-o", str(out), "--threads", "1"]
     return [*words, "--max-shard-size", "3KB", *options]
-
-
-def places(size: int) -> list[dict[str, str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    every = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-    every |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    return [{**every, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-
-
-def run_ranks(
-    forks: Forks,
-    size: int,
-    arguments: Sequence[str],
-    struck: Mapping[int, Mapping[str, Any]] | None = None,
-) -> list[Run]:
-    """One command on `size` ranks; `struck` says what befalls some of them."""
-    requests = [
-        {"arguments": arguments, "environment": place, "extent_bytes": 2000}
-        | dict((struck or {}).get(rank, {}))
-        for rank, place in enumerate(places(size))
-    ]
-    return forks.run_all(requests)
 
 
 def whole(forks: Forks, name: str, pair: Pair, out: Path) -> dict[str, bytes]:
