@@ -20,6 +20,9 @@ group = entry.group(
             "align": lazy("align", "align", "Say who is who in two models, from headers alone."),
             "compute": lazy("compute", "compute", "Stream the prior to safetensors shards."),
             "compress": lazy("compress", "compress_command", "Store a prior in 8 bits."),
+            "extract-lora": lazy(
+                "deriving.extract_lora", "extract_lora", "Write a prior as a LoRA adapter."
+            ),
             "apply": lazy("apply", "apply", "Add a prior to its MLLM: a complete checkpoint."),
             "train": lazy("train", "train", "Fine-tune an MLLM, biased towards the reasoner."),
         },
