@@ -23,6 +23,7 @@ group = entry.group(
             "extract-lora": lazy(
                 "deriving.extract_lora", "extract_lora", "Write a prior as a LoRA adapter."
             ),
+            "combine": lazy("deriving.combine", "combine", "Add up, negate or restrict priors."),
             "apply": lazy("apply", "apply", "Add a prior to its MLLM: a complete checkpoint."),
             "train": lazy("train", "train", "Fine-tune an MLLM, biased towards the reasoner."),
         },
