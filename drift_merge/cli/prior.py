@@ -24,6 +24,10 @@ group = entry.group(
                 "compute", "compute", "Stream the prior to safetensors shards.", TOGETHER
             ),
             "compress": lazy("compress", "compress_command", "Store a prior in 8 bits.", TOGETHER),
+            "extract-lora": lazy(
+                "deriving.extract_lora", "extract_lora", "Write a prior as a LoRA adapter."
+            ),
+            "combine": lazy("deriving.combine", "combine", "Add up, negate or restrict priors."),
             "apply": lazy(
                 "apply", "apply", "Add a prior to its MLLM: a complete checkpoint.", TOGETHER
             ),

@@ -16,6 +16,7 @@ from drift_merge.engine.context import WorkerContext
 from drift_merge.engine.nonfinite import count_all, refuse_nonfinite
 from drift_merge.engine.reader import Raw, Reader
 from drift_merge.engine.settings import settings_of
+from drift_merge.engine.storing.combining import Combination
 from drift_merge.engine.storing.compressing import Compressing, Sink, through
 from drift_merge.engine.storing.factoring import Factoring
 from drift_merge.engine.whole_model import Surveyed
@@ -26,7 +27,7 @@ from drift_merge.maths.measures import Sampler, count_nonfinite
 from drift_merge.maths.methods.spectral import calibration
 from drift_merge.maths.methods.spectral.by_matrix import ByMatrix
 from drift_merge.maths.rounding import Kept, change_kept, round_stochastically
-from drift_merge.plans.plan import Plan, Step
+from drift_merge.plans.plan import COMBINE, Plan, Step
 from drift_merge.recipes.recipe import method_of
 from drift_merge.recipes.words import PRIOR, STOCHASTIC
 from drift_merge.storage import fingerprints
@@ -222,6 +223,9 @@ def _formula(target: OutputTarget, reader: Reader, sums: PairSums) -> tuple[Form
         return lambda _, loaded: loaded[0], None
     if step.method == PRIOR:
         return lambda _, loaded: _delta(loaded, sums), None
+    if step.method == COMBINE:
+        combination = Combination(step.coefficients)
+        return lambda _, loaded: combination.add_up(loaded), combination
     method = method_of(target.plan.recipe)
     settings = settings_of(target.plan, step)
     state = None
@@ -275,6 +279,8 @@ def _summary(work: _StepWork, inputs: list[str]) -> TensorRecord:
         result.update(_statistics(work.sums))
     elif len(inputs) > 1:
         result["fingerprint_reasoners"] = inputs[1:]
+    is_combined = isinstance(work.state, Combination)
+    result.update(work.state.summary() if is_combined else TensorRecord())
     if work.form is not None:
         result.update(work.form.summary())
     if step.weights:

@@ -31,6 +31,8 @@ from drift_merge.storage.manifests import TOOL
 from drift_merge.storage.quantized import FLOATS, quantized_error
 from drift_merge.storage.shards import ShardLayout, lay_out
 
+COMBINE = "combine"  # the method of a step that adds up deltas
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -66,6 +68,7 @@ class Step:
     second_name_of: str = ""  # name of the output tensor that is the same parameter
     matrices: tuple[Matrix, ...] = ()  # of a prior's tensor, in the order of their factors
     rank: int = 0  # of the factors that are written for it; 0: it is written itself
+    coefficients: tuple[float, ...] = ()  # of a combination of priors, one per input
 
     @property
     def stored(self) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -178,7 +181,8 @@ def _step_key(step: Step) -> list[Any]:
         key = repr([view.source, names if view.is_identity else view.parts, view.adapter])
         rows = fingerprints.of_bytes(bytes(memoryview(view.rows.rows))) if view.rows else ""  # type: ignore[arg-type]
         views.append(key + rows)
-    return [step.name, step.method, list(step.weights), step.mllm_weight, views]
+    numbers = [*step.weights, *step.coefficients]
+    return [step.name, step.method, numbers, step.mllm_weight, views]
 
 
 def build_plan(

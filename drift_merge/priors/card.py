@@ -140,6 +140,8 @@ def compute_command(
         manifest: of the prior.
         name: what a source is called; a local one, if not told, by its label alone.
     """
+    if "combined_from" in manifest:
+        return str(manifest["combined_from"]["command"])
     sources, parameters = manifest["sources"], manifest["parameters"]
     words = ["drift-prior compute", name(sources["reasoner"]), name(sources["mllm"])]
     if "base" in sources:

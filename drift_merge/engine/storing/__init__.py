@@ -1,6 +1,6 @@
-"""Writes the tensors of priors that are compressed or of low rank, and measures what they keep.
+"""Writes the tensors of priors that are combined, compressed or of low rank, and measures them.
 
 Must not know how delta was computed, or whose it is.
 
-Read: compressing, factoring.
+Read: combining, compressing, factoring.
 """
