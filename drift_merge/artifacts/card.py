@@ -28,6 +28,7 @@ class Published:
     repo_id: str  # "org/name"
     license: Mapping[str, str]  # of the front matter
     licenses: str  # the section
+    picture: str = ""  # file name of heat maps that lie beside it; empty: there are none
 
 
 def front_matter(
@@ -66,6 +67,13 @@ def argument(source: Mapping[str, Any]) -> str:
     if source["repo_id"]:
         return f"{source['repo_id']}@{source['revision']}"
     return str(source["label"])
+
+
+def picture_line(published: Published | None) -> str:
+    """The picture beside a published card, or nothing."""
+    if published is None or not published.picture:
+        return ""
+    return f"\n![By layer and module: relative norm and cosine]({published.picture})\n"
 
 
 def lineage_section(manifest: Mapping[str, Any]) -> str:

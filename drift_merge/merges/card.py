@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from drift_merge.artifacts.card import Published, argument, front_matter, lineage_section, where
+from drift_merge.artifacts.card import (
+    Published,
+    argument,
+    front_matter,
+    lineage_section,
+    picture_line,
+    where,
+)
 from drift_merge.storage.sizes import in_words
 
 
@@ -39,7 +46,7 @@ byte for byte.
 {_rows(sources)}
 
 {_facts(manifest)}
-{lineage_section(manifest)}{_evaluations(manifest)}
+{picture_line(published)}{lineage_section(manifest)}{_evaluations(manifest)}
 ## Use and check
 
 {_use(manifest, published.repo_id if published else "DIR")}

@@ -54,7 +54,7 @@ BESIDE = {
     "max_iter": {"tol": 0.0},
     "norm": {"rank": 1},
     "frank_decay": {"frank_decay": 0.1},
-    **{key: {"threshold": 1.0} for key in ("boost", "counts", "max_overlap")},
+    **{key: {"threshold": 0.01} for key in ("boost", "counts", "max_overlap")},
     "calibrate_alpha": {"calibrate": "svc"},
 }
 OPTION_CASES = [
