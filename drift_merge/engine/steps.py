@@ -301,14 +301,10 @@ def _of_merge(work: _StepWork) -> TensorRecord:
         if work.state.stable_rank is not None:
             found["stable_rank"] = work.state.stable_rank
         found["norm_made"] = work.state.norm if isfinite(work.state.norm) else None
-    if kept is None or work.round_key is None:
-        return {**found, "change_kept": None if kept is None else kept.fraction}
-    return {
-        **found,
-        "change_kept": kept.fraction,
-        "change_kept_error": kept.error,
-        "rounding_noise": kept.noise,
-    }
+    found["change_kept"] = None if kept is None else kept.fraction
+    if kept is not None and work.round_key is not None:
+        found["change_kept_error"], found["rounding_noise"] = kept.error, kept.noise
+    return found
 
 
 def _statistics(sums: PairSums) -> TensorRecord:

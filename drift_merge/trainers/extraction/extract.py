@@ -17,7 +17,8 @@ from drift_merge.priors.verify import verify_prior
 from drift_merge.recipes.words import DTYPE_CODES
 from drift_merge.storage import fingerprints
 from drift_merge.storage.manifests import to_json
-from drift_merge.storage.output import OutputDirectory, check_output
+from drift_merge.storage.output import OutputDirectory
+from drift_merge.storage.outputs.existing import check_output
 from drift_merge.trainers.extraction import adapter as files
 from drift_merge.trainers.extraction.adapter import Adapter
 from drift_merge.trainers.extraction.factors import Pair, factorize
