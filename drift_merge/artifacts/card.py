@@ -49,7 +49,7 @@ def front_matter(
     if hub_ids:
         listed |= {"base_model": hub_ids, "base_model_relation": relation}
     order = ("license", "license_name", "license_link", "library_name", "pipeline_tag")
-    keys = [*order, "base_model", "base_model_relation", "tags"]
+    keys = [*order, "base_model", "base_model_relation", "tags", "model-index"]
     block = {key: listed[key] for key in keys if listed.get(key)}
     return f"---\n{yaml.safe_dump(block, sort_keys=False)}---\n"
 

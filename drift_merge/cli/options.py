@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from drift_merge.cli import config_file
+from drift_merge.cli.entry import how_to_overwrite
 from drift_merge.cli.running import check_device
 from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.options import OPTIONS, Option
@@ -18,7 +19,7 @@ from drift_merge.maths.methods.table import SPECTRAL
 from drift_merge.recipes.options import recipe_options
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE, DTYPE_CODES, PRIOR, SOURCE_DTYPE
 from drift_merge.storage.forms.compressed import COMPRESSED
-from drift_merge.storage.processes import num_cores
+from drift_merge.storage.ranks.environment import own_cores
 
 Decorator = Callable[[Any], Any]
 
@@ -209,7 +210,7 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only the answer
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
-    default=num_cores,
+    default=own_cores,
     show_default="cores",
     metavar="N",
     help="Workers.",
@@ -243,10 +244,17 @@ interpreter = click.option(
     metavar="PATH",
     help="Interpreter that has what it needs.  [default: this one]",
 )
+overwrite_option = click.option(
+    "--overwrite",
+    is_flag=True,
+    callback=how_to_overwrite,
+    help="Replace OUT after success.",
+)
+
 running = chain(
     device_option,
     threads_option,
-    click.option("--overwrite", is_flag=True, help="Replace OUT after success."),
+    overwrite_option,
     click.option("-n", "--dry-run", is_flag=True, help="Stop at the plan and print it."),
     click.option("-v", "--verbose", is_flag=True, help="With --dry-run: one line per tensor."),
     json_option,

@@ -5,12 +5,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from drift_merge.cli import render
+from drift_merge.cli.entry import ranks_of_command
 from drift_merge.cli.progress import progresses
 from drift_merge.cli.running import CommandOptions, require_device
 from drift_merge.engine.job import RunOptions
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.transfers import Transfers, plan_transfers
 from drift_merge.storage import sizes
+from drift_merge.storage.ranks.environment import own_device
 from drift_merge.storage.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -37,18 +39,22 @@ def engine_options(
     Raises:
         RecipeError: there is no such device.
     """
-    require_device(run.device)
+    ranks = ranks_of_command()
+    device = own_device(run.device, ranks.place)
+    require_device(device)
+    ranks.join()
     totals = {"Streaming": write_bytes}
     if transfers is not None:
         totals["Downloading"] = transfers.download_bytes
     with progresses(totals, quiet=run.quiet or run.as_json) as (advance, *more):
         yield RunOptions(
             threads=run.threads,
-            device=run.device,
+            device=device,
             overwrite=run.overwrite,
-            progress=advance,
+            progress=ranks.count_progress(advance),
             cache_limit=parse_size(run.cache_limit),
             arrived=more[0] if more else lambda _size: None,
+            ranks=ranks,
         )
 
 

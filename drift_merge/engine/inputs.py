@@ -1,6 +1,6 @@
 """Reads the stored values of the inputs, in the order of the output tensor.
 
-An identity view is a window on the map, without a copy. A view in parts (fused or split
+An identity view is read as it lies. A view in parts (fused or split
 projections, experts, transposed experts) or in rows (other vocabularies) is put together in
 scratch memory, chunk by chunk.
 """
@@ -30,6 +30,11 @@ class Inputs(AbstractContextManager["Inputs"]):
         self._maps = [MappedCheckpoint(one, cache, share=len(sources)) for one in sources]
         if cache is not None:
             cache.on_evict = self._drop
+
+    def require_sizes(self) -> None:
+        """Look whether a shard has changed its size; see `MappedCheckpoint.require_sizes`."""
+        for mapped in self._maps:
+            mapped.require_sizes()
 
     def drop_remote(self) -> None:
         """Unmap all shards of the cache, which another process may be about to delete."""
@@ -70,9 +75,10 @@ class Inputs(AbstractContextManager["Inputs"]):
         if view.is_identity:
             info = self._info(view.source, view.parts[0].name)
             dtype = TORCH_DTYPES[info.dtype]
-            size = dtype.itemsize
-            data = self._maps[view.source].view(info, begin * size, end * size)
-            return torch.frombuffer(data, dtype=dtype), data
+            values = scratch.tensor(dtype, end - begin)
+            data = scratch.bytes((end - begin) * dtype.itemsize)
+            self._maps[view.source].read(info, begin * dtype.itemsize, data)
+            return values, data
         dtype = self.dtype(view)
         _, cols = matrix_shape(shape)
         target = scratch.tensor(dtype, end - begin)

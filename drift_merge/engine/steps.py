@@ -98,9 +98,12 @@ def _copy(run: WorkerContext, bundle: Bundle) -> list[TensorRecord]:
     view = step.inputs[0]
     source = plan.info(view.parts[0], view.source)
     mapped = run.inputs.mapped(view.source)
+    memory = run.workspace().scratch(0)
+    memory.tensor(torch.uint8, min(info.size_bytes, _COPY_WINDOW))
     for begin in range(0, info.size_bytes, _COPY_WINDOW):
         end = min(begin + _COPY_WINDOW, info.size_bytes)
-        data = mapped.view(source, begin, end)
+        data = memory.bytes(end - begin)
+        mapped.read(source, begin, data)
         fingerprint.update(data)
         for target in bundle:
             target.writer.write(target.info, begin, data)

@@ -42,6 +42,7 @@ from drift_merge.storage.hub.artifacts import (
     fetch_manifest,
     list_remote,
 )
+from drift_merge.storage.outputs.existing import Overwrite
 from drift_merge.storage.sources import Source, parse_source
 
 _log = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ def pull_artifact(
     text: str,
     out: Path,
     *,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     threads: int = 1,
     progress: ProgressBar = no_progress,
     say: Notify = lambda _: None,
@@ -286,13 +287,13 @@ def push(
     return push_prepared(kind, ready, _log.info).url
 
 
-def pull(source: str, directory: str | Path, *, overwrite: bool = False) -> Path:
+def pull(source: str, directory: str | Path, *, overwrite: Overwrite = False) -> Path:
     """Fetch a prior or a merge from the Hub, verified; return where it is.
 
     Args:
         source: `org/name` or `org/name@revision`.
         directory: to create; absent or whole, whatever happens.
-        overwrite: replace an existing one after success.
+        overwrite: replace an existing one of ours after success; "any": whatever is there.
 
     Raises:
         SourceError, CheckpointError, VerificationError, OutputError, RecipeError.

@@ -366,7 +366,7 @@ def test_the_doctor_reports_versions_extras_devices_cache_token_and_disk(
     assert found["schema"] == 1
     assert found["versions"]["python"] == sys.version.split()[0]
     assert found["versions"]["torch"]
-    assert set(found["extras"]) == {"tokenizers", "train", "report", "test"}
+    assert set(found["extras"]) >= {"tokenizers", "train", "report", "test"}
     assert found["extras"]["test"]["packages"]["pytest"] == pytest.__version__
     assert found["devices"][0]["name"] == "cpu"
     assert found["threads"] >= 1

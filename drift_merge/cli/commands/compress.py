@@ -88,7 +88,6 @@ def _print_sizes(before: "Prior", after: "Prior") -> None:
     num_bytes = [prior.manifest["size_bytes"] for prior in (before, after)]
     stored = [prior.manifest["parameters"] for prior in (before, after)]
     names = [p["dtype"] + (f" rank {p['rank']}" if p.get("rank") else "") for p in stored]
-    print(
-        f"{names[0]} {size(num_bytes[0])} -> {names[1]} {size(num_bytes[1])} "
-        f"({num_bytes[1] / max(num_bytes[0], 1):.2%})"
-    )
+    share = num_bytes[1] / max(num_bytes[0], 1)
+    said = f"{share:.0%}" if share > 0.1 else f"{share:.2%}"  # of low rank it is tiny
+    print(f"{names[0]} {size(num_bytes[0])} -> {names[1]} {size(num_bytes[1])} ({said})")

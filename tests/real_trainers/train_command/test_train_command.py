@@ -2,13 +2,8 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,39 +14,13 @@ pytest.importorskip("PIL")
 
 from tests import checkpoints as c
 from tests.real_trainers import tiny
+from tests.real_trainers.train_command.commands import ENVIRONMENT, command, kill_at, run
 
 pytestmark = [
     pytest.mark.engines,
     pytest.mark.filterwarnings("default"),
     pytest.mark.timeout(600),
 ]
-ROOT = Path(__file__).parents[2]
-TRAINED = ("--steps", "8", "--lr", "0.01", "--batch-size", "2", "--accumulation", "2")
-
-
-@pytest.fixture(scope="module")
-def setup(tmp_path_factory):
-    setup = tiny.make_setup("llava", tmp_path_factory.mktemp("llava"))
-    tiny.write_llava_processor(setup.mllm)
-    tiny.write_questions(setup.mllm.parent)
-    return setup
-
-
-def command(setup, out, *more, prior=True):
-    data = setup.mllm.parent / "data.jsonl"
-    given = ["--prior", str(setup.prior)] if prior else ["--no-prior"]
-    words = [str(setup.mllm), "--data", str(data), *given, "-o", str(out), "--device", "cpu"]
-    main = "from drift_merge.cli.prior import main; main()"
-    return [sys.executable, "-c", main, "train", *words, *TRAINED, *more]
-
-
-def run(words, code=0):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
-    assert done.returncode == code, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -93,29 +62,38 @@ def test_everything_beside_the_weights_is_the_mllms(setup, undisturbed):
         assert after[name] == before[name]
 
 
-def test_a_killed_and_resumed_run_gives_the_same_bytes(setup, undisturbed, tmp_path):
-    out = tmp_path / "out"
-    words = command(setup, out, "--schedule", "linear", "--save-steps", "2", "-q")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE) as process:
-        marker = tmp_path / "out.run" / "checkpoint-4" / "whole"
-        deadline = time.monotonic() + 240
-        while not marker.exists():
-            assert process.poll() is None, process.stderr.read().decode()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+KILLED = {
+    "full": ("--schedule", "linear"),
+    "one checkpoint": ("--save-total-limit", "1"),
+    "lora": ("--lora", "4"),
+    "lora, one checkpoint, workers": ("--lora", "4", "--save-total-limit", "1", "--workers", "1"),
+    "8 bits": ("--optimizer", "adamw_8bit"),
+}
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_and_resumed_run_gives_the_same_bytes(setup, undisturbed, tmp_path, name):
+    if "8" in name:
+        pytest.importorskip("bitsandbytes")
+    out, whole = tmp_path / "out", undisturbed
+    more = ("--save-steps", "2", "-q", *KILLED[name])
+    words = command(setup, out, *more)
+    if name != "full":
+        whole = tmp_path / "whole"
+        run(command(setup, whole, *more))
+    kill_at(words, tmp_path / "out.run" / "checkpoint-4" / "whole", tmp_path / "log")
     assert not out.exists()
+    kept = len(list((tmp_path / "out.run").glob("checkpoint-*/whole")))
+    assert kept <= (1 if "--save-total-limit" in more else 2) + 1
     refused = run(words, code=6)
     assert "add --resume" in refused.stderr
     other = run([*words, "--resume", "--seed", "5"], code=6)
     assert "other inputs or options" in other.stderr
     run([*words, "--resume"])
-    ours, theirs = c.read_files(out), c.read_files(undisturbed)
+    ours, theirs = c.read_files(out), c.read_files(whole)
     assert ours.keys() == theirs.keys()
-    for name, data in theirs.items():
-        assert ours[name] == data, name
+    for file, data in theirs.items():
+        assert ours[file] == data, file
 
 
 def test_without_a_prior_it_is_plain_training(setup, tmp_path):
@@ -188,7 +166,7 @@ def test_a_model_that_cannot_be_trained_so_is_refused_before_training(setup, tmp
         text=True,
         timeout=300,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
     assert words in failed.stderr
     assert failed.returncode not in (0, 70), failed.stderr[-2000:]
