@@ -308,12 +308,7 @@ def _of_merge(work: _StepWork) -> TensorRecord:
 
 
 def _statistics(sums: PairSums) -> TensorRecord:
-    found = sums.summary()
-    return {
-        "norm_delta": found["norm_delta"],
-        "norm_mllm": found["norm_mllm"],
-        "norm_reasoner": found["norm_reasoner"],
-        "cosine": found["cosine"],
-        "max_abs_delta": found["max_abs_delta"],
-        "equal": found["equal"],
-    }
+    found, norms = sums.summary(), ("norm_delta", "norm_mllm", "norm_reasoner")
+    keys = (*norms, "cosine", "max_abs_delta", "equal")
+    record: TensorRecord = {key: found[key] for key in keys}  # type: ignore[assignment]
+    return record

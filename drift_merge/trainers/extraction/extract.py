@@ -18,7 +18,7 @@ from drift_merge.recipes.words import DTYPE_CODES
 from drift_merge.storage import fingerprints
 from drift_merge.storage.manifests import to_json
 from drift_merge.storage.output import OutputDirectory
-from drift_merge.storage.outputs.existing import check_output
+from drift_merge.storage.outputs.existing import Overwrite, check_output
 from drift_merge.trainers.extraction import adapter as files
 from drift_merge.trainers.extraction.adapter import Adapter
 from drift_merge.trainers.extraction.factors import Pair, factorize
@@ -38,7 +38,7 @@ def extract_lora(
     dtype: str = "bfloat16",
     mllm: str | None = None,
     threads: int = 1,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Adapter:
     """Write the leading directions of every matrix of a prior as a PEFT adapter.

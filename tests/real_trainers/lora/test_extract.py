@@ -240,3 +240,41 @@ def test_our_own_reader_sees_the_mllm_fine_tuned(llava, tmp_path):
     for name, entry in first.tensors.items():
         assert again.norm(name) == pytest.approx(entry["norm_delta"], rel=1e-4)
     assert len(made.pairs) == len(first.tensors)
+
+
+def test_what_memory_fuses_gets_one_adapter_of_the_fused_layer(tmp_path):
+    text = tiny.TEXT | {"num_key_value_heads": tiny.TEXT["num_attention_heads"]}
+    torch.manual_seed(0)
+    reasoner = transformers.LlamaForCausalLM(transformers.LlamaConfig(**text))
+    mllm = transformers.Phi3ForCausalLM(transformers.Phi3Config(**text))
+    reasoner.save_pretrained(tmp_path / "reasoner")
+    mllm.save_pretrained(tmp_path / "mllm")
+    prior = tmp_path / "prior"
+    drift_merge.compute(
+        tmp_path / "reasoner", tmp_path / "mllm", prior, dtype="float32", progress=False
+    )
+    extract_lora(open_prior(prior), tmp_path / "adapter", rank=1000, dtype="float32")
+    after = peft.PeftModel.from_pretrained(mllm, tmp_path / "adapter").merge_and_unload()
+    own, fused = reasoner.state_dict(), after.state_dict()
+    for block, name, parts in (
+        ("self_attn", "qkv_proj", ("q_proj", "k_proj", "v_proj")),
+        ("mlp", "gate_up_proj", ("gate_proj", "up_proj")),
+    ):
+        stacked = torch.cat([own[f"model.layers.1.{block}.{part}.weight"] for part in parts])
+        found = fused[f"model.layers.1.{block}.{name}.weight"]
+        torch.testing.assert_close(found, stacked, rtol=0, atol=1e-6)
+
+
+def test_stacked_experts_and_routers_are_named_and_counted(tmp_path):
+    moe = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    torch.manual_seed(0)
+    for name in ("reasoner", "mllm"):
+        config = transformers.Qwen3MoeConfig(**tiny.TEXT, **moe)
+        transformers.Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / name)
+    prior = tmp_path / "prior"
+    drift_merge.compute(tmp_path / "reasoner", tmp_path / "mllm", prior, progress=False)
+    made = extract_lora(open_prior(prior), tmp_path / "adapter", rank=2)
+    assert len(made.pairs) == 2 * 4  # q, k, v, o
+    assert sum("experts" in name for name in made.left_out) == 2 * 2
+    assert made.left_out["model.layers.0.mlp.gate.weight"] == "not the weight of a linear layer"
+    assert made.kept_of_prior < 0.5 * made.kept

@@ -11,6 +11,7 @@ from drift_merge.cli.entry import print_json
 from drift_merge.cli.progress import progress
 from drift_merge.priors.manifest import open_prior
 from drift_merge.recipes.words import DTYPE_CODES
+from drift_merge.storage.outputs.existing import Overwrite
 
 
 @click.command("extract-lora")
@@ -35,7 +36,7 @@ from drift_merge.recipes.words import DTYPE_CODES
 )
 @click.option("--mllm", metavar="MLLM", help="Where its config is, if no longer where it was.")
 @options.threads_option
-@click.option("--overwrite", is_flag=True, help="Replace OUT after success.")
+@options.overwrite_option
 @options.json_option
 @options.quiet_option
 def extract_lora(
@@ -47,7 +48,7 @@ def extract_lora(
     dtype: str,
     mllm: str | None,
     threads: int,
-    overwrite: bool,
+    overwrite: Overwrite,
     as_json: bool,
     quiet: bool,
 ) -> None:
