@@ -60,6 +60,7 @@ def test_lmms_eval_runs_alike_on_both_ends_and_its_items_are_paired(place, call)
         assert both[end]["gen_kwargs"] == "max_new_tokens=512"
 
 
+@pytest.mark.slow
 def test_the_unmerged_mllm_is_evaluated_once_for_the_same_settings_and_files(place, call):
     folder, _ = place
     words = ("--with", "lmms-eval", "--tasks", "mathvista_testmini_cot_reasoning", "--limit")
@@ -78,6 +79,7 @@ def test_the_unmerged_mllm_is_evaluated_once_for_the_same_settings_and_files(pla
     assert called.exists()
 
 
+@pytest.mark.slow
 def test_vlmevalkit_gets_its_config_and_its_tables_are_read(place, call):
     folder, clone = place
     tasks = "MathVista_MINI,MMStar,Own=ImageVQADataset"
@@ -129,6 +131,7 @@ def test_the_result_is_in_manifest_card_and_eval_results_and_the_merge_verifies(
     assert again.tensors == merge.tensors
 
 
+@pytest.mark.slow
 def test_a_card_that_somebody_has_edited_stays(place, call):
     folder, _ = place
     card = folder / "merged" / "README.md"
