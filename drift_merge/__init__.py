@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from drift_merge.api.priors import align as align
     from drift_merge.api.priors import compress as compress
     from drift_merge.api.priors import compute as compute
+    from drift_merge.api.searches import search as search
     from drift_merge.errors import AlignmentError as AlignmentError
     from drift_merge.errors import CheckpointError as CheckpointError
     from drift_merge.errors import DriftMergeError as DriftMergeError
+    from drift_merge.errors import EvaluationError as EvaluationError
     from drift_merge.errors import OutputError as OutputError
     from drift_merge.errors import RecipeError as RecipeError
     from drift_merge.errors import SourceError as SourceError
     from drift_merge.errors import VerificationError as VerificationError
+    from drift_merge.evaluation.scores import Scores as Scores
     from drift_merge.hub.publish import pull as pull
     from drift_merge.hub.publish import push as push
     from drift_merge.maths import injection as injection
@@ -52,8 +55,11 @@ warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category
 _FACE = {
     "drift_merge.api.priors": ("align", "compress", "compute"),
     "drift_merge.api.merges": ("apply", "linear", "merge", "run", "sweep"),
+    "drift_merge.api.searches": ("search",),
+    "drift_merge.evaluation.scores": ("Scores",),
     "drift_merge.errors": (
-        *("AlignmentError", "CheckpointError", "DriftMergeError", "OutputError"),
+        *("AlignmentError", "CheckpointError", "DriftMergeError", "EvaluationError"),
+        "OutputError",
         *("RecipeError", "SourceError", "VerificationError"),
     ),
     "drift_merge.maths.methods": ("METHODS", "Method"),

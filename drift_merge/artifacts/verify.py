@@ -125,12 +125,13 @@ def verify(
         own_method=own_method_of(path / file, manifest, load_methods(given.methods_file)),
     )
     plan = prepare(recipe, stream=stream, quiet=True).plan()
-    names = check_sample(
+    names, near = check_sample(
         plan,
         artifact.tensors,
         fingerprint_key,
         sample=sample,
         seed=seed,
         cache_limit=cache_limit,
+        directory=path,
     )
-    return replace(report, recomputed=names)
+    return replace(report, recomputed=names, near=near)

@@ -38,6 +38,12 @@ group = entry.group(
         "Verbs": {
             "run": lazy("run", "run_command", "Make what a recipe, or an output's manifest, says."),
             "sweep": lazy("sweep", "sweep", "Make many merges in one pass over the inputs."),
+            "check": lazy(
+                "evaluating.check", "check_command", "Load a merge and let it speak; in seconds."
+            ),
+            "search": lazy(
+                "evaluating.search", "search_command", "Search the options that evaluate best."
+            ),
             "methods": lazy("methods", "methods", "List the methods: formulas, needs, papers."),
             "guide": lazy("guide", "guide_merge", "Show a page of the manual, or list its topics."),
             "inspect": lazy("inspect", "of_merge", "Show how a merge was made."),

@@ -218,21 +218,50 @@ streaming = chain(
     ),
 )
 
+device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    callback=check_device,
+    help="Where to compute: cpu, cuda, cuda:N.",
+)
+interpreter = click.option(
+    "--python",
+    metavar="PATH",
+    help="Interpreter that has what it needs.  [default: this one]",
+)
 running = chain(
-    click.option(
-        "--device",
-        default="cpu",
-        show_default=True,
-        metavar="NAME",
-        callback=check_device,
-        help="Where to compute: cpu, cuda, cuda:N.",
-    ),
+    device_option,
     threads_option,
     click.option("--overwrite", is_flag=True, help="Replace OUT after success."),
     click.option("-n", "--dry-run", is_flag=True, help="Stop at the plan and print it."),
     click.option("-v", "--verbose", is_flag=True, help="With --dry-run: one line per tensor."),
     json_option,
     quiet_option,
+)
+
+
+scoring = chain(
+    click.option(
+        "--metric",
+        multiple=True,
+        metavar="[NAME=]PLACE",
+        help="Where the score is: FILE:path.in.json, stdout:path, or stdout for the last number "
+        "printed.  [default: stdout]",
+    ),
+    click.option(
+        "--items",
+        multiple=True,
+        metavar="[NAME=]PLACE",
+        help="Where the scores of the items are, for paired intervals: FILE.jsonl:field.",
+    ),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="Of one evaluation.",
+    ),
 )
 
 

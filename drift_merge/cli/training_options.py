@@ -3,13 +3,21 @@
 import click
 
 from drift_merge.cli import options
-from drift_merge.training.options import ATTACH_OPTIONS
+from drift_merge.training.options import ATTACH_OPTIONS, PUBLISHED
 
-_BIASING = ("alpha", "negate", "rule", "modules", "layers", "schedule")  # of attach()'s options
+# Of attach()'s options.
+_BIASING = (
+    *("alpha", "negate", "rule", "until", "control"),
+    *("modules", "layers", "schedule"),
+)
 
 
-def _parse_alpha(_: click.Context, __: click.Parameter, text: str) -> float | dict[str, float]:
-    """Click callback: `1.0`, or `attn=1.0,mlp=0.5`."""
+def _parse_alpha(
+    _: click.Context, __: click.Parameter, text: str | None
+) -> float | str | dict[str, float] | None:
+    """Click callback: `1.0`, `attn=1.0,mlp=0.5`, `published`, or nothing."""
+    if text is None or text == PUBLISHED:
+        return text
     try:
         if "=" not in str(text):
             return float(text)

@@ -3,5 +3,5 @@
 Must not know formulas, the files beside the shards, or the command line.
 
 Read: workspace, inputs, strangers, downloads, context, reader, nonfinite, whole_model, compressing,
-steps, workers, reread, flushing, stream, job.
+settings, steps, workers, reread, flushing, stream, job.
 """

@@ -163,10 +163,14 @@ class Reader:
         base = reasoners.pop() if self._step.has_base else None
         return Chunk(begin, self._cols, mllm, reasoners, base)
 
-    def walk(self, *, sample: bool = False) -> Iterator[Chunk]:
+    def walk(
+        self, *, sample: bool = False, within: tuple[int, int] | None = None
+    ) -> Iterator[Chunk]:
         """All chunks in order, or a sample of short runs spread evenly; see `maths.chunks.Read`."""
         ranges = self._cut(_SAMPLE_RUN)[::_SAMPLE_EVERY] if sample else self.ranges
-        mark, is_large = 0, self._numel > _KEPT_ELEMENTS
+        if within is not None:
+            ranges = [r for r in ranges if r[0] < within[1] and within[0] < r[1]]
+        mark, is_large = ranges[0][0] if ranges else 0, self._numel > _KEPT_ELEMENTS
         for begin, end in ranges:
             self._run.check()
             yield self.chunk(begin, self.load(self.raw(begin, end), begin, end))

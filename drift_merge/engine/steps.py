@@ -6,6 +6,8 @@ inputs alone; threads, order and interruption are the stream's business.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +16,17 @@ from drift_merge.engine.compressing import Compressing, Sink
 from drift_merge.engine.context import WorkerContext
 from drift_merge.engine.nonfinite import count_all, refuse_nonfinite
 from drift_merge.engine.reader import Raw, Reader
+from drift_merge.engine.settings import settings_of
 from drift_merge.engine.whole_model import Surveyed
 from drift_merge.engine.workspace import Workspace
-from drift_merge.maths.chunks import MethodSettings
 from drift_merge.maths.differences import PairSums, delta_
 from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.measures import Sampler, count_nonfinite
+from drift_merge.maths.methods.spectral import calibration
+from drift_merge.maths.methods.spectral.by_matrix import ByMatrix
 from drift_merge.maths.rounding import Kept, change_kept, round_stochastically
 from drift_merge.plans.plan import Plan, Step
-from drift_merge.recipes.recipe import method_of, method_options, method_variant
+from drift_merge.recipes.recipe import method_of
 from drift_merge.recipes.words import PRIOR, STOCHASTIC
 from drift_merge.storage import fingerprints
 from drift_merge.storage.compressed import COMPRESSED
@@ -117,6 +121,7 @@ class _StepWork:
 
     target: OutputTarget
     formula: Formula
+    state: Any  # what the method has measured
     sums: PairSums
     written: Fingerprint = field(default_factory=Fingerprint)
     kept: Kept | None = None
@@ -134,6 +139,9 @@ def _combine(run: WorkerContext, bundle: Bundle) -> list[TensorRecord]:
     works = [_begin(target, reader) for target in bundle]
     sampler = Sampler(bundle[0].info.numel if step.method == PRIOR else 0)
     for begin, end in reader.ranges:
+        for work in works:
+            if isinstance(work.state, ByMatrix):
+                work.state.prepare(begin, end)
         raw = reader.raw(begin, end, hashes)
         sampler.add(begin, raw[0][0])
         for work in works:
@@ -152,7 +160,7 @@ def _begin(target: OutputTarget, reader: Reader) -> _StepWork:
     sums = PairSums(has_base=target.step.has_base)
     if target.step.method == PRIOR:
         sums.num_filled = reader.num_filled()
-    work = _StepWork(target, _formula(target, reader, sums), sums)
+    work = _StepWork(target, *_formula(target, reader, sums), sums)
     recipe = target.plan.recipe
     # Where nothing is added there is nothing to keep: a cast rounds to nearest.
     if recipe.round == STOCHASTIC and target.step.weights:
@@ -201,13 +209,13 @@ def _rounded(work: _StepWork, result: Tensor, dtype: torch.dtype, begin: int) ->
     return round_stochastically(result, dtype, work.round_key, begin)
 
 
-def _formula(target: OutputTarget, reader: Reader, sums: PairSums) -> Formula:
-    """The function from the chunks of the inputs to the chunk of the output."""
+def _formula(target: OutputTarget, reader: Reader, sums: PairSums) -> tuple[Formula, Any]:
+    """The function from the chunks of the inputs to the chunk of the output; its state."""
     step = target.step
     if step.method == "cast":
-        return lambda _, loaded: loaded[0]
+        return lambda _, loaded: loaded[0], None
     if step.method == PRIOR:
-        return lambda _, loaded: _delta(loaded, sums)
+        return lambda _, loaded: _delta(loaded, sums), None
     method = method_of(target.plan.recipe)
     settings = settings_of(target.plan, step)
     state = None
@@ -217,7 +225,9 @@ def _formula(target: OutputTarget, reader: Reader, sums: PairSums) -> Formula:
     if state is None and method.measure is not None:
         state = method.measure(reader.walk, settings)
     combine = method.combine
-    return lambda begin, loaded: combine(reader.chunk(begin, loaded), state, settings)
+    if calibration.is_asked(settings):
+        state, combine = calibration.calibrated(reader.walk, settings, method, state)
+    return lambda begin, loaded: combine(reader.chunk(begin, loaded), state, settings), state
 
 
 def _delta(loaded: list[Tensor], sums: PairSums) -> Tensor:
@@ -226,25 +236,6 @@ def _delta(loaded: list[Tensor], sums: PairSums) -> Tensor:
     result = delta_(reasoner, base[0] if base else mllm)
     sums.add_delta(result, mllm)  # nothing reads the mllm's chunk any more
     return result
-
-
-def settings_of(plan: Plan, step: Step) -> MethodSettings:
-    """What a merge method reads of a step."""
-    recipe = plan.recipe
-    options = method_options(recipe)
-    return MethodSettings(
-        weights=step.weights,
-        mllm_weight=step.mllm_weight,
-        variant=method_variant(recipe),
-        numbers={k: float(v) for k, v in options.items() if not isinstance(v, bool | str)},
-        flags={k: v for k, v in options.items() if isinstance(v, bool)},
-        words={k: v for k, v in options.items() if isinstance(v, str)},
-        key=fingerprints.key_of(
-            int(options.get("seed", 0)), step.method, step.masked_as or step.canonical
-        ),
-        shape=step.shape,
-        is_weighted=bool(recipe.weights) or recipe.mllm_weight is not None,
-    )
 
 
 @dataclass(slots=True)
@@ -280,7 +271,7 @@ def _summary(work: _StepWork, inputs: list[str]) -> TensorRecord:
     if work.compressing is not None:
         result.update(work.compressing.summary())
     if step.weights:
-        result.update(_rounding(work))
+        result.update(_of_merge(work))
     surveyed = work.target.surveyed
     if step.weights and surveyed is not None and (found := surveyed.weights_of(step)):
         mllm, *result["weights"] = found
@@ -290,11 +281,17 @@ def _summary(work: _StepWork, inputs: list[str]) -> TensorRecord:
     return result
 
 
-def _rounding(work: _StepWork) -> TensorRecord:
-    kept = work.kept
+def _of_merge(work: _StepWork) -> TensorRecord:
+    kept, found = work.kept, TensorRecord()
+    if isinstance(work.state, ByMatrix):
+        found["matrices"] = work.state.num_matrices
+        if work.state.stable_rank is not None:
+            found["stable_rank"] = work.state.stable_rank
+        found["norm_made"] = work.state.norm if isfinite(work.state.norm) else None
     if kept is None or work.round_key is None:
-        return {"change_kept": None if kept is None else kept.fraction}
+        return {**found, "change_kept": None if kept is None else kept.fraction}
     return {
+        **found,
         "change_kept": kept.fraction,
         "change_kept_error": kept.error,
         "rounding_noise": kept.noise,

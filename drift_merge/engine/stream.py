@@ -4,17 +4,19 @@ Knows steps, not formulas. Every result depends on the plan and the inputs alone
 threads, their order or an interruption.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
+from drift_merge.engine.compressing import Sink
 from drift_merge.engine.context import Progress, WorkerContext
 from drift_merge.engine.downloads import Downloads
 from drift_merge.engine.flushing import Flusher
 from drift_merge.engine.inputs import Inputs
-from drift_merge.engine.steps import Bundle, Made, OutputTarget, run_bundle, settings_of
+from drift_merge.engine.settings import settings_of
+from drift_merge.engine.steps import Bundle, Made, OutputTarget, run_bundle
 from drift_merge.engine.whole_model import Surveyed, survey
 from drift_merge.engine.workers import start
 from drift_merge.plans.plan import Plan, Step
@@ -136,17 +138,23 @@ def _share_inputs(one: Step, other: Step) -> bool:
 
 
 def recompute(
-    plan: Plan, steps: list[Step], *, device: str = "cpu", downloads: Downloads | None = None
+    plan: Plan,
+    steps: list[Step],
+    *,
+    device: str = "cpu",
+    downloads: Downloads | None = None,
+    sinks: Mapping[str, Sink] | None = None,
 ) -> Results:
-    """Compute some steps of a plan again, writing nothing; the results hold the fingerprints.
+    """Compute some steps of a plan again, writing no file; the results hold the fingerprints.
 
     Args:
         plan: of the steps.
         steps: some of its steps.
         device: where to compute.
         downloads: of these steps, entered, where sources are on the Hub.
+        sinks: by tensor, what takes the bytes; others are dropped.
     """
-    downloads = downloads or Downloads()
+    downloads, sinks = downloads or Downloads(), sinks or {}
     by_name = {step.name: step for step in steps}
     results = {}
     with Inputs(plan.sources, downloads.cache) as inputs, _one_torch_thread():
@@ -154,7 +162,8 @@ def recompute(
         surveyed = _survey(run, plan, 1)
         for name in downloads.begin(by_name):
             with run.borrow(name):
-                made = run_bundle(run, [OutputTarget(0, plan, by_name[name], _Discard(), surveyed)])
+                sink = sinks.get(name) or _Discard()
+                made = run_bundle(run, [OutputTarget(0, plan, by_name[name], sink, surveyed)])
             results[name] = made[0][2]
     return results
 

@@ -14,7 +14,7 @@ from drift_merge.engine.context import WorkerContext
 from drift_merge.engine.reader import Reader, walk_steps
 from drift_merge.errors import RecipeError
 from drift_merge.maths.chunks import MethodSettings, Read
-from drift_merge.maths.methods.table import Survey
+from drift_merge.maths.methods.table import LAYER, Survey
 from drift_merge.names.modules import layer_of
 from drift_merge.plans.plan import Plan, Step
 from drift_merge.recipes.recipe import active_survey
@@ -97,4 +97,4 @@ def _group(wanted: Survey, step: Step) -> str:
     if not wanted.by_layer:
         return "the model"
     layer = layer_of(step.canonical)
-    return step.module if layer is None else f"layer {layer}"
+    return step.module if layer is None else f"{LAYER}{layer}"

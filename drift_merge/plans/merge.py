@@ -10,9 +10,16 @@ from dataclasses import dataclass, replace
 from drift_merge.errors import RecipeError
 from drift_merge.names.modules import parse_layers
 from drift_merge.names.tensors import Alignment, Pair, identity_parts
-from drift_merge.plans.plan import Plan, Step, View, build_plan
+from drift_merge.plans.gates import require_gates
+from drift_merge.plans.plan import Plan, Step, View, build_plan, matrices_of
 from drift_merge.plans.views import is_table, output_dtype, view_of
-from drift_merge.recipes.recipe import Recipe, method_of, method_options, method_variant
+from drift_merge.recipes.directions import takes_matrices
+from drift_merge.recipes.recipe import (
+    Recipe,
+    method_of,
+    method_options,
+    method_variant,
+)
 from drift_merge.recipes.weights import Weight
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.headers import TensorInfo
@@ -64,7 +71,26 @@ def plan_merge(
         steps.append(step)
     sources = [mllm, *(checkpoint for checkpoint, _ in reasoners)]
     sources += [base[0]] if base else []
-    return build_plan(recipe, tuple(sources), steps, "model", {"format": "pt"})
+    plan = build_plan(recipe, tuple(sources), steps, "model", {"format": "pt"})
+    _require_matrices(plan)
+    require_gates(plan)
+    return plan
+
+
+def _require_matrices(plan: Plan) -> None:
+    """Refuse a spectral step that no tensor of the merge would take.
+
+    Raises:
+        RecipeError: nothing that is selected holds a matrix.
+    """
+    steps = plan.parameters
+    wanted = takes_matrices(method_of(plan.recipe), method_options(plan.recipe))
+    if wanted and steps and not any(matrices_of(plan, step) for step in steps):
+        raise RecipeError(
+            f"none of the {len(steps):,} tensors selected holds a projection matrix, whose "
+            f"singular directions {plan.recipe.method} is asked for.",
+            remedy="Select attention or MLP: --modules attn,mlp",
+        )
 
 
 def first_names(reasoners: Sequence[Aligned]) -> dict[str, str]:

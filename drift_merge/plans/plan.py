@@ -7,10 +7,14 @@ stream executes it, and its fingerprint says whether an unfinished run may be re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from drift_merge.maths.spectra.matrices import Matrix
 from drift_merge.names.tensors import Part, RowMap
-from drift_merge.recipes.recipe import Recipe
+from drift_merge.plans.projections import EXPERT_PARTS, projections
+from drift_merge.recipes.directions import NO_GATES
+from drift_merge.recipes.recipe import Recipe, method_options
 from drift_merge.recipes.words import PRIOR
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint, StoredAdapter
@@ -102,6 +106,7 @@ class Plan:
 
     def fingerprint(self) -> str:
         """What must be equal for a resumed run: inputs on disk, formulas, layout, version."""
+        gates = gates_file(self.recipe)
         return fingerprints.of_json(
             [
                 TOOL,
@@ -109,8 +114,30 @@ class Plan:
                 [fingerprints.of_files(source) for source in self.sources],
                 [fingerprints.of_bytes(shard.header) for shard in self.layout.shards],
                 [_step_key(step) for step in self.steps],
+                *([] if gates is None else [fingerprints.of_file(gates)]),
             ]
         )
+
+
+def gates_file(recipe: Recipe) -> Path | None:
+    """The file with factors of singular directions, if the recipe names one."""
+    if recipe.method == PRIOR:
+        return None
+    text = str(method_options(recipe).get("gates", NO_GATES))
+    return None if text == NO_GATES else Path(text).expanduser()
+
+
+def matrices_of(plan: Plan, step: Step) -> tuple[Matrix, ...]:
+    """The matrices that an output tensor of a merge holds; see `projections`."""
+    prefix = step.name.rpartition(".")[0]
+    own = plan.sources[0].tensors
+    beside = {
+        name: own[f"{prefix}.{name.rpartition('.')[2]}"].shape
+        for name in (f"{step.canonical.rpartition('.')[0]}.{part}" for part in EXPERT_PARTS)
+        if f"{prefix}.{name.rpartition('.')[2]}" in own
+    }
+    config = plan.sources[0].config
+    return projections(step.canonical, step.module, step.shape, config, beside)
 
 
 def _step_key(step: Step) -> list[Any]:

@@ -83,6 +83,18 @@ class Deltas(AbstractContextManager["Deltas"]):
         scales = self._stored(self._scales[name])[rows[0] : rows[1]]
         return decompress_rows(stored, scales, None if out is None else out.view(size))
 
+    def gather(self, name: str, rows: Tensor) -> Tensor:
+        """Some rows of a delta, in any order: (len(rows), cols), new memory.
+
+        Args:
+            name: canonical name.
+            rows: their numbers, shape (n,), int64.
+        """
+        stored = self._stored(name).view(self.matrix(name))[rows]
+        if name not in self._scales:
+            return stored
+        return decompress_rows(stored, self._stored(self._scales[name])[rows])
+
     def flat(self, name: str, begin: int, end: int, out: Tensor | None = None) -> Tensor:
         """Elements [begin, end) of a flattened delta, (end - begin,).
 

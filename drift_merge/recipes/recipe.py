@@ -12,6 +12,7 @@ from typing import Any
 from drift_merge.errors import RecipeError, nearest, one_of
 from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.table import WEIGHTS, Survey, Value
+from drift_merge.recipes.directions import idle
 from drift_merge.recipes.method_rules import check_method
 from drift_merge.recipes.weights import Weight, parse_weight
 from drift_merge.recipes.words import (
@@ -28,12 +29,12 @@ from drift_merge.recipes.words import (
 from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.sizes import parse_size
 
-# Options of methods that older manifests hold beside `options`.
+# Options that older manifests hold beside `options`.
 _ONCE_FIELDS = ("trim", "keep_layers", "transition", "seed")
 
 
 def _row(help: str, **more: Any) -> dict[str, Any]:
-    """What is to be known of a field that is an option, and stands nowhere else.
+    """What is to be known of a field that is an option.
 
     Keywords: `key`, `kind`, `metavar`, `choices`, `is_many` of `Option`; `only`: "prior" or
     "merge"; `of_prior`, `of_merge`: the default of that kind.
@@ -235,7 +236,8 @@ class Recipe:
             values = {k: v for k, v in values.items() if not k.startswith("round")}
         values["variant"] = method_variant(self)
         values["options"] = method_options(self)
-        for name in WEIGHTS:
+        standard = method_of(self).defaults[values["variant"]]
+        for name in (*WEIGHTS, *idle(values["options"], standard)):
             values["options"].pop(name, None)
         if self.own_method is not None:
             values["method_source"] = self.own_method.source

@@ -34,6 +34,9 @@ class TensorRecord(TypedDict, total=False):
     change_kept: float | None  # fraction of the change that rounding kept, on a sample
     change_kept_error: float  # its standard error, of stochastic rounding
     rounding_noise: float  # |rounded - exact| / |change|, likewise
+    matrices: int  # that were taken one by one, by their singular directions; absent if none
+    stable_rank: float  # least of its matrices, where the method amplifies what is beyond it
+    norm_made: float | None  # of what was made of them, and added
     weights: list[float]  # of the reasoners, as used
     mllm_weight: float
     nonfinite: dict[str, int]  # NaN and Inf by where they are; absent if there are none

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from drift_merge.errors import RecipeError
+from drift_merge.training.deltas.beginning import beginning_now, saved_beginning
 from drift_merge.training.deltas.files import DeltaSource, FileDeltas
 from drift_merge.training.deltas.placement import StreamedDeltas, place
 from drift_merge.training.gradients.layout import GradientLayout, PlainLayout
@@ -16,9 +17,11 @@ from drift_merge.training.gradients.takers import GradientTakers
 from drift_merge.training.inject.build import BuiltPieces, build, partial_slots, units_by_optimizer
 from drift_merge.training.inject.injector import Injector
 from drift_merge.training.inject.pieces import DELTA_SQ, DOT
+from drift_merge.training.inject.uses import DeltaUse
+from drift_merge.training.lora.layers import at_beginning
 from drift_merge.training.match.matching import Matching
 from drift_merge.training.match.verdicts import Strictness, require_moved, require_weights
-from drift_merge.training.match.weights import Comparison, compare_weights
+from drift_merge.training.match.weights import Comparison, WeightLayout, compare_weights
 from drift_merge.training.settings import InjectionSettings
 from drift_merge.training.units import Region, Unit
 
@@ -54,6 +57,7 @@ class GradientBias:
         self._entries = files.priors[0].prior.tensors
         self._files = files
         self._source: DeltaSource = files  # on the host
+        self._delta_use = DeltaUse(settings.uses, is_placed=settings.until is not None)
         self._is_placed = False
         self._parts: list[BuiltPieces] = []
         self.hook_layouts: list[HookLayout] = []  # with when="microbatch", one for each parameter
@@ -96,17 +100,29 @@ class GradientBias:
             if self._settings.when == "microbatch":
                 layout = HookLayout()
                 self.hook_layouts.append(layout)
-            parts = build(
-                replace(self._matching, units=units), self._entries, layout, self._settings.alphas
-            )
+            matching = replace(self._matching, units=units)
+            alphas, until = self._settings.alphas, self._settings.until
+            parts = build(matching, self._entries, layout, alphas, self._delta_use)
             self._parts.append(parts)
-            injector = Injector(parts.pieces, parts.slots, self._settings.function)
+            injector = Injector(parts.pieces, parts.slots, self._settings.function, until)
             injector.to(self._device(parts))
             self.injectors.append(injector)
         self._use(self._source)
         if start is None:
-            require_weights(self._compare(), **self._strictness)
+            require_weights(self._compare(self._layout), **self._strictness)
+        if self._delta_use.needs_weights:
+            self._begin(is_resumed=start is not None)
         self.measure(start=start)
+
+    def _begin(self, *, is_resumed: bool) -> None:
+        """Take theta_0: as it is now, or that of a saved run."""
+        if not is_resumed:
+            self._delta_use.beginning = beginning_now(self._regions, self._values_layout)
+            return
+        opened = self._files.priors[0]
+        found = saved_beginning(opened, self._regions, self._values_layout)
+        require_weights(self._compare(found), **self._strictness)
+        self._delta_use.beginning = found
 
     def require_loaded(self, steps: int) -> None:
         """Refuse to go on with a run whose weights are still those that it began with.
@@ -119,14 +135,18 @@ class GradientBias:
         Raises:
             VerificationError: nothing has loaded the weights of its checkpoint.
         """
-        require_moved(self._compare(), steps, **self._strictness)
+        if self._matching.adapted and not at_beginning(self._matching.adapted.values()):
+            return  # PEFT's factors have moved; the weights below them never do
+        require_moved(self._compare(self._layout), steps, **self._strictness)
 
-    def _compare(self) -> Comparison:
-        return compare_weights(self._matching.units, self._entries, self._layout)
+    def _compare(self, layout: WeightLayout) -> Comparison:
+        return compare_weights(self._matching.units, self._entries, layout)
 
     @property
     def _strictness(self) -> Strictness:
-        return {"is_strict": self._settings.is_strict, "command": self._settings.command}
+        # theta_0 + delta is the reasoner only where theta_0 is the prior's mllm.
+        is_strict = self._settings.is_strict or self._delta_use.needs_weights
+        return {"is_strict": is_strict, "command": self._settings.command}
 
     def measure(self, *, start: Sequence[float] | None) -> None:
         """Measure |delta|, and where the weights are; again after delta has changed."""
@@ -134,9 +154,7 @@ class GradientBias:
         for injector, sums in zip(self.injectors, found, strict=True):
             self._set_norms(injector, sums[:, DELTA_SQ])
         measured = torch.cat([sums[:, DOT].cpu() for sums in found])
-        self.start = measured
-        if start is not None:
-            self.set_start(start)
+        self.set_start(measured.tolist() if start is None else start)
 
     def start_list(self) -> list[float] | None:
         """`start` as plain numbers, for a saved state."""
@@ -145,6 +163,9 @@ class GradientBias:
     def set_start(self, start: Sequence[float]) -> None:
         """Measure distances from where a saved run began."""
         self.start = torch.tensor(start, dtype=torch.float64)
+        counts = [len(injector.slots.names) for injector in self.injectors]
+        for injector, own in zip(self.injectors, torch.split(self.start, counts), strict=True):
+            injector.start = own.to(injector.device)
 
     def first_parameters(self) -> list[nn.Parameter | None]:
         """Of each optimizer a parameter whose gradient tells one step from the next."""
@@ -192,6 +213,11 @@ class GradientBias:
         """
         from drift_merge.training.deltas.refresh import refreshed_deltas
 
+        if self._settings.control is not None:
+            raise RecipeError(
+                f"refresh() would put the reasoner's delta in place of {self._settings.control!r}.",
+                remedy="Leave refresh() out of a run with a control.",
+            )
         if len(self._files.priors) > 1 or self._files.weights != (1.0,):
             raise RecipeError(
                 "refresh() is defined for one prior of weight 1.",
@@ -207,6 +233,8 @@ class GradientBias:
         )
         self._is_placed, self._source = False, held
         self._use(held)
+        if self._delta_use.needs_weights:
+            self._begin(is_resumed=False)
         self.measure(start=None)
 
     def release(self) -> None:
@@ -215,6 +243,11 @@ class GradientBias:
         self._source = self._files
         for opened in self._files.priors:
             opened.deltas.close()
+
+    @property
+    def _values_layout(self) -> GradientLayout:
+        """Gives the weights; hooks of a parameter see whole ones."""
+        return self._layout if self._settings.when == "step" else PlainLayout()
 
     @property
     def _regions(self) -> dict[Unit, Region]:
@@ -273,4 +306,6 @@ class GradientBias:
             whole = torch.tensor(recorded, dtype=torch.float64, device=delta_sq.device)
             mask = torch.tensor(is_partial, device=delta_sq.device)
             whole_sq = torch.where(mask, whole, delta_sq)
-        injector.set_norms(delta_sq.masked_fill(is_adapted, 0.0), whole_sq)
+        is_anew = is_adapted if self._delta_use.is_stored else torch.ones_like(is_adapted)
+        aim_sq = torch.where(is_adapted, whole_sq, delta_sq)
+        injector.set_norms(delta_sq.masked_fill(is_anew, 0.0), whole_sq, aim_sq)

@@ -22,6 +22,7 @@ from drift_merge.training.match.coverage import Coverage
 from drift_merge.training.match.matching import Matching
 from drift_merge.training.report import flatten, make_report
 from drift_merge.training.settings import InjectionSettings, State, check_state, describe_state
+from drift_merge.training.strength import Strength
 
 _BIASED = "_drift_merge_biased"  # attribute of a gradient: by whom, and its version then
 
@@ -47,6 +48,7 @@ class Handle:
         self._check_once: Callable[[], None] | None = None  # before the first step
         self._is_unproven = False  # a saved run's state is here; are its weights?
         self._guard: StepGuard | None = None
+        self._strength = Strength(settings, matching, biasing, steppers)
 
     @property
     def coverage(self) -> Coverage:
@@ -97,10 +99,10 @@ class Handle:
         all ranks must call it together.
 
         Returns:
-            Plain data: rule, steps, coverage, missing_gradients; and cosine, bias_ratio,
-            coefficient, distance (see `training.report`), overall and under "modules" and
-            "tensors". A figure is None where there is nothing to divide by, as before the
-            first step.
+            Plain data: rule, control, steps, coverage, missing_gradients, arrived,
+            expected_distance; and cosine, bias_ratio, coefficient, distance (see
+            `training.report`), overall and under "modules" and "tensors". A figure is None where
+            there is nothing to divide by, as before the first step.
         """
         self._refuse_removed()
         if not self._bias.is_ready:
@@ -110,7 +112,9 @@ class Handle:
             self.coverage,
             self._bias.start,
             rule=self._settings.rule,
+            control=self._settings.control,
             steps=self.steps,
+            expected_distance=self._strength.expected(),
         )
 
     def metrics(self) -> dict[str, float]:
@@ -262,6 +266,8 @@ class Handle:
         self._refuse_repetition(number)
         self._bias.step(number, self._settings.factor(self._counts[number].taken), scale)
         self._count_step(number, stepper, scale, found_inf)
+        if number == 0:
+            self._strength.look()
         gradient = self._gradient(number)
         if gradient is not None:
             # Not a weakref, with which torch refuses to move the parameters of FSDP2.
@@ -295,17 +301,19 @@ class Handle:
 
     def _refuse_removed(self) -> None:
         if self._is_removed:
-            raise RecipeError(
-                "this handle was removed.", remedy="Attach the prior again: attach(model, prior)."
-            )
+            remedy = "Attach the prior again: attach(model, prior)."
+            raise RecipeError("this handle was removed.", remedy=remedy)
 
     def describe(self) -> str:
-        """The rule, its formula and sign, alpha and coverage, for a log."""
+        """The rule, its formula and sign, alpha, coverage and what to expect, for a log."""
         settings = self._settings
         alphas = ", ".join(f"{module} {alpha:g}" for module, alpha in settings.alphas.items())
+        more = {"until": settings.until, "control": settings.control}
+        options = "".join(f" {key}={value}" for key, value in more.items() if value is not None)
         return (
-            f"rule={settings.rule} alpha=({alphas}) when={settings.when}: {INJECTION_FORMULA};"
-            f" {INJECTION_SIGN}; {self.coverage.text()}"
+            f"rule={settings.rule} alpha=({alphas}) when={settings.when}{options}:"
+            f" {INJECTION_FORMULA}; {INJECTION_SIGN}; {self.coverage.text()}"
+            f"{self._strength.text()}"
         )
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from drift_merge.artifacts.checks import TOLERANCE
 from drift_merge.cli import options
 from drift_merge.cli.commands.pull import locate
 from drift_merge.cli.entry import print_json
@@ -46,14 +47,21 @@ def _verify(
         report = check(artifact, **values | {"seed": seed}, progress=advance)
     if as_json:
         value = {"schema": 1, "ok": True, "tensors": report.num_tensors}
-        print_json(value | {"bytes": report.size_bytes, "recomputed": list(report.recomputed)})
+        value |= {"bytes": report.size_bytes, "recomputed": list(report.recomputed)}
+        print_json(value | ({"near": list(report.near)} if report.near else {}))
         return
     print(
         f"OK: {report.num_tensors:,} tensors, {sizes.size(report.size_bytes)}: "
         "files, headers, fingerprints and finiteness."
     )
     if report.recomputed:
-        print(f"Computed again from the sources, equal: {len(report.recomputed)} (seed {seed}).")
+        equal = len(report.recomputed) - len(report.near)
+        print(f"Computed again from the sources, equal: {equal} (seed {seed}).")
+    if report.near:
+        print(
+            f"Equal within {TOLERANCE:.0%} of what their singular directions add, as made on "
+            f"another processor: {len(report.near)}."
+        )
 
 
 @click.command("verify")

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
@@ -27,8 +28,10 @@ from drift_merge.storage.manifests import to_json
 from drift_merge.trainers.sft.data.pictures import check_pictures
 from drift_merge.trainers.sft.data.read import Examples, count_kinds, fingerprint_of, read_examples
 from drift_merge.trainers.sft.trained import Trained, trained_of
+from drift_merge.training.deltas.controls import read_control
 from drift_merge.training.deltas.files import load_prior
-from drift_merge.training.schedules import directed
+from drift_merge.training.options import OWN_RULE, RULE_TRAITS
+from drift_merge.training.schedules import checked_until, directed, strength_of
 
 PLAN, WHOLE = "plan.json", "whole"  # whole: written into a checkpoint after all the rest
 OPTIMIZERS = ("adamw", "adamw_8bit")
@@ -43,12 +46,14 @@ class TrainingRequest:
     mllm: str
     data: Path
     prior: str | None  # None: plain supervised fine-tuning
-    alpha: float | dict[str, float] = 1.0
+    alpha: float | str | dict[str, float] | None = None  # None: the rule's default
     negate: bool = False
     rule: str = "adaptive_cosine"
     modules: str = "attn,mlp"
     layers: str | None = None
     schedule: str | None = None  # constant
+    until: float | None = None
+    control: str | None = None
     epochs: float = 1.0
     steps: int | None = None  # optimizer steps; overrides epochs
     learning_rate: float | None = None  # peak, cosine to 0; None: 1e-6, with LoRA 1e-4
@@ -119,8 +124,7 @@ def prepare_training(request: TrainingRequest, *, quiet: bool = False) -> Traini
     Raises:
         SourceError, CheckpointError, RecipeError, VerificationError.
     """
-    alphas = request.alpha if isinstance(request.alpha, dict) else {"all modules": request.alpha}
-    directed(alphas, negate=request.negate)
+    _require_strength(request)
     _check_together(request)
     examples = read_examples(request.data)
     pictures, num_pictures, is_opened = check_pictures(examples)
@@ -173,6 +177,15 @@ def _notes(examples: Examples, *, is_opened: bool) -> tuple[str, ...]:
     if not is_opened:
         notes.append("The images were read and not opened: pip install 'drift_merge[train]'")
     return tuple(notes)
+
+
+def _require_strength(request: TrainingRequest) -> None:
+    """Refuse what `attach` would refuse, before a model is loaded."""
+    alpha = strength_of(request.alpha, request.rule, RULE_TRAITS.get(request.rule, OWN_RULE))
+    alphas = alpha if isinstance(alpha, Mapping) else {"all modules": alpha}
+    directed(alphas, negate=request.negate)
+    checked_until(request.until)
+    read_control(request.control)
 
 
 def run_of(out: Path) -> Path:

@@ -164,6 +164,8 @@ def _callback(request: TrainingRequest) -> DriftCallback | None:
         modules=request.modules,
         layers=request.layers,
         schedule=request.schedule,
+        until=request.until,
+        control=request.control,
     )
 
 

@@ -2,5 +2,5 @@
 
 Must not know gradients or rules: whoever asks says which block of which unit.
 
-Read: files, placement, refresh.
+Read: controls, files, placement, refresh, beginning.
 """

@@ -9,7 +9,7 @@ Shapes: a stored delta is seen as a matrix, see `names.tensors.matrix_shape`.
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from drift_merge.priors.deltas import Deltas, open_deltas
 from drift_merge.priors.manifest import MANIFEST, Prior, open_prior
 from drift_merge.storage.manifests import check_seal
 from drift_merge.storage.sources import parse_source
+from drift_merge.training.deltas.controls import Control, ControlDeltas
 from drift_merge.training.units import Block, Unit
 
 
@@ -30,7 +31,7 @@ class OpenPrior:
     """A prior with its shards mapped."""
 
     prior: Prior
-    deltas: Deltas
+    deltas: Deltas | ControlDeltas
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -41,6 +42,13 @@ class OpenPrior:
     def seal(self) -> str:
         """The fingerprint of the manifest, which holds those of all deltas."""
         return str(self.prior.manifest.get("seal"))
+
+    def source(self, side: str) -> str:
+        """The checkpoint that the prior was computed from: "reasoner" or "mllm"."""
+        found = self.prior.manifest["sources"][side]
+        if found["repo_id"]:
+            return f"{found['repo_id']}@{found['revision']}"
+        return str(found["source"])
 
     def command(self, *, modules: str | None = None, mllm: str | None = None) -> str:
         """The command that computes a prior like this one.
@@ -189,6 +197,24 @@ def combine_weights(count: int, weights: Sequence[float] | None) -> tuple[float,
             remedy="E.g. attach(model, [first, second], weights=[1.0, -0.5])",
         )
     return found
+
+
+def controlled(opened: Sequence[OpenPrior], control: Control | None) -> list[OpenPrior]:
+    """The priors, or the one prior with a control in place of its deltas.
+
+    Raises:
+        RecipeError: a control for several priors: the norm of their sum is in no manifest.
+    """
+    if control is None:
+        return list(opened)
+    if len(opened) > 1:
+        raise RecipeError(
+            "a control has the norms of one prior; there are several.",
+            remedy="Attach one prior with control=, and compare with that prior alone.",
+        )
+    (one,) = opened
+    assert isinstance(one.deltas, Deltas)
+    return [replace(one, deltas=ControlDeltas(one.deltas, control, one.prior.tensors))]
 
 
 def open_all(priors: Sequence[Prior | str | Path]) -> list[OpenPrior]:

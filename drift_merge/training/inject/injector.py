@@ -19,6 +19,7 @@ from drift_merge.training.inject.pieces import (
     DELTA_SQ,
     DOT,
     GRAD_SQ,
+    PLACE,
     Piece,
     ScatterAdd,
     Scratch,
@@ -42,10 +43,11 @@ class TensorSlots:
     mllm_norm: Tensor  # |theta_mllm| as the prior recorded it
     delta_sq: Tensor  # sum of delta*delta of what is added; 0 where it is another at each step
     whole_sq: Tensor  # sum of delta*delta of the prior's whole tensor
+    aim_sq: Tensor  # of what the weights that are trained would have to move
 
     def to(self, device: torch.device) -> None:
         """Move to where the gradients are."""
-        for name in ("alpha", "mllm_norm", "delta_sq", "whole_sq"):
+        for name in ("alpha", "mllm_norm", "delta_sq", "whole_sq", "aim_sq"):
             setattr(self, name, getattr(self, name).to(device))
 
 
@@ -62,8 +64,23 @@ class _Batch:
 class Injector:
     """Biases the gradients of all pieces, once a call."""
 
-    def __init__(self, pieces: Sequence[Piece], slots: TensorSlots, rule: Rule) -> None:
-        self.pieces, self.slots, self.rule = tuple(pieces), slots, rule
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        slots: TensorSlots,
+        rule: Rule,
+        until: float | None = None,
+    ) -> None:
+        """Take over pieces and slots.
+
+        Args:
+            pieces: of this rank.
+            slots: of all ranks.
+            rule: gives the coefficients.
+            until: a tensor that has come this share of its way is not pulled.
+        """
+        self.pieces, self.slots, self.rule, self.until = tuple(pieces), slots, rule, until
+        self.start = torch.zeros_like(slots.alpha)  # theta_0 * delta, for `until`
         self.missing: set[Piece] = set()  # without a gradient at the last step
         self._scatter_add = ScatterAdd()
         self._norms: dict[_Batch, tuple[Tensor, Tensor]] = {}
@@ -80,11 +97,13 @@ class Injector:
         """
         self.device = device
         self.slots.to(device)
+        self.start = self.start.to(device)
         self._norms.clear()
         self._scratch = Scratch(device)
         shape = (len(self.slots.names), COLUMNS)
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)  # of the last step
         self.strength = torch.zeros(shape[0], dtype=torch.float64, device=device)  # alpha * c
+        self.arrived = torch.zeros(shape[0], dtype=torch.bool, device=device)  # at the last step
         size = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
         size = 1 if one_by_one else size
         self._batches = [
@@ -92,9 +111,9 @@ class Injector:
             for group, pieces in self._groups
         ]
 
-    def set_norms(self, delta_sq: Tensor, whole_sq: Tensor) -> None:
-        """Take over what `positions` has measured of delta, both of shape (P,)."""
-        self.slots.delta_sq, self.slots.whole_sq = delta_sq, whole_sq
+    def set_norms(self, delta_sq: Tensor, whole_sq: Tensor, aim_sq: Tensor) -> None:
+        """Take over what `positions` has measured of delta, each of shape (P,)."""
+        self.slots.delta_sq, self.slots.whole_sq, self.slots.aim_sq = delta_sq, whole_sq, aim_sq
         self._norms.clear()
 
     def positions(self) -> Tensor:
@@ -144,6 +163,10 @@ class Injector:
         delta_norm, mllm_norm = self._norms_of(batch)
         sums = Sums(self.sums[rows, GRAD_SQ], self.sums[rows, DOT], delta_norm, mllm_norm)
         strength = self.rule(sums) * slots.alpha[rows] * factor
+        if self.until is not None:
+            moved = (self.sums[rows, PLACE] - self.start[rows]) * slots.alpha[rows].sign()
+            self.arrived[rows] = moved >= self.until * slots.aim_sq[rows]
+            strength = strength.masked_fill(self.arrived[rows], 0.0)
         self.strength[rows] = strength
         coefficients = (strength if scale is None else strength * scale).unbind()
         is_cpu = self.device.type == "cpu"  # on which the last piece is still in the cache

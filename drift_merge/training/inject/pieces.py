@@ -12,14 +12,16 @@ from torch.distributed import ProcessGroup
 
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.gradients.layout import GradientLayout
+from drift_merge.training.inject.uses import DeltaUse
 from drift_merge.training.units import Block, Region, Unit, blocks_of
 
 # Elements. Smaller chunks stay in a smaller cache, but cost more in calls: 2**17 a tenth more.
 CPU_GRADIENT_CHUNK = 2**19
 GPU_GRADIENT_CHUNK = 2**23
 _KEPT = 2**21  # elements of widened deltas that are kept on a CPU from the first pass to the second
-GRAD_SQ, DOT, DELTA_SQ = 0, 1, 2  # columns of sums: g*g, g*delta (or theta*delta), delta*delta
-COLUMNS = 3
+# Columns of sums: g*g, g*delta (or theta*delta), delta*delta, and theta*delta beside the others.
+GRAD_SQ, DOT, DELTA_SQ, PLACE = 0, 1, 2, 3
+COLUMNS = 4
 _MOST_INDICES = 10_000  # that are kept; gradients that come and go (experts) make ever new ones
 
 Cell = tuple[int, int, Tensor]  # row and column of the sums, and what is added there, 0-dim
@@ -124,16 +126,25 @@ class Piece(Protocol):
 class DensePiece:
     """The gradient of a region of a parameter, and the same region of delta."""
 
-    is_fixed = True
-
     def __init__(
-        self, unit: Unit, slot: int, region: Region | None, layout: GradientLayout
+        self,
+        unit: Unit,
+        slot: int,
+        region: Region | None,
+        layout: GradientLayout,
+        use: DeltaUse | None = None,
     ) -> None:
+        self.use = use or DeltaUse()
         self.unit, self.slot, self.region, self.tie = unit, slot, region, (slot,)
         self.source: DeltaSource | None = None  # set when it is known where gradients lie
         self._layout = layout
         self._chunks: dict[int, tuple[tuple[int, Block], ...]] = {}
         self.numel = sum(block.numel for _, block in self.chunks(CPU_GRADIENT_CHUNK))
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether delta is the same at every step."""
+        return self.use.is_stored
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -179,6 +190,12 @@ class DensePiece:
             gradient = computed(flat[begin : begin + block.numel], scratch)
             delta = scratch.keep((self, begin), block.numel, gradient.dtype)
             self._read(begin, block, delta)
+            if self.use.is_placed:
+                theta = self._theta(begin, delta)
+                cells.append((self.slot, PLACE, torch.dot(theta.to(delta), delta)))
+            if not self.use.is_stored:
+                self._use(begin, gradient, delta)
+                cells.append((self.slot, DELTA_SQ, torch.dot(delta, delta)))
             cells.append((self.slot, DOT, torch.dot(gradient, delta)))
             cells.append((self.slot, GRAD_SQ, torch.dot(gradient, gradient)))
         return cells
@@ -198,6 +215,7 @@ class DensePiece:
             if delta is None:
                 delta = scratch.get("delta", block.numel, gradient.dtype)
                 self._read(begin, block, delta)
+                self._use(begin, gradient, delta)
             gradient.addcmul_(delta, coefficient, value=-1)
             if gradient is not stored:
                 stored.copy_(gradient)
@@ -226,6 +244,20 @@ class DensePiece:
     def _read(self, begin: int, block: Block, delta: Tensor) -> None:
         assert self.source is not None
         self.source.chunk(self.unit, begin, block, delta)
+
+    def _use(self, begin: int, gradient: Tensor, delta: Tensor) -> None:
+        """Make delta what the rule uses of it, in place; the gradient is not biased yet."""
+        if self.use.needs_weights:
+            assert self.use.beginning is not None
+            theta = self._theta(begin, delta)
+            self.use.beginning.take_away(self.unit, begin, theta, delta)
+        self.use.keep_unopposed(gradient, delta)
+
+    def _theta(self, begin: int, delta: Tensor) -> Tensor:
+        """The weights of a chunk as they are now, flat."""
+        values = self._layout.values(self.unit)
+        assert values is not None
+        return values.reshape(-1)[begin : begin + delta.numel()]
 
 
 class ScatterAdd:

@@ -120,7 +120,7 @@ def test_a_gpu_gives_what_a_cpu_gives(toy, device, rule):
     found = []
     for where in ("cpu", "cuda"):
         model = toy.model().to(where)
-        handle = drift_merge.attach(model, toy.prior, rule=rule, device=device)
+        handle = drift_merge.attach(model, toy.prior, rule=rule, alpha=1.0, device=device)
         for name, parameter in selected(model).items():
             generator = torch.Generator().manual_seed(len(name))
             parameter.grad = torch.randn(parameter.shape, generator=generator).to(where)

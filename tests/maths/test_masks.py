@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_merge.maths.methods.masks import hashes, keep_mask, mixed_key, uniform
+from drift_merge.maths.masks import hashes, keep_mask, mixed_key, uniform
 from tests.strategies import few
 
 NUMEL = 2**20
