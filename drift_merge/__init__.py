@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from drift_merge.priors.verify import verify_prior as verify_prior
     from drift_merge.recipes.recipe import Recipe as Recipe
     from drift_merge.training.attach import attach as attach
-    from drift_merge.training.deltas.files import load_prior as load_prior
+    from drift_merge.training.deltas.opened import load_prior as load_prior
     from drift_merge.training.handle import Handle as Handle
 
 # torch says so once where numpy is not installed; it is no dependency, and nothing here needs it.
@@ -73,7 +73,7 @@ _FACE = {
     "drift_merge.priors.verify": ("verify_prior",),
     "drift_merge.hub.publish": ("pull", "push"),
     "drift_merge.training.attach": ("attach",),
-    "drift_merge.training.deltas.files": ("load_prior",),
+    "drift_merge.training.deltas.opened": ("load_prior",),
     "drift_merge.training.handle": ("Handle",),
 }
 _HOME = {name: module for module, names in _FACE.items() for name in names}

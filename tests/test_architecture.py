@@ -30,6 +30,7 @@ FLOORS = (
     ("engine",),
     ("artifacts",),
     ("priors", "merges"),
+    ("reports",),
     ("hub",),
     ("training",),
     ("trainers", "evaluation"),

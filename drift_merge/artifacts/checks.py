@@ -16,9 +16,10 @@ from drift_merge.engine.reread import read_shards, reread
 from drift_merge.errors import VerificationError
 from drift_merge.plans.plan import Plan, Step
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
-from drift_merge.storage.compressed import describe_stored, stored_fingerprints
+from drift_merge.storage.forms.compressed import describe_stored, stored_fingerprints
 from drift_merge.storage.headers import ShardHeader, TensorInfo
 from drift_merge.storage.measured import InputKey, StoredKey, TensorRecord
+from drift_merge.storage.ranks.meeting import ALONE, Ranks
 from drift_merge.storage.sizes import parse_size
 
 # Of what singular directions add, up to which two processors may differ: roundings of 1e-7, grown
@@ -50,6 +51,7 @@ def check_files(
     *,
     threads: int,
     progress: Callable[[int], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> VerifyReport:
     """Re-read every shard of an artifact.
 
@@ -59,6 +61,7 @@ def check_files(
         fingerprint_key: which entry of a tensor is the fingerprint of its stored bytes.
         threads: readers.
         progress: called with the bytes read.
+        ranks: the processes that share the reading.
 
     Raises:
         VerificationError: naming the first tensor or file that is wrong.
@@ -74,7 +77,9 @@ def check_files(
         threads=threads,
         inspect=_finite_inspector(bad),
         progress=progress,
+        ranks=ranks,
     )
+    bad = {name: count for found in ranks.gather(bad) for name, count in found.items()}
     unexpected = {name: n for name, n in bad.items() if "nonfinite" not in tensors.get(name, {})}
     if unexpected:
         name = min(unexpected)
@@ -131,6 +136,7 @@ def check_sample(
     device: str = "cpu",
     cache_limit: str = DEFAULT_CACHE_SIZE,
     directory: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Compute a random sample of tensors again and compare it with the manifest.
 
@@ -144,6 +150,7 @@ def check_sample(
         cache_limit: of the shards that lie on this disk at a time, if the plan's are on the Hub.
         directory: of the artifact; its tensors that were made by singular directions may then
             differ by `TOLERANCE`, since their bytes are those of one processor.
+        ranks: the processes of which each computes some; all take the same seed.
 
     Returns:
         The names of the tensors that were computed again and agree, and of those that agree within
@@ -162,12 +169,13 @@ def check_sample(
             remedy="Give the sources that the manifest names.",
         )
     chosen = random.Random(seed).sample(list(plan.steps), min(sample, len(plan.steps)))
-    limit = parse_size(cache_limit)
-    with sample_downloads(plan, [step.name for step in chosen], limit_bytes=limit) as downloads:
-        distances = _distances(directory, chosen, tensors)
-        results = recompute(plan, chosen, device=device, downloads=downloads, sinks=distances)
+    own = chosen[ranks.rank :: ranks.size]
+    limit = parse_size(cache_limit) // ranks.place.local_size
+    with sample_downloads(plan, [step.name for step in own], limit_bytes=limit) as downloads:
+        distances = _distances(directory, own, tensors)
+        results = recompute(plan, own, device=device, downloads=downloads, sinks=distances)
     near = []
-    for step in chosen:
+    for step in own:
         found, entry = results[step.name], tensors[step.name]
         _compare_inputs(step, found, entry)
         is_equal = found["fingerprint"] == entry.get(fingerprint_key)
@@ -176,7 +184,9 @@ def check_sample(
             near.append(step.name)
         else:
             _compare_result(step, found, entry, fingerprint_key)
-    return tuple(step.name for step in chosen), tuple(near)
+    together = {name for each in ranks.gather(near) for name in each}
+    names = tuple(step.name for step in chosen)
+    return names, tuple(name for name in names if name in together)
 
 
 class _Distance:

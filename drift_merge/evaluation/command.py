@@ -94,51 +94,66 @@ class EvaluationCommand:
         """
         out.mkdir(parents=True, exist_ok=True)
         started = time.time()
-        stdout = self._execute(self.words(model, limit, out, label), out)
+        stdout = run_program(
+            self.words(model, limit, out, label),
+            out,
+            timeout_seconds=self.timeout_seconds,
+            option=self.option,
+        )
         folder = out if "{out}" in self.text else Path.cwd()
         values = {p.name: read_value(p, folder, stdout, started) for p in self.metrics}
         items = {p.name: read_items(p, folder, stdout, started) for p in self.items}
         return Scores(values, items)
 
-    def _execute(self, words: Sequence[str], out: Path) -> str:
-        parent = os.getpid()
-        with open(out / "stdout.txt", "wb") as stdout, open(out / "stderr.txt", "wb") as stderr:
-            try:
-                process = subprocess.Popen(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stdout,
-                    stderr=stderr,
-                    start_new_session=True,
-                    preexec_fn=lambda: die_with(parent),
-                )
-            except OSError as error:
-                raise EvaluationError(
-                    f"{words[0]} cannot be started: {error.strerror}.",
-                    remedy=f"Name a program that is installed in {self.option}.",
-                ) from error
-            try:
-                code = process.wait(self.timeout_seconds)
-            except subprocess.TimeoutExpired as error:
-                raise EvaluationError(
-                    f"the evaluation took more than {self.timeout_seconds:g} s and was ended.",
-                    remedy="Allow more with --timeout, or evaluate fewer items.",
-                ) from error
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        printed = (out / "stdout.txt").read_text(encoding="utf-8", errors="replace")
-        if code:
-            said = (out / "stderr.txt").read_text(encoding="utf-8", errors="replace") or printed
-            lines = said.strip().splitlines()[-_TAIL_LINES:] or ["it said nothing"]
-            raise EvaluationError(
-                "\n".join(
-                    [f"the evaluation failed with exit code {code}: {lines[-1]}", *lines[:-1]]
-                ),
-                remedy=f"All that it said is in {out}",
+
+def run_program(
+    words: Sequence[str],
+    out: Path,
+    *,
+    timeout_seconds: float | None = None,
+    option: str = "--evaluate",
+) -> str:
+    """Run a program to its end, with stdout.txt and stderr.txt in `out`; what it printed.
+
+    Raises:
+        EvaluationError: it cannot be started, fails or takes too long.
+    """
+    parent = os.getpid()
+    with open(out / "stdout.txt", "wb") as stdout, open(out / "stderr.txt", "wb") as stderr:
+        try:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+                preexec_fn=lambda: die_with(parent),
             )
-        return printed
+        except OSError as error:
+            raise EvaluationError(
+                f"{words[0]} cannot be started: {error.strerror}.",
+                remedy=f"Name a program that is installed in {option}.",
+            ) from error
+        try:
+            code = process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired as error:
+            raise EvaluationError(
+                f"the evaluation took more than {timeout_seconds:g} s and was ended.",
+                remedy="Allow more with --timeout, or evaluate fewer items.",
+            ) from error
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    printed = (out / "stdout.txt").read_text(encoding="utf-8", errors="replace")
+    if code:
+        said = (out / "stderr.txt").read_text(encoding="utf-8", errors="replace") or printed
+        lines = said.strip().splitlines()[-_TAIL_LINES:] or ["it said nothing"]
+        raise EvaluationError(
+            "\n".join([f"the evaluation failed with exit code {code}: {lines[-1]}", *lines[:-1]]),
+            remedy=f"All that it said is in {out}",
+        )
+    return printed
 
 
 def command_of(

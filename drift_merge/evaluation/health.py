@@ -96,9 +96,7 @@ def _broken(own: Health, other: Health | None) -> list[str]:
     known = other.missing_keys if other is not None else ()
     missing = [key for key in own.missing_keys if key not in known]
     if missing:
-        found.append(
-            f"{len(missing):,} parameters are not in it or have another shape, {missing[0]}"
-        )
+        found.append(f"{len(missing):,} parameter(s) missing or misshapen, e.g. {missing[0]}")
     if own.was_measured and own.perplexity is None:
         found.append("its perplexity is not finite")
     ratio = _ratio(own, other)

@@ -2,6 +2,6 @@
 
 Must not know files, names of tensors, or how a tensor was cut into chunks by others.
 
-Read: dtypes, masks, spectra, chunks, measures, differences, compression, injection, order,
+Read: dtypes, masks, spectra, lowrank, chunks, measures, differences, compression, injection, order,
 methods, rounding.
 """

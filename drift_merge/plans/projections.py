@@ -52,6 +52,12 @@ def projections(
     return _attention(found[1], shape, text_config(config))
 
 
+def is_attention_stack(name: str) -> bool:
+    """Whether a tensor fuses q, k and v, which only the numbers of heads can tell apart."""
+    found = _STACKED.search(name)
+    return found is not None and "gate" not in found[1]
+
+
 def _stacked(heights: tuple[int, ...], shape: Shape) -> tuple[Matrix, ...]:
     """Matrices of these heights, one below the other."""
     found, row = [], 0

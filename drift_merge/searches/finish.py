@@ -84,7 +84,7 @@ class Finish:
         except Exception as error:
             if role == MLLM:
                 raise
-            result = {"error": told(error)}
+            return {"error": told(error)}  # not kept: the next run tries again
         self._study.keep(key, result)
         return result
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from drift_merge.engine.job import RunOptions
 from drift_merge.maths.chunks import Chunk, MethodSettings, Read, blocks
-from drift_merge.maths.methods.masks import hashes, mixed_key
+from drift_merge.maths.masks import hashes, mixed_key
 from drift_merge.maths.methods.own import merge_method
 from drift_merge.maths.methods.table import Method
 from drift_merge.merges.make import make_merge

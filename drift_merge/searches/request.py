@@ -10,6 +10,7 @@ from drift_merge.evaluation.scores import Scores
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.searches.spaces import Space
 from drift_merge.searches.study import StudySettings
+from drift_merge.storage.outputs.existing import Overwrite
 
 Evaluate = Callable[[Any, str, str], Scores]  # model, limit, label
 VALIDATION, FINAL = "validation", "final"
@@ -28,7 +29,7 @@ class Search:
     described: Mapping[str, Any]  # how it evaluates, for `search.json` and to tell studies apart
     folder: Path  # for `search.json`, logs and locks
     out: Path | None  # the best merge; None: it is not made
-    overwrite: bool
+    overwrite: Overwrite
     say: Callable[[str], None]  # a line on how it goes
 
     def scores(self, split: str, target: Any, limit: str, label: str) -> Scores:

@@ -70,6 +70,7 @@ def _live(
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         die_with(parent)
         for connection in foreign:
             connection.close()  # or they would outlive the parent's end

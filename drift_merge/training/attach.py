@@ -11,13 +11,8 @@ from drift_merge.maths.injection import Rule, rule_named
 from drift_merge.names.name_map import SideMap, read_name_map
 from drift_merge.priors.manifest import Prior
 from drift_merge.training.deltas.controls import read_control
-from drift_merge.training.deltas.files import (
-    FileDeltas,
-    OpenPrior,
-    combine_weights,
-    controlled,
-    open_all,
-)
+from drift_merge.training.deltas.files import FileDeltas
+from drift_merge.training.deltas.opened import OpenPrior, combine_weights, controlled, open_all
 from drift_merge.training.gradient_bias import GradientBias
 from drift_merge.training.gradients.choose import layout_for
 from drift_merge.training.gradients.hooks import steppers_of

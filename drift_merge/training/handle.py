@@ -100,22 +100,22 @@ class Handle:
 
         Returns:
             Plain data: rule, control, steps, coverage, missing_gradients, arrived,
-            expected_distance; and cosine, bias_ratio, coefficient, distance (see
-            `training.report`), overall and under "modules" and "tensors". A figure is None where
-            there is nothing to divide by, as before the first step.
+            expected_distance; placement, where delta waits and why, None before the first step;
+            and cosine, bias_ratio, coefficient, distance (see
+            `training.report`), overall and by "modules" and "tensors"; None without a divisor.
         """
         self._refuse_removed()
         if not self._bias.is_ready:
             self._prepare()
-        return make_report(
-            self._bias.injectors,
-            self.coverage,
-            self._bias.start,
-            rule=self._settings.rule,
-            control=self._settings.control,
-            steps=self.steps,
-            expected_distance=self._strength.expected(),
-        )
+        with self._bias.from_host():
+            found = make_report(
+                *(self._bias.injectors, self.coverage, self._bias.start),
+                rule=self._settings.rule,
+                control=self._settings.control,
+                steps=self.steps,
+                expected_distance=self._strength.expected(),
+            )
+        return found | {"placement": self._bias.placement}
 
     def metrics(self) -> dict[str, float]:
         """The figures of `report()` that a trainer logs, flat: "drift/cosine", "drift/attn/..."."""
@@ -181,9 +181,8 @@ class Handle:
 
     def remove(self) -> None:
         """Go back to plain training: no hook is left. May be called again."""
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
+        while self._undo:
+            self._undo.pop()()
         disclaim(self, self._matching.trained)
         self._bias.release()
         self._is_removed, self._is_hooked = True, False
@@ -191,13 +190,14 @@ class Handle:
     def begin(self, model: nn.Module, layout: GradientLayout) -> None:
         """Hook in, and look at the weights unless they are sharded; `attach` calls it once."""
         steppers, trained = self._steppers, self._matching.trained
-        claim(self, trained, self._settings.seals)
+        held = claim(self, trained, self._settings.seals)
         if isinstance(layout, PlainLayout):
             self._prepare()
         self._check_once = partial(require_current, model, self._matching.units, layout)
         is_step = self._settings.when == "step"
         watch = ModelWatch(model, self._matching)
         self._guard = StepGuard(trained, steppers, watch.check, counts_gaps=is_step)
+        self._guard.outlive(self, held)
         self._guard.first_seen = partial(warn_of_rounding, trained=trained)
         self._undo.append(watch_steps(self._guard.after_step))
         act = self._step if is_step else self._count_step
@@ -266,8 +266,6 @@ class Handle:
         self._refuse_repetition(number)
         self._bias.step(number, self._settings.factor(self._counts[number].taken), scale)
         self._count_step(number, stepper, scale, found_inf)
-        if number == 0:
-            self._strength.look()
         gradient = self._gradient(number)
         if gradient is not None:
             # Not a weakref, with which torch refuses to move the parameters of FSDP2.
@@ -283,6 +281,8 @@ class Handle:
         self._counts[number].add(found_inf)
         if self._guard is not None:
             self._guard.note_bias(stepper)
+        if number == 0:
+            self._strength.look()
 
     def _gradient(self, number: int) -> Tensor | None:
         parameter = self._parameters[number]
@@ -301,7 +301,7 @@ class Handle:
 
     def _refuse_removed(self) -> None:
         if self._is_removed:
-            remedy = "Attach the prior again: attach(model, prior)."
+            remedy = "Attach anew: attach(model, prior)."
             raise RecipeError("this handle was removed.", remedy=remedy)
 
     def describe(self) -> str:

@@ -162,7 +162,7 @@ def test_a_run_of_several_threads_killed_anywhere_is_finished_by_a_rerun(
             assert_finished_by_the_same_command(run, out, world.whole[name])
 
 
-@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("always", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", FAILING)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_call_that_fails_stops_the_run_cleanly_and_is_finished_by_a_rerun(

@@ -54,7 +54,7 @@ BESIDE = {
     "max_iter": {"tol": 0.0},
     "norm": {"rank": 1},
     "frank_decay": {"frank_decay": 0.1},
-    **{key: {"threshold": 1.0} for key in ("boost", "counts", "max_overlap")},
+    **{key: {"threshold": 0.01} for key in ("boost", "counts", "max_overlap")},
     "calibrate_alpha": {"calibrate": "svc"},
 }
 OPTION_CASES = [
@@ -135,14 +135,15 @@ def test_a_row_says_in_words_and_in_a_formula_what_the_method_does(name):
 
 
 def test_python_offers_the_options_of_recipes():
-    of_methods = {"base", "weights", "mllm_weight", "variant", "through"}
+    of_priors = {"through", "rank", "norm"}
+    of_methods = {"base", "weights", "mllm_weight", "variant"} | of_priors
     shared = set(recipe_options("")) - of_methods
     assert shared <= set(How.__annotations__)
     parameters = inspect.signature(drift_merge.merge).parameters
     defaults = {name: default for name, (_, default) in recipe_options("linear").items()}
     for name in shared:
         assert parameters[name].default == defaults[name]
-    assert {"options", *of_methods} - {"through"} <= set(parameters)
+    assert {"options", *of_methods} - of_priors <= set(parameters)
 
 
 def test_what_is_public_is_listed_once():

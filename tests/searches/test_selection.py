@@ -1,6 +1,6 @@
 """The winner of one metric, the front and the knee of several."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift_merge.searches.selection import choose, front, knee
@@ -15,6 +15,7 @@ def test_the_best_of_one_metric_is_the_first_of_equals():
     assert choose(points, ["minimize"]) == (3, [3])
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.integers(0, 99), st.tuples(values, values), min_size=1, max_size=12))
 def test_the_front_is_what_no_other_beats(points):
     expected = [

@@ -284,12 +284,32 @@ def test_other_modules_and_other_priors_may_have_handles_of_their_own(toy, other
     assert [handle.steps for handle in handles] == [1, 1, 1]
 
 
-def test_a_handle_that_nobody_holds_is_gone_and_claims_nothing(toy):
+@pytest.mark.parametrize("is_hooked", [False, True])
+def test_a_step_after_the_handle_was_dropped_is_an_error(toy, is_hooked):
     model = toy.model()
-    gone = weakref.ref(drift_merge.attach(model, toy.prior))
-    assert gone() is None  # at once, without the garbage collector
+    options = {"optimizer": sgd(model.parameters())} if is_hooked else {}
+    gone = weakref.ref(drift_merge.attach(model, toy.prior, **options))
+    options.clear()  # with the optimizer goes its hook
+    if is_hooked:  # each holds the other
+        gc.collect()
+    assert gone() is None
+    with pytest.raises(RecipeError, match="was dropped") as caught:
+        step(model, sgd(model.parameters()))
+    assert "attach(model, prior).remove()" in caught.value.remedy
+    model = toy.model()
     drift_merge.attach(model, toy.prior)
+    drift_merge.attach(model, toy.prior).remove()
     step(model, sgd(model.parameters()))
+
+
+def test_a_model_whose_handle_was_dropped_goes_at_once(toy):
+    model = toy.model()
+    drift_merge.attach(model, toy.prior)
+    parameter, layer = next(model.parameters()), weakref.ref(model)
+    guard = weakref.ref(selected(model)["layers.0.mlp.up_proj.weight"]._drift_merge_claims[0].guard)
+    del parameter, model
+    assert layer() is None
+    assert guard() is None
 
 
 def test_many_dropped_handles_leave_one_hook(toy):

@@ -16,7 +16,7 @@ from drift_merge.cli.render import note, table
 from drift_merge.cli.running import require_device
 from drift_merge.cli.training_options import prior_options, training_options
 from drift_merge.errors import RecipeError
-from drift_merge.storage.output import check_output
+from drift_merge.storage.outputs.existing import check_output
 from drift_merge.storage.processes import num_cores
 from drift_merge.storage.sizes import size
 from drift_merge.trainers.sft.memory import (
@@ -68,7 +68,7 @@ _WORKERS = 4  # that prepare batches for a GPU
     show_default=True,
     help="auto: cuda where there is one.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace OUT after success.")
+@options.overwrite_option
 @click.option(
     "-n",
     "--dry-run",

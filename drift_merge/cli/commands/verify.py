@@ -10,7 +10,7 @@ import click
 from drift_merge.artifacts.checks import TOLERANCE
 from drift_merge.cli import options
 from drift_merge.cli.commands.pull import locate
-from drift_merge.cli.entry import print_json
+from drift_merge.cli.entry import print_json, ranks_of_command
 from drift_merge.cli.progress import progress
 from drift_merge.merges.manifest import open_merge
 from drift_merge.merges.verify import verify_merge
@@ -42,9 +42,15 @@ def _verify(
     as_json: bool,
     quiet: bool,
 ) -> None:
+    ranks = ranks_of_command()
     seed = values["seed"] if values["seed"] is not None else secrets.randbelow(2**31)
-    with progress("Verifying", manifest["size_bytes"], quiet=quiet or as_json) as advance:
-        report = check(artifact, **values | {"seed": seed}, progress=advance)
+    how = {"seed": ranks.share(seed), "ranks": ranks}
+    with (
+        progress("Verifying", manifest["size_bytes"], quiet=quiet or as_json) as advance,
+        ranks.failing_together(),
+    ):
+        report = check(artifact, **values | how, progress=ranks.count_progress(advance))
+        ranks.wait()
     if as_json:
         value = {"schema": 1, "ok": True, "tensors": report.num_tensors}
         value |= {"bytes": report.size_bytes, "recomputed": list(report.recomputed)}

@@ -29,7 +29,7 @@ from drift_merge.trainers.sft.data.pictures import check_pictures
 from drift_merge.trainers.sft.data.read import Examples, count_kinds, fingerprint_of, read_examples
 from drift_merge.trainers.sft.trained import Trained, trained_of
 from drift_merge.training.deltas.controls import read_control
-from drift_merge.training.deltas.files import load_prior
+from drift_merge.training.deltas.opened import load_prior
 from drift_merge.training.options import OWN_RULE, RULE_TRAITS
 from drift_merge.training.schedules import checked_until, directed, strength_of
 

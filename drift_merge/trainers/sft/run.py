@@ -16,7 +16,8 @@ import torch
 
 from drift_merge.errors import RecipeError
 from drift_merge.storage import fingerprints
-from drift_merge.storage.output import OutputDirectory, check_output
+from drift_merge.storage.output import OutputDirectory
+from drift_merge.storage.outputs.existing import Overwrite, check_output
 from drift_merge.trainers.hf import DriftCallback
 from drift_merge.trainers.sft.disk import full_disk_named
 from drift_merge.trainers.sft.encode.check import check_conversations, check_lengths
@@ -49,7 +50,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     device: str = "cpu",
     progress: StepProgress = lambda step, total, log: None,
 ) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def _require_packages(request: TrainingRequest) -> None:
         optional("bitsandbytes", install="pip install 'drift_merge[bnb]'")
 
 
-def _output(out: Path, plan: str, *, overwrite: bool) -> Any:
+def _output(out: Path, plan: str, *, overwrite: Overwrite) -> Any:
     """The output being written, in the first process; nothing elsewhere."""
     return OutputDirectory(out, plan=plan, overwrite=overwrite) if rank() == 0 else nullcontext()
 

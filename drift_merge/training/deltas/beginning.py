@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from drift_merge.errors import DriftMergeError, RecipeError
-from drift_merge.training.deltas.files import OpenPrior
-from drift_merge.training.deltas.placement import Regions, numel_of
+from drift_merge.training.deltas.opened import OpenPrior
+from drift_merge.training.deltas.packed import Regions, numel_of
 from drift_merge.training.deltas.refresh import CHUNK, SideValues, reading
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.units import Region, Unit, blocks_of

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from drift_merge.errors import RecipeError
-from drift_merge.maths.methods.masks import hashes, mixed_key
+from drift_merge.maths.masks import hashes, mixed_key
 from drift_merge.priors.deltas import Deltas
 from drift_merge.storage.fingerprints import key_of
 from drift_merge.storage.measured import TensorRecord

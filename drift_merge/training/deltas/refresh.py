@@ -7,7 +7,7 @@ more: no anonymous memory, and nothing is left behind however the process ends.
 import errno
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,13 +33,43 @@ from drift_merge.storage.adapters.factors import is_adapter
 from drift_merge.storage.adapters.fields import base_of
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
 from drift_merge.storage.sources import parse_source
-from drift_merge.training.deltas.files import OpenPrior
-from drift_merge.training.deltas.placement import Regions, Resident, numel_of
+from drift_merge.training.deltas.held import Resident
+from drift_merge.training.deltas.opened import OpenPrior
+from drift_merge.training.deltas.packed import Regions, numel_of
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.units import Block, Unit, blocks_of
 
 CHUNK = 2**18  # elements
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+def require_refreshable(
+    priors: Sequence[OpenPrior], weights: Sequence[float], control: str | None
+) -> None:
+    """Refuse what cannot be taken anew.
+
+    Raises:
+        RecipeError: there are several priors, a control, or deltas of low rank.
+    """
+    if control is not None:
+        raise RecipeError(
+            f"refresh() would put the reasoner's delta in place of {control!r}.",
+            remedy="Leave refresh() out of a run with a control.",
+        )
+    if len(priors) > 1 or tuple(weights) != (1.0,):
+        raise RecipeError(
+            "refresh() is defined for one prior of weight 1.",
+            remedy="Compute priors against the current weights, and attach those.",
+        )
+    entries = priors[0].prior.tensors
+    low = [name for name, entry in entries.items() if "rank" in entry]
+    if low:
+        raise RecipeError(
+            f"refresh() takes all of delta anew, but {low[0]} is of rank "
+            f"{entries[low[0]]['rank']} in this prior.",
+            remedy="Attach a prior that was computed without --rank, or compute one of this "
+            "rank against the current weights.",
+        )
 
 
 def refreshed_deltas(
@@ -186,7 +216,7 @@ class _Recompute:
                 held[unit] = whole[begin : begin + size]
                 self._unit(unit, blocks_of(unit, regions[unit], CHUNK), held[unit])
                 begin += size
-        return Resident(held)
+        return Resident.of_values(held)
 
     def _unit(self, unit: Unit, cuts: Iterable[Block], target: Tensor) -> None:
         values = self.layout.values(unit)

@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from drift_merge.errors import RecipeError
+from drift_merge.maths.lowrank import Rectangle, squared
 from drift_merge.names.tensors import matrix_shape
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.gradients.layout import GradientLayout
+from drift_merge.training.inject.kernels.runs import Run
 from drift_merge.training.inject.pieces import (
-    CPU_GRADIENT_CHUNK,
     DELTA_SQ,
     DOT,
     GRAD_SQ,
     PLACE,
     Cell,
-    Scratch,
-    computed,
 )
+from drift_merge.training.inject.scratch import CPU_GRADIENT_CHUNK, Scratch, computed
 from drift_merge.training.inject.uses import DeltaUse
 from drift_merge.training.lora.directions import directions
 from drift_merge.training.lora.layers import Adapted, factor_units
-from drift_merge.training.units import Region, Unit
+from drift_merge.training.units import Block, Region, Unit
 
 
 class AdaptedPiece:
@@ -54,7 +54,7 @@ class AdaptedPiece:
         # q, k and v of a fused weight move the same factors: all are measured before the first
         # of them is biased.
         self.tie = units[0].parameter_name
-        self.units = tuple(units)
+        self.units, self.layer = tuple(units), units[0].layer
         self.source: DeltaSource | None = None  # set when it is known where gradients lie
         self._adapted, self._layout = adapted, layout
         self._factors = factor_units(units[0], adapted)
@@ -114,6 +114,13 @@ class AdaptedPiece:
             self._layout.put(factor, found)
         self._directions = []
 
+    def run(self, device: torch.device) -> Run | None:
+        """None: factors are small, and their directions are made anew at every step."""
+        return None
+
+    def put(self, run: Run) -> None:
+        """Nothing: there are no runs."""
+
     def position(self, scratch: Scratch) -> list[Cell]:
         """This rank's s * <B, delta A^T>, the product of delta with what the adapters add.
 
@@ -140,11 +147,22 @@ class AdaptedPiece:
         total = torch.zeros((), dtype=torch.float64)
         for unit in self.units:
             rows, cols = matrix_shape(unit.shape)
+            parts = self._delta_factors(unit, cols, 0, rows, torch.empty(0))
+            if parts is not None:
+                total += squared(parts)
+                continue
             step = max(1, CPU_GRADIENT_CHUNK // cols)
             for first in range(0, rows, step):
                 run = self.source.rows(unit, first, min(first + step, rows)).reshape(-1).float()
                 total = total.to(run.device) + torch.dot(run, run)
         return total
+
+    def _delta_factors(
+        self, unit: Unit, cols: int, first: int, end: int, like: Tensor
+    ) -> Sequence[Rectangle] | None:
+        """Rows [first, end) of a unit's delta by factors; None where it must be read."""
+        assert self.source is not None
+        return self.source.factors(unit, Block(first, end - first, 0, cols), like)
 
     def _local_directions(self) -> list[Tensor | None]:
         """The direction of every factor in its region on this rank."""
@@ -153,7 +171,8 @@ class AdaptedPiece:
         for unit in self.units:
             rows, cols = matrix_shape(unit.shape)
             read = partial(self.source.rows, unit)
-            found = directions(self._adapted, read, unit.begin // cols, rows)
+            factors = partial(self._delta_factors, unit, cols)
+            found = directions(self._adapted, read, unit.begin // cols, rows, factors)
             total = [a + b for a, b in zip(total, found, strict=True)] if total else list(found)
         regions = map(self._layout.region, self._factors)
         return [_cut(whole, region) for whole, region in zip(total, regions, strict=True)]

@@ -16,10 +16,13 @@ def reference_hooks(toy, model, rule):
     deltas, entries = toy.deltas(), toy.prior.tensors
     for name, parameter in selected(model).items():
         norm = entries[name]["norm_mllm"]  # normalize_delta_to_param: at the start, per tensor
-        delta = deltas[name]
-        parameter.register_hook(
-            lambda g, d=delta, n=norm: biased(rule, g, d, mllm_norm=n).to(g.dtype)
-        )
+        delta, begin = deltas[name], parameter.detach().clone()
+
+        def hook(g, d=delta, n=norm, p=parameter, b=begin):
+            left = d + b - p.detach() if rule == "anchor" else d
+            return biased(rule, g, left, mllm_norm=n).to(g.dtype)
+
+        parameter.register_hook(hook)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -61,7 +61,7 @@ def test_foreach_fused_and_single_tensor_adamw(toy, options, rule):
             optimizer.step()
         return handle
 
-    assert run(toy, train, rule=rule, alpha=1.0).steps == STEPS
+    assert run(toy, train, rule=rule).steps == STEPS
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -157,7 +157,7 @@ def scaled_run(toy, rule, *, unscale, fused):
             scaler.update()
         return handle
 
-    return run(toy, train, rule=rule, alpha=1.0)
+    return run(toy, train, rule=rule)
 
 
 @pytest.mark.parametrize("rule", ["absolute", "absolute_param_norm", "adaptive_cosine"])

@@ -149,6 +149,35 @@ def test_microbatch_and_refresh_are_refused_with_adapters(plain):
         handle.refresh()
 
 
+def test_anchor_is_refused_with_adapters_by_name(plain):
+    with pytest.raises(RecipeError, match="rule='anchor' needs the weights themselves"):
+        drift_merge.attach(
+            adapted_model(plain), plain.prior, rule="anchor", modules="re:proj.weight"
+        )
+
+
+def test_until_stops_the_factors_of_a_weight_that_has_arrived(plain):
+    model = adapted_model(plain)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    handle = drift_merge.attach(
+        model,
+        plain.prior,
+        rule="absolute",
+        alpha=1.0,
+        until=0.02,
+        modules="re:proj.weight",
+        optimizer=optimizer,
+    )
+    for _ in range(40):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    report = handle.report()
+    assert report["arrived"]["count"] == len(report["tensors"])
+    assert all(0.02 <= one["distance"] < 0.2 for one in report["tensors"].values())
+
+
 def test_an_optimizer_without_the_factors_is_refused(plain):
     model = adapted_model(plain)
     layer = model.get_submodule(f"{AT}mlp.up_proj")

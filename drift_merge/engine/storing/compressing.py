@@ -24,6 +24,13 @@ class Sink(Protocol):
         """Put bytes at [begin, begin + len) of the data of a tensor."""
 
 
+def through(step: Step, result: Tensor) -> Tensor:
+    """Delta in float32, as the prior that is compressed holds it."""
+    if step.through:
+        result = result.to(TORCH_DTYPES[step.through])
+    return result.to(torch.float32)
+
+
 @dataclass(slots=True)
 class Compressing:
     """One tensor of a compressed prior that is being written."""
@@ -34,12 +41,6 @@ class Compressing:
     codes: Fingerprint
     scales: Fingerprint = field(default_factory=Fingerprint)
     sums: StoredSums = field(default_factory=StoredSums)
-
-    def rounded(self, result: Tensor) -> Tensor:
-        """Delta in float32, as the prior that is compressed holds it."""
-        if self.step.through:
-            result = result.to(TORCH_DTYPES[self.step.through])
-        return result.to(torch.float32)
 
     def write(self, workspace: Workspace, result: Tensor, begin: int) -> bool:
         """Compress whole rows, and write codes and scales.

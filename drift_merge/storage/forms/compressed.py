@@ -12,6 +12,7 @@ Names and shapes only; the arithmetic is `maths.compression`.
 from collections.abc import Mapping
 
 from drift_merge.errors import CheckpointError
+from drift_merge.storage.forms.factored import U_SUFFIX, V_SUFFIX, factor_shapes, places_of
 from drift_merge.storage.headers import TensorInfo, tensor_bytes
 from drift_merge.storage.measured import StoredKey, TensorRecord
 
@@ -50,7 +51,8 @@ def stored_as(shape: tuple[int, ...], code: str, source: str) -> str:
 def stored_fingerprints(
     entries: Mapping[str, TensorRecord], key: StoredKey = "fingerprint"
 ) -> dict[str, str]:
-    """The fingerprint of every stored tensor: of the named ones, and of the scales they have.
+    """The fingerprint of every stored tensor: of the named ones and their scales, or of
+    the factors that stand for them.
 
     Args:
         entries: what a run or a manifest says of each tensor.
@@ -61,16 +63,25 @@ def stored_fingerprints(
         found[name] = entry[key]
         if "fingerprint_scale" in entry:
             found[scale_name(name)] = entry["fingerprint_scale"]
+        if "fingerprint_v" in entry:
+            found[name + U_SUFFIX], found[name + V_SUFFIX] = found.pop(name), entry["fingerprint_v"]
     return found
 
 
 def describe_stored(
     entries: Mapping[str, TensorRecord],
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype code and shape of every stored tensor that a manifest lists, scales included."""
-    found = {}
+    """Dtype code and shape of every stored tensor of a manifest, as `stored_fingerprints`."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, entry in entries.items():
         shape = tuple(entry["shape"])
+        if "rank" in entry:
+            u, v = factor_shapes(places_of(entry), entry["rank"])
+            found[name + U_SUFFIX], found[name + V_SUFFIX] = (
+                (entry["dtype"], u),
+                (entry["dtype"], v),
+            )
+            continue
         found[name] = (entry["dtype"], shape)
         if "fingerprint_scale" in entry:
             found[scale_name(name)] = (SCALE_DTYPE, shape[:-1])
