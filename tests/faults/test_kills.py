@@ -22,9 +22,6 @@ FLUSH_BYTES = {"compute": 3000, "linear": 3000, "compress": 700}  # several in t
 NAMES = ("compute", "linear", "compress")  # the last of the output of the first
 _slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("compute", "compress")]
 USUAL = ["linear", *_slow]
-    "linear",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("compute", "compress")),
-]
 KILLED = -9
 FAILING = {
     errno.ENOSPC: ("pwrite", "write", "posix_fallocate", "ftruncate", "mkdir", "open"),
