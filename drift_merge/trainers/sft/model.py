@@ -15,7 +15,7 @@ from drift_merge.trainers.sft.request import TrainingJob
 from drift_merge.trainers.sft.trained import is_adapted
 from drift_merge.trainers.wiring import optional
 
-_ADAPTER = "adapter_config.json"
+ADAPTER = "adapter_config.json"
 _ALPHA_PER_RANK = 2  # LoRA's scale is alpha / rank, so that it does not depend on the rank
 
 
@@ -79,7 +79,7 @@ def _layer_classes(model: nn.Module, prepared: TrainingJob) -> list[str]:
 def _with_factors(model: Any, prepared: TrainingJob, rank: int, last: Path | None) -> Any:
     """The model with LoRA on every matrix of its tower's layers."""
     peft = optional("peft", install="pip install 'drift_merge[lora]'")
-    if last is not None and (last / _ADAPTER).exists():
+    if last is not None and (last / ADAPTER).exists():
         return peft.PeftModel.from_pretrained(model, last, is_trainable=True)
     tower, linear = _tower(model, prepared), {}
     for path, module in model.named_modules():

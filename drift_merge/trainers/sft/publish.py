@@ -1,5 +1,6 @@
 """From a trained model to the output: a whole checkpoint, or an adapter, and its course."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from drift_merge.storage import fingerprints
 from drift_merge.storage.manifests import describe_tool, to_json
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.trainers.sft.curves import steps_of, to_csv, to_png
-from drift_merge.trainers.sft.model import base_model
+from drift_merge.trainers.sft.model import ADAPTER, base_model
 from drift_merge.trainers.sft.ranks import rank
 from drift_merge.trainers.sft.request import TrainingJob
 
@@ -131,6 +132,11 @@ def _write_adapter(
         dtype = torch.float32 if prepared.request.dtype == "source" else _dtype(prepared)
         state = {name: _rounded(prepared, name, value, dtype) for name, value in learned.items()}
         model.save_pretrained(output.payload, state_dict=state)
+        path = output.payload / ADAPTER
+        config = json.loads(path.read_bytes())
+        if isinstance(config["target_modules"], list):  # PEFT writes a set, in any order
+            config["target_modules"].sort()
+        output.write_file(ADAPTER, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _rounded(
