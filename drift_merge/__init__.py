@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from drift_merge.api.priors import align as align
     from drift_merge.api.priors import compress as compress
     from drift_merge.api.priors import compute as compute
+    from drift_merge.api.searches import search as search
     from drift_merge.errors import AlignmentError as AlignmentError
     from drift_merge.errors import CheckpointError as CheckpointError
     from drift_merge.errors import DriftMergeError as DriftMergeError
+    from drift_merge.errors import EvaluationError as EvaluationError
     from drift_merge.errors import OutputError as OutputError
     from drift_merge.errors import RecipeError as RecipeError
     from drift_merge.errors import SourceError as SourceError
     from drift_merge.errors import VerificationError as VerificationError
+    from drift_merge.evaluation.scores import Scores as Scores
     from drift_merge.hub.publish import pull as pull
     from drift_merge.hub.publish import push as push
     from drift_merge.maths import injection as injection
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from drift_merge.priors.verify import verify_prior as verify_prior
     from drift_merge.recipes.recipe import Recipe as Recipe
     from drift_merge.training.attach import attach as attach
-    from drift_merge.training.deltas.files import load_prior as load_prior
+    from drift_merge.training.deltas.opened import load_prior as load_prior
     from drift_merge.training.handle import Handle as Handle
 
 # torch says so once where numpy is not installed; it is no dependency, and nothing here needs it.
@@ -52,8 +55,11 @@ warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category
 _FACE = {
     "drift_merge.api.priors": ("align", "compress", "compute"),
     "drift_merge.api.merges": ("apply", "linear", "merge", "run", "sweep"),
+    "drift_merge.api.searches": ("search",),
+    "drift_merge.evaluation.scores": ("Scores",),
     "drift_merge.errors": (
-        *("AlignmentError", "CheckpointError", "DriftMergeError", "OutputError"),
+        *("AlignmentError", "CheckpointError", "DriftMergeError", "EvaluationError"),
+        "OutputError",
         *("RecipeError", "SourceError", "VerificationError"),
     ),
     "drift_merge.maths.methods": ("METHODS", "Method"),
@@ -67,7 +73,7 @@ _FACE = {
     "drift_merge.priors.verify": ("verify_prior",),
     "drift_merge.hub.publish": ("pull", "push"),
     "drift_merge.training.attach": ("attach",),
-    "drift_merge.training.deltas.files": ("load_prior",),
+    "drift_merge.training.deltas.opened": ("load_prior",),
     "drift_merge.training.handle": ("Handle",),
 }
 _HOME = {name: module for module, names in _FACE.items() for name in names}

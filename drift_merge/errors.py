@@ -71,6 +71,13 @@ class OutputError(DriftMergeError):
     exit_code = 6
 
 
+class EvaluationError(DriftMergeError):
+    """A program that was to evaluate a model failed, or left no score that can be read."""
+
+    kind = "evaluation"
+    exit_code = 7
+
+
 def nearest(word: str, choices: Collection[str]) -> str:
     """The nearest of `choices` as ` Did you mean X?`, or nothing."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

@@ -10,5 +10,5 @@ Options that several share (`**how`) are those of the command line by their Pyth
 listed in each function's signature and docstring, from the table that the commands use.
 
 It promises what the commands promise; it must know nothing of terminals. Read: options, priors,
-merges.
+merges, searches.
 """

@@ -10,7 +10,7 @@ from drift_merge.api.priors import make_prior
 from drift_merge.hub.publish import PRIOR_KIND, locate
 from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.table import Value
-from drift_merge.merges.apply import apply_prior, apply_recipe
+from drift_merge.merges.apply import applied_again, apply_prior, apply_recipe
 from drift_merge.merges.make import make_merge, make_merges
 from drift_merge.merges.manifest import Merge
 from drift_merge.plans.prepare import prepare
@@ -106,7 +106,13 @@ def linear(
 
 @takes(How, "linear", without=("modules", "layers", "map_file", "on_mismatch"))
 def apply(
-    prior: Where, mllm: Where, output: Where, *, scale: float = 0.1, **how: "Unpack[How]"
+    prior: Where,
+    mllm: Where,
+    output: Where,
+    *,
+    scale: float = 0.1,
+    options: Mapping[str, Value] | None = None,
+    **how: "Unpack[How]",
 ) -> Merge:
     """Write mllm + scale * delta as a complete MLLM checkpoint in `output`.
 
@@ -115,6 +121,7 @@ def apply(
         mllm: the model that the prior was computed against; another is refused.
         output: directory to create; absent or whole, whatever happens.
         scale: factor of delta; 1 gives the reasoner's weights.
+        options: of singular directions, such as {"rank": 1}; see `drift-merge guide methods`.
         {options}
 
     Returns:
@@ -126,11 +133,11 @@ def apply(
     values, running = split(dict(how))
     place, path = locate(str(prior), PRIOR_KIND, quiet=not running.get("progress", True))
     manifest = open_prior(path).manifest
-    recipe = apply_recipe(place, manifest, str(mllm), scale=scale, **values)
+    recipe = apply_recipe(place, manifest, str(mllm), scale=scale, options=options, **values)
     prepared = prepare(recipe, stream=running.get("stream", False), quiet=True)
     plan = prepared.plan()
-    with running_options([plan], running) as options:
-        return apply_prior(manifest, prepared, plan, Path(output), options).merge
+    with running_options([plan], running) as ways:
+        return apply_prior(manifest, prepared, plan, Path(output), ways).merge
 
 
 @takes(Running)
@@ -158,9 +165,7 @@ def run(
         own = load_methods(None if methods_file is None else Path(methods_file))
         recipe = read_recipe(Path(recipe), own).recipe(overrides)
     if recipe.options.get("is_delta"):
-        written = {n: getattr(recipe, n) for n in ("dtype", "max_shard_size", "allow_nonfinite")}
-        scale = float(recipe.options["scale"])
-        return apply(recipe.reasoners[0], recipe.mllm, output, scale=scale, **written, **how)
+        return apply(recipe.reasoners[0], recipe.mllm, output, **applied_again(recipe), **how)
     make = make_prior if recipe.method == PRIOR else make_merged
     return make(recipe, Path(output), how)
 

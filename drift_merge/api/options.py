@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from drift_merge.engine.job import RunOptions
 from drift_merge.plans.plan import Plan
@@ -25,7 +25,7 @@ class Running(TypedDict, total=False):
     threads: int | None
     stream: bool
     cache_limit: str
-    overwrite: bool
+    overwrite: bool | Literal["any"]
     progress: bool
 
 
@@ -53,7 +53,7 @@ _RUNNING: dict[str, tuple[Any, str]] = {  # default, and what it is
     "threads": (None, "Workers; None for one per core that this process may use."),
     "stream": (False, "Read Hub sources shard by shard: fetch, use, delete."),
     "cache_limit": (DEFAULT_CACHE_SIZE, "With `stream`: disk for fetched shards."),
-    "overwrite": (False, "Replace an existing output after success."),
+    "overwrite": (False, 'Replace an output of ours after success; "any": whatever is there.'),
     "progress": (True, "Show a tqdm bar."),
 }
 

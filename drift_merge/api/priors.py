@@ -20,7 +20,7 @@ from drift_merge.priors.compute import compute_prior
 from drift_merge.priors.manifest import Prior, open_prior
 from drift_merge.recipes.options import recipe_options
 from drift_merge.recipes.recipe import Recipe
-from drift_merge.recipes.words import PRIOR
+from drift_merge.recipes.words import NORMS, PRIOR
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -54,6 +54,8 @@ def compute(
     *,
     base: Where | None = None,
     through: str | None = None,
+    rank: int = 0,
+    norm: str = NORMS[0],
     **how: "Unpack[How]",
 ) -> Prior:
     """Stream the prior delta = theta_reasoner - theta_mllm to `output`.
@@ -64,6 +66,8 @@ def compute(
         output: directory to create; absent or whole, whatever happens.
         base: common ancestor; then delta = theta_reasoner - theta_base.
         through: round delta to this dtype before it is compressed.
+        rank: store the leading directions of every projection, as factors; 0: all of delta.
+        norm: which norm of delta they take on: frobenius, nuclear or none.
         {options}
 
     Returns:
@@ -82,6 +86,8 @@ def compute(
         mllm=str(mllm),
         base=text_of(base),
         through=through,
+        rank=rank,
+        norm=norm,
         **values,
     )
     return make_prior(recipe, Path(output), running)
@@ -92,16 +98,21 @@ def compress(
     prior: Where,
     output: Where,
     *,
-    dtype: str = "int8",
+    dtype: str | None = None,
+    rank: int = 0,
+    norm: str = NORMS[0],
     max_shard_size: str | None = None,
     **how: "Unpack[Running]",
 ) -> Prior:
-    """Store a prior in 8 bits with a float32 scale per row, in `output`.
+    """Store a prior in 8 bits with a float32 scale per row, or as factors, in `output`.
 
     Args:
         prior: directory of an uncompressed prior.
         output: directory to create; absent or whole, whatever happens.
-        dtype: int8 or float8_e4m3fn.
+        dtype: int8 (the default without a rank) or float8_e4m3fn; of factors bfloat16 (their
+            default), float16 or float32.
+        rank: of the factors; 0 for none.
+        norm: which norm of delta the factors take on: frobenius, nuclear or none.
         max_shard_size: such as "5GB", the default.
         {options}
 
@@ -113,7 +124,9 @@ def compress(
     """
     opened = open_prior(Path(prior))
     size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    plan = plan_compression(opened, compress_recipe(opened, dtype=dtype, **size))
+    stored = dtype or (None if rank else "int8")
+    recipe = compress_recipe(opened, dtype=stored, rank=rank, norm=norm, **size)
+    plan = plan_compression(opened, recipe)
     with running_options([plan], how) as options:
         return compress_prior(opened, plan, Path(output), options).prior
 

@@ -28,6 +28,7 @@ class Published:
     repo_id: str  # "org/name"
     license: Mapping[str, str]  # of the front matter
     licenses: str  # the section
+    picture: str = ""  # file name of heat maps that lie beside it; empty: there are none
 
 
 def front_matter(
@@ -48,7 +49,7 @@ def front_matter(
     if hub_ids:
         listed |= {"base_model": hub_ids, "base_model_relation": relation}
     order = ("license", "license_name", "license_link", "library_name", "pipeline_tag")
-    keys = [*order, "base_model", "base_model_relation", "tags"]
+    keys = [*order, "base_model", "base_model_relation", "tags", "model-index"]
     block = {key: listed[key] for key in keys if listed.get(key)}
     return f"---\n{yaml.safe_dump(block, sort_keys=False)}---\n"
 
@@ -66,6 +67,13 @@ def argument(source: Mapping[str, Any]) -> str:
     if source["repo_id"]:
         return f"{source['repo_id']}@{source['revision']}"
     return str(source["label"])
+
+
+def picture_line(published: Published | None) -> str:
+    """The picture beside a published card, or nothing."""
+    if published is None or not published.picture:
+        return ""
+    return f"\n![By layer and module: relative norm and cosine]({published.picture})\n"
 
 
 def lineage_section(manifest: Mapping[str, Any]) -> str:

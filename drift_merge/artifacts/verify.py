@@ -14,6 +14,7 @@ from drift_merge.recipes.remade import own_method_of
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
 from drift_merge.storage.manifests import check_beside, check_seal
 from drift_merge.storage.measured import StoredKey, TensorRecord
+from drift_merge.storage.ranks.meeting import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Checking(TypedDict, total=False):
     stream: bool
     cache_limit: str
     progress: Callable[[int], None]
+    ranks: Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,7 @@ def verify(
     stream: bool = False,
     cache_limit: str = DEFAULT_CACHE_SIZE,
     progress: Callable[[int], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> VerifyReport:
     """Check an artifact.
 
@@ -98,6 +101,7 @@ def verify(
         stream: fetch of Hub sources only what the sample needs, and delete it.
         cache_limit: such as "20GB": disk for what lies here at a time.
         progress: called with the bytes read.
+        ranks: the processes that share the work; all take the same seed.
 
     Raises:
         VerificationError: naming the first bad tensor or file; the card may be edited.
@@ -111,7 +115,9 @@ def verify(
         remedy="Copy it from the mllm again, or keep the change and do not verify it.",
     )
     check_beside(path, manifest["index"], remedy="Make or download the directory again.")
-    report = check_files(path, manifest, fingerprint_key, threads=threads, progress=progress)
+    report = check_files(
+        path, manifest, fingerprint_key, threads=threads, progress=progress, ranks=ranks
+    )
     if not given.reasoners and given.mllm is None and given.base is None:
         return report
     given.require_all(manifest)
@@ -125,12 +131,14 @@ def verify(
         own_method=own_method_of(path / file, manifest, load_methods(given.methods_file)),
     )
     plan = prepare(recipe, stream=stream, quiet=True).plan()
-    names = check_sample(
+    names, near = check_sample(
         plan,
         artifact.tensors,
         fingerprint_key,
         sample=sample,
         seed=seed,
         cache_limit=cache_limit,
+        directory=path,
+        ranks=ranks,
     )
-    return replace(report, recomputed=names)
+    return replace(report, recomputed=names, near=near)

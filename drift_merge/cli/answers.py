@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from drift_merge.recipes.options import recipe_options
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.storage import sizes
 
+# Below this stable rank, relative to their number, most directions of a matrix are noise.
+NOISE_SHARE = 0.1
+
 
 def describe_merge(made: MadeMerge, plan: Plan, out: Path, run: CommandOptions) -> None:
     """Say what a merge is and what was done."""
@@ -25,6 +29,7 @@ def describe_merge(made: MadeMerge, plan: Plan, out: Path, run: CommandOptions) 
         print_made(out, manifest, made.outcome)
         return
     _say_rounding(manifest)
+    _say_noise(manifest)
     if run.quiet:
         print(out)
         return
@@ -75,6 +80,23 @@ def _say_rounding(manifest: Mapping[str, Any]) -> None:
             f"Warning [rounding]: the output dtype keeps {kept:.0%} of the change, so that the "
             "effective weights are that much smaller (measured on a sample of every tensor).\n"
             "  To keep it on average, with noise: --round stochastic. To keep all: --dtype float32"
+        )
+
+
+def _say_noise(manifest: Mapping[str, Any]) -> None:
+    """Warn when a method has given most of its weight to directions that hold nothing."""
+    seen = [
+        record["stable_rank"] / min(prod(record["shape"][:-1]), record["shape"][-1])
+        for record in manifest["tensors"].values()
+        if "stable_rank" in record
+    ]
+    small = [share for share in seen if share < NOISE_SHARE]
+    if small:
+        render.note(
+            f"Warning [noise]: {manifest['method']} gives all singular directions equal weight, "
+            f"but {len(small):,} of {len(seen):,} tensors have a stable rank below "
+            f"{NOISE_SHARE:.0%} of their directions: the others are mostly noise.\n"
+            "  Compare with: drift-merge tsv-m, or task-arithmetic --rank 16"
         )
 
 

@@ -17,7 +17,7 @@ from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.values import to_values
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
 from drift_merge.recipes.yaml import write_mapping
-from drift_merge.storage.processes import num_cores
+from drift_merge.storage.ranks.environment import own_cores
 
 METHOD = "method"  # for `drift-merge run`; elsewhere the command is the method
 SOURCES = ("reasoner", "mllm")
@@ -116,7 +116,7 @@ def print_recipe(recipe: Recipe, out: Path | None, run: CommandOptions) -> None:
     running = {
         "output": None if out is None else str(out),
         "device": run.device if run.device != "cpu" else None,
-        "threads": run.threads if run.threads != num_cores() else None,
+        "threads": run.threads if run.threads != own_cores() else None,
         "overwrite": run.overwrite or None,
         "stream": run.stream or None,
         "cache-limit": run.cache_limit if run.cache_limit != DEFAULT_CACHE_SIZE else None,

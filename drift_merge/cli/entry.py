@@ -13,16 +13,23 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
 from drift_merge.errors import DriftMergeError, RecipeError, nearest
+from drift_merge.storage.outputs.existing import Overwrite
+from drift_merge.storage.ranks.environment import place_in
+from drift_merge.storage.ranks.meeting import ALONE, Ranks
 
 DEBUG = "DRIFT_MERGE_DEBUG"  # set to 1: show the traceback of every error
 INTERRUPTED = 130
 BUG = 70
+_CODES = {error.kind: error.exit_code for error in DriftMergeError.__subclasses__()}
+_CODES["interrupted"] = INTERRUPTED
+_ANY = "--overwrite=any"
 # Looking for garbage among the objects of torch, which stay, takes 0.4 s of every command: at
 # every 700 new objects while it is imported (1 s), and again at the end.
 RARELY, OFTEN = (50_000, 20, 100), gc.get_threshold()
@@ -38,22 +45,31 @@ def version() -> str:
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
+class UnderRanks(Enum):
+    """What a command does when torchrun starts several processes of it."""
+
+    FIRST = "first"  # the first does it, the others end at once
+    TOGETHER = "together"  # they share the work
+    EACH = "each"  # it knows about them itself
+
+
 @dataclass(frozen=True, slots=True)
 class Lazy:
     """A command that is imported when it is called: its help line, and where it is."""
 
     summary: str
     make: Callable[[], click.Command]
+    ranks: UnderRanks = UnderRanks.FIRST
 
 
-def lazy(module: str, name: str, summary: str) -> Lazy:
+def lazy(module: str, name: str, summary: str, ranks: UnderRanks = UnderRanks.FIRST) -> Lazy:
     """The command `name` of `cli/commands/<module>.py`."""
 
     def make() -> click.Command:
         found: click.Command = getattr(import_module(f"drift_merge.cli.commands.{module}"), name)
         return found
 
-    return Lazy(summary, make)
+    return Lazy(summary, make, ranks)
 
 
 class CommandGroup(click.Group):
@@ -92,7 +108,36 @@ class CommandGroup(click.Group):
                 f"there is no command {name!r}.{nearest(name, self._lazy)}",
                 remedy=f"Commands: {', '.join(self._lazy)}. See: {ctx.command_path} --help",
             )
+        if _ANY in args:
+            # A flag of click takes no value, and an option with one would swallow a source.
+            args = ["--overwrite" if each == _ANY else each for each in args]
+            ctx.meta[_ANY] = True
+        if name in self._lazy:
+            _take_place(ctx, self._lazy[name].ranks)
         return super().resolve_command(ctx, args)
+
+
+def _take_place(ctx: click.Context, kind: UnderRanks) -> None:
+    """What this process does of a command, if torchrun has started several."""
+    ranks: Ranks | None = ctx.obj
+    if ranks is None or ranks.size == 1 or kind == UnderRanks.EACH:
+        return
+    if kind == UnderRanks.TOGETHER:
+        ranks.begin()
+    elif not ranks.is_first:
+        ctx.exit(0)
+
+
+def how_to_overwrite(ctx: click.Context, _: click.Parameter, value: bool) -> Overwrite:
+    """Click callback of `--overwrite`, and of `--overwrite=any`."""
+    return "any" if value and ctx.meta.get(_ANY) else value
+
+
+def ranks_of_command() -> Ranks:
+    """The ranks that share the work of this command; `ALONE` if nobody does."""
+    ctx = click.get_current_context(silent=True)
+    ranks: Ranks | None = ctx.find_root().obj if ctx else None
+    return ranks if ranks is not None and ranks.is_together else ALONE
 
 
 def group(program: str, help: str, sections: Mapping[str, Mapping[str, Lazy]]) -> CommandGroup:
@@ -133,36 +178,52 @@ def run(group: click.Group, program: str) -> NoReturn:
     # Once the work is done, Ctrl-C must not turn success into a death by signal: leaving an
     # interpreter that has loaded torch takes a third of a second.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    ranks = ALONE
     try:
+        ranks = Ranks(place_in())
         with _one_interrupt():
-            code = group.main(prog_name=program, standalone_mode=False)
+            code = group.main(prog_name=program, standalone_mode=False, obj=ranks)
         sys.stdout.flush()
+        ranks.leave()
     except BrokenPipeError:
         # `drift-prior inspect P | head`: the reader has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (KeyboardInterrupt, click.Abort):
-        _report("interrupted", *_interrupted(), as_json=as_json)
-        sys.exit(INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         sys.exit(2)
-    except click.ClickException as error:
-        _maybe_raise(error)
-        _report("usage", *_usage(error), as_json=as_json)
-        sys.exit(2)
-    except DriftMergeError as error:
-        _maybe_raise(error)
-        _report(error.kind, error.message, error.remedy, as_json=as_json)
-        sys.exit(error.exit_code)
-    except Exception as error:
-        _maybe_raise(error)
-        _report("internal", *_bug(error, program), as_json=as_json)
-        sys.exit(BUG)
+    except (Exception, KeyboardInterrupt) as error:
+        if not isinstance(error, KeyboardInterrupt | click.Abort):
+            _maybe_raise(error)
+        sys.exit(_fail(error, program, ranks, as_json=as_json))
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _maybe_raise(error: Exception) -> None:
+def _fail(error: BaseException, program: str, ranks: Ranks, *, as_json: bool) -> int:
+    """Report an error, once for all ranks; the exit code."""
+    told = ranks.tell(ranks.failure(*_described(error, program)))
+    kind, message, remedy = told.kind, told.message, told.remedy
+    if told.rank != ranks.rank:
+        kind, message, remedy = _described(told.error(at=ranks.rank), program)
+    if told.speaker == ranks.rank != 0:
+        ranks.speak()
+    _report(kind, message, remedy, as_json=as_json)  # only the first is heard, or the speaker
+    ranks.leave()
+    return _CODES.get(kind, BUG)
+
+
+def _described(error: BaseException, program: str) -> tuple[str, str, str]:
+    """Kind, message and remedy of whatever has ended a command."""
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "interrupted", *_interrupted()
+    if isinstance(error, click.ClickException):
+        return "usage", *_usage(error)
+    if isinstance(error, DriftMergeError):
+        return error.kind, error.message, error.remedy
+    return "internal", *_bug(error, program)
+
+
+def _maybe_raise(error: BaseException) -> None:
     if os.environ.get(DEBUG) == "1":
         raise error
 
@@ -195,7 +256,7 @@ def _usage(error: click.ClickException) -> tuple[str, str]:
     return error.format_message(), f"See: {path} --help"
 
 
-def _bug(error: Exception, program: str) -> tuple[str, str]:
+def _bug(error: BaseException, program: str) -> tuple[str, str]:
     return (
         f"this is a bug in drift_merge {version()}: {type(error).__name__}: {error}",
         f"Please report it with the output of: {DEBUG}=1 {program} ...",

@@ -11,13 +11,15 @@ from typing import Any
 import click
 
 from drift_merge.cli import config_file
+from drift_merge.cli.entry import how_to_overwrite
 from drift_merge.cli.running import check_device
 from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.options import OPTIONS, Option
+from drift_merge.maths.methods.table import SPECTRAL
 from drift_merge.recipes.options import recipe_options
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE, DTYPE_CODES, PRIOR, SOURCE_DTYPE
-from drift_merge.storage.compressed import COMPRESSED
-from drift_merge.storage.processes import num_cores
+from drift_merge.storage.forms.compressed import COMPRESSED
+from drift_merge.storage.ranks.environment import own_cores
 
 Decorator = Callable[[Any], Any]
 
@@ -92,7 +94,7 @@ def selection(method: str) -> Decorator:
 
 def writing(method: str) -> Decorator:
     """How the output is written."""
-    own = ("through",) if method == PRIOR else ("round", "round_seed")
+    own = ("through", "rank", "norm") if method == PRIOR else ("round", "round_seed")
     names = ("dtype", *own, "max_shard_size", "allow_nonfinite")
     return chain(output_option, recipe(method, *names))
 
@@ -119,13 +121,20 @@ def of_method(method: Method) -> Decorator:
     return chain(*found)
 
 
+def of_step(name: str) -> Decorator:
+    """The options of a method's spectral step."""
+    method = METHODS[name]
+    return chain(*(click_option(method.option(n), shown=_default(method, n)) for n in SPECTRAL))
+
+
 def _default(method: Method, name: str) -> str:
     """The default of an option, and the variants that have it where not all do."""
     having = [variant for variant in method.variants if method.takes(name, variant)]
     by_value: dict[str, list[str]] = {}
     for variant in having:
-        by_value.setdefault(show(method.defaults[variant].get(name)), []).append(variant)
-    given = by_value.pop("none", [])
+        if name in method.defaults[variant]:
+            by_value.setdefault(show(method.defaults[variant][name]), []).append(variant)
+    given = [variant for variant in having if name not in method.defaults[variant]]
     parts = [f"{value} in {' and '.join(variants)}" for value, variants in by_value.items()]
     if len(by_value) == 1 and not given:
         parts = list(by_value)
@@ -148,12 +157,15 @@ def show(value: object) -> str:
 def every() -> Decorator:
     """Every option that shapes a recipe, of any method, without a default: `run` overrides."""
     dtypes = (*OUTPUT_DTYPES, *COMPRESSED_DTYPES)
+    rows = recipe_options("")
     found = {
         name: click_option(row, choices=dtypes if name == "dtype" else ())
-        for name, (row, _) in recipe_options("").items()
+        for name, (row, _) in rows.items()
     }
     taken = {name for method in METHODS.values() for name in method.option_names()}
     own = [click_option(OPTIONS[n]) for n in sorted(taken) if not OPTIONS[n].is_internal]
+    shared = {OPTIONS[n].long_name for n in taken} & {row.long_name for row, _ in rows.values()}
+    found = {n: o for n, o in found.items() if rows[n][0].long_name not in shared}
     first = [found.pop(name) for name in _BEFORE]
     return chain(*first, *own, *found.values())
 
@@ -192,12 +204,13 @@ output_option = click.option(
     help="Directory to create.  [required]",
 )
 shard_size_option = recipe("", "max_shard_size")
+rank_options = recipe(PRIOR, "rank", "norm")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only the answer and warnings.")
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
-    default=num_cores,
+    default=own_cores,
     show_default="cores",
     metavar="N",
     help="Workers.",
@@ -218,21 +231,57 @@ streaming = chain(
     ),
 )
 
+device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    callback=check_device,
+    help="Where to compute: cpu, cuda, cuda:N.",
+)
+interpreter = click.option(
+    "--python",
+    metavar="PATH",
+    help="Interpreter that has what it needs.  [default: this one]",
+)
+overwrite_option = click.option(
+    "--overwrite",
+    is_flag=True,
+    callback=how_to_overwrite,
+    help="Replace OUT after success.",
+)
+
 running = chain(
-    click.option(
-        "--device",
-        default="cpu",
-        show_default=True,
-        metavar="NAME",
-        callback=check_device,
-        help="Where to compute: cpu, cuda, cuda:N.",
-    ),
+    device_option,
     threads_option,
-    click.option("--overwrite", is_flag=True, help="Replace OUT after success."),
+    overwrite_option,
     click.option("-n", "--dry-run", is_flag=True, help="Stop at the plan and print it."),
     click.option("-v", "--verbose", is_flag=True, help="With --dry-run: one line per tensor."),
     json_option,
     quiet_option,
+)
+
+
+scoring = chain(
+    click.option(
+        "--metric",
+        multiple=True,
+        metavar="[NAME=]PLACE",
+        help="Where the score is: FILE:path.in.json, stdout:path, or stdout for the last number "
+        "printed.  [default: stdout]",
+    ),
+    click.option(
+        "--items",
+        multiple=True,
+        metavar="[NAME=]PLACE",
+        help="Where the scores of the items are, for paired intervals: FILE.jsonl:field.",
+    ),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="Of one evaluation.",
+    ),
 )
 
 

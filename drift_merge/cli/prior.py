@@ -3,7 +3,9 @@
 from typing import NoReturn
 
 from drift_merge.cli import entry
-from drift_merge.cli.entry import lazy
+from drift_merge.cli.entry import UnderRanks, lazy
+
+TOGETHER, EACH = UnderRanks.TOGETHER, UnderRanks.EACH
 
 _HELP = """Compute, check and use reasoning priors: delta = theta_reasoner - theta_mllm.
 
@@ -18,14 +20,27 @@ group = entry.group(
     {
         "Make": {
             "align": lazy("align", "align", "Say who is who in two models, from headers alone."),
-            "compute": lazy("compute", "compute", "Stream the prior to safetensors shards."),
-            "compress": lazy("compress", "compress_command", "Store a prior in 8 bits."),
-            "apply": lazy("apply", "apply", "Add a prior to its MLLM: a complete checkpoint."),
-            "train": lazy("train", "train", "Fine-tune an MLLM, biased towards the reasoner."),
+            "compute": lazy(
+                "compute", "compute", "Stream the prior to safetensors shards.", TOGETHER
+            ),
+            "compress": lazy("compress", "compress_command", "Store a prior in 8 bits.", TOGETHER),
+            "extract-lora": lazy(
+                "deriving.extract_lora", "extract_lora", "Write a prior as a LoRA adapter."
+            ),
+            "combine": lazy("deriving.combine", "combine", "Add up, negate or restrict priors."),
+            "apply": lazy(
+                "apply", "apply", "Add a prior to its MLLM: a complete checkpoint.", TOGETHER
+            ),
+            "train": lazy(
+                "train", "train", "Fine-tune an MLLM, biased towards the reasoner.", EACH
+            ),
         },
         "Look and check": {
             "inspect": lazy("inspect", "of_prior", "Show what a prior is made of."),
-            "verify": lazy("verify", "of_prior", "Read a prior again, and compute a sample anew."),
+            "report": lazy("looking.report", "of_prior", "Write a page on a prior or a run."),
+            "verify": lazy(
+                "verify", "of_prior", "Read a prior again, and compute a sample anew.", TOGETHER
+            ),
             "demo": lazy("demo", "demo", "Run the whole path on a tiny pair made on the spot."),
         },
         "Publish": {

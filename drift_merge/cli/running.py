@@ -8,6 +8,7 @@ import click
 
 from drift_merge.errors import RecipeError
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
+from drift_merge.storage.outputs.existing import Overwrite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +19,7 @@ class CommandOptions:
     threads: int = 1
     stream: bool = False
     cache_limit: str = DEFAULT_CACHE_SIZE
-    overwrite: bool = False
+    overwrite: Overwrite = False
     dry_run: bool = False
     verbose: bool = False
     as_json: bool = False

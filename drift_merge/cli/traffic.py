@@ -5,16 +5,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from drift_merge.cli import render
+from drift_merge.cli.entry import ranks_of_command
 from drift_merge.cli.progress import progresses
 from drift_merge.cli.running import CommandOptions, require_device
 from drift_merge.engine.job import RunOptions
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.transfers import Transfers, plan_transfers
 from drift_merge.storage import sizes
+from drift_merge.storage.ranks.environment import own_device
 from drift_merge.storage.sizes import parse_size
 
 if TYPE_CHECKING:
     from drift_merge.engine.job import Outcome
+    from drift_merge.storage.loans.leases import Traffic
 
 
 def transfers_of(run: CommandOptions, plans: Sequence[Plan]) -> Transfers | None:
@@ -36,18 +39,22 @@ def engine_options(
     Raises:
         RecipeError: there is no such device.
     """
-    require_device(run.device)
+    ranks = ranks_of_command()
+    device = own_device(run.device, ranks.place)
+    require_device(device)
+    ranks.join()
     totals = {"Streaming": write_bytes}
     if transfers is not None:
         totals["Downloading"] = transfers.download_bytes
     with progresses(totals, quiet=run.quiet or run.as_json) as (advance, *more):
         yield RunOptions(
             threads=run.threads,
-            device=run.device,
+            device=device,
             overwrite=run.overwrite,
-            progress=advance,
+            progress=ranks.count_progress(advance),
             cache_limit=parse_size(run.cache_limit),
             arrived=more[0] if more else lambda _size: None,
+            ranks=ranks,
         )
 
 
@@ -84,7 +91,11 @@ def transfers_json(transfers: Transfers | None, output_bytes: int) -> dict[str, 
 
 def say_traffic(outcome: "Outcome") -> None:
     """What was fetched, on stderr; nothing if nothing was."""
-    traffic = outcome.traffic
+    say_downloads(outcome.traffic)
+
+
+def say_downloads(traffic: "Traffic | None") -> None:
+    """The same of what has no outcome."""
     if traffic is None:
         return
     parts = f", {traffic.num_parts:,} in part" if traffic.num_parts else ""
@@ -98,7 +109,11 @@ def say_traffic(outcome: "Outcome") -> None:
 
 def traffic_json(outcome: "Outcome") -> dict[str, Any]:
     """What was fetched, as a part of the answer; empty if nothing had to be."""
-    traffic = outcome.traffic
+    return traffic_of(outcome.traffic)
+
+
+def traffic_of(traffic: "Traffic | None") -> dict[str, Any]:
+    """The same of what has no outcome."""
     if traffic is None:
         return {}
     return {"traffic": {name: getattr(traffic, name) for name in traffic.__slots__}}

@@ -1,7 +1,7 @@
 """What the workers of a run share: inputs, device, downloads, the flag that stops them all."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,6 +11,7 @@ import torch
 from drift_merge.engine.downloads import Downloads
 from drift_merge.engine.inputs import Inputs
 from drift_merge.engine.workspace import Workspace
+from drift_merge.storage.ranks.meeting import ALONE, Ranks
 
 Progress = Callable[[int], None]  # called with the bytes written since the last call
 
@@ -37,9 +38,15 @@ class WorkerContext:
     device: torch.device
     progress: Progress
     downloads: Downloads = field(default_factory=Downloads)
+    ranks: Ranks = ALONE  # the processes that share the work
+    share: Collection[str] | None = None  # output tensors of this one; None: all
     stop: StopFlag = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     local: threading.local = field(default_factory=threading.local)
+
+    def is_own(self, name: str) -> bool:
+        """Whether an output tensor is this process's to look at and to make."""
+        return self.share is None or name in self.share
 
     def workspace(self) -> Workspace:
         """This thread's buffers; made on its first tensor."""

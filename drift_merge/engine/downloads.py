@@ -3,7 +3,7 @@
 Without shards on the Hub it does nothing: the order of work stays, nothing is waited for.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,7 +109,11 @@ class Downloads(AbstractContextManager["Downloads"]):
 
 
 def open_downloads(
-    jobs: PlannedOutputs, *, limit_bytes: int, report: Callable[[int], None] = lambda _: None
+    jobs: PlannedOutputs,
+    *,
+    limit_bytes: int,
+    report: Callable[[int], None] = lambda _: None,
+    share: Collection[str] | None = None,
 ) -> Downloads:
     """The downloads for plans with equal sources that are executed in one pass.
 
@@ -117,6 +121,7 @@ def open_downloads(
         jobs: plans, each with its output, entered.
         limit_bytes: of all shards that lie on the disk at a time.
         report: called from other threads with bytes downloaded.
+        share: output tensors that this process makes; None for all.
 
     Raises:
         RecipeError: the limit does not hold the shards that one tensor needs.
@@ -124,7 +129,7 @@ def open_downloads(
     """
     plans = [plan for plan, _ in jobs]
     finished = [output.finished for _, output in jobs]
-    transfers = plan_transfers(plans, limit_bytes=limit_bytes, finished=finished)
+    transfers = plan_transfers(plans, limit_bytes=limit_bytes, finished=finished, share=share)
     if transfers is None:
         return Downloads()
     directory = jobs[0][1].shards  # of all outputs, since they are made in one pass

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 
 from drift_merge.engine.reread import compare
 from drift_merge.plans.plan import Plan
-from drift_merge.storage.compressed import stored_fingerprints
+from drift_merge.storage.forms.compressed import stored_fingerprints
 from drift_merge.storage.measured import Results, TensorRecord
 from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.shards import ShardWriter
@@ -44,9 +44,9 @@ class Flusher(AbstractContextManager["Flusher"]):
         self._extent, self._filled = {}, 0
 
     def _flush(self, extent: Results) -> None:
-        self._writer.flush()
         fingerprints = stored_fingerprints(extent)
         infos = [self._infos[name] for name in fingerprints]
+        self._writer.flush({info.shard: None for info in infos})
         compare(self._output.payload, infos, fingerprints, threads=1)
         self._output.record(extent)
 

@@ -1,6 +1,6 @@
 """Reads the stored values of the inputs, in the order of the output tensor.
 
-An identity view is a window on the map, without a copy. A view in parts (fused or split
+An identity view is read as it lies. A view in parts (fused or split
 projections, experts, transposed experts) or in rows (other vocabularies) is put together in
 scratch memory, chunk by chunk.
 """
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from drift_merge.engine.workspace import HostBuffer
 from drift_merge.maths.dtypes import TORCH_DTYPES
+from drift_merge.maths.lowrank import LowRank
 from drift_merge.names.tensors import Part, matrix_shape
-from drift_merge.plans.plan import Step, View
+from drift_merge.plans.plan import Step, View, matrix_at
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.mapped import HeldShards, MappedCheckpoint
@@ -29,6 +30,11 @@ class Inputs(AbstractContextManager["Inputs"]):
         self._maps = [MappedCheckpoint(one, cache, share=len(sources)) for one in sources]
         if cache is not None:
             cache.on_evict = self._drop
+
+    def require_sizes(self) -> None:
+        """Look whether a shard has changed its size; see `MappedCheckpoint.require_sizes`."""
+        for mapped in self._maps:
+            mapped.require_sizes()
 
     def drop_remote(self) -> None:
         """Unmap all shards of the cache, which another process may be about to delete."""
@@ -69,9 +75,10 @@ class Inputs(AbstractContextManager["Inputs"]):
         if view.is_identity:
             info = self._info(view.source, view.parts[0].name)
             dtype = TORCH_DTYPES[info.dtype]
-            size = dtype.itemsize
-            data = self._maps[view.source].view(info, begin * size, end * size)
-            return torch.frombuffer(data, dtype=dtype), data
+            values = scratch.tensor(dtype, end - begin)
+            data = scratch.bytes((end - begin) * dtype.itemsize)
+            self._maps[view.source].read(info, begin * dtype.itemsize, data)
+            return values, data
         dtype = self.dtype(view)
         _, cols = matrix_shape(shape)
         target = scratch.tensor(dtype, end - begin)
@@ -102,6 +109,14 @@ class Inputs(AbstractContextManager["Inputs"]):
         info = self._info(view.source, view.scale)
         return self._flat(view.source, view.scale), self._maps[view.source].view(info)
 
+    def lowrank(self, view: View) -> tuple[LowRank, list[memoryview]]:
+        """A view of low rank by its factors, and their bytes."""
+        assert view.factors is not None
+        infos = [self._info(view.source, n) for n in (view.factors.u, view.factors.v)]
+        u, v = (self._flat(view.source, i.name).view(i.shape) for i in infos)
+        data = [self._maps[view.source].view(info) for info in infos]
+        return LowRank([matrix_at(place) for place in view.factors.places], u, v), data
+
     def mapped(self, source: int) -> MappedCheckpoint:
         """The map of one source."""
         return self._maps[source]
@@ -115,6 +130,8 @@ class Inputs(AbstractContextManager["Inputs"]):
                 size = info.size_bytes
                 mapped.release(info, begin * size // total, end * size // total)
                 continue
+            if view.factors is not None:
+                continue  # thin, and read again for every chunk
             for name in {part.name for part in view.parts}:
                 info = self._info(view.source, name)
                 mapped.release(info, 0, info.size_bytes)

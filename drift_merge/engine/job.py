@@ -1,20 +1,24 @@
 """Makes a published output of a plan: checks, streams, finishes, re-reads, renames."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from drift_merge.engine.downloads import PlannedOutputs, open_downloads
+from drift_merge.engine.ranks.division import share_of
 from drift_merge.engine.reread import compare, read_shards
-from drift_merge.errors import VerificationError
+from drift_merge.errors import CheckpointError, SourceError, VerificationError
 from drift_merge.plans.plan import Plan
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
-from drift_merge.storage.compressed import stored_fingerprints
+from drift_merge.storage.fingerprints import states_of
+from drift_merge.storage.forms.compressed import stored_fingerprints
 from drift_merge.storage.loans.leases import Traffic
 from drift_merge.storage.measured import Results
-from drift_merge.storage.output import OutputDirectory, check_output
+from drift_merge.storage.output import OutputDirectory
+from drift_merge.storage.outputs.existing import Overwrite, check_output
+from drift_merge.storage.ranks.meeting import ALONE, Ranks
 from drift_merge.storage.sizes import parse_size
 
 Finish = Callable[[OutputDirectory, Results], None]  # writes index, manifest, card, sidecars
@@ -26,12 +30,13 @@ class RunOptions:
 
     threads: int
     device: str = "cpu"
-    overwrite: bool = False
+    overwrite: Overwrite = False
     progress: Callable[[int], None] = lambda _size: None  # bytes written since the last call
     cache_limit: int = parse_size(
         DEFAULT_CACHE_SIZE
     )  # of shards from the Hub that lie here at a time
     arrived: Callable[[int], None] = lambda _size: None  # bytes downloaded since the last call
+    ranks: Ranks = ALONE  # the processes that share the work
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Outcome:
     traffic: Traffic | None = None  # what was fetched from the Hub on the way
 
 
-def check_plan(plan: Plan, out: Path, *, overwrite: bool) -> None:
+def check_plan(plan: Plan, out: Path, *, overwrite: Overwrite) -> None:
     """Refuse an output that exists or would destroy an input; part of `--dry-run`.
 
     Raises:
@@ -86,15 +91,24 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
         OutputError, CheckpointError: see `stream`; outputs not published yet can be resumed.
     """
     started = time.monotonic()
-    for job in jobs:
-        check_plan(job.plan, job.out, overwrite=options.overwrite)
-    with ExitStack() as stack:
+    ranks = options.ranks
+    before = _states(jobs)
+    with ranks.failing_together(), ExitStack() as stack:
+        for job in jobs:
+            check_plan(job.plan, job.out, overwrite=options.overwrite)
+        _require_one_plan(jobs, ranks)  # nobody has written anything before all have looked
         outputs = [
             stack.enter_context(
-                OutputDirectory(job.out, plan=job.plan.fingerprint(), overwrite=options.overwrite)
+                OutputDirectory(
+                    job.out,
+                    plan=job.plan.fingerprint(),
+                    overwrite=options.overwrite,
+                    ranks=ranks,
+                )
             )
             for job in jobs
         ]
+        stack.enter_context(ranks.failing_together())  # the others stop before outputs are left
         todo = [n for n, output in enumerate(outputs) if not output.is_published]
         resumed = {number: dict(outputs[number].finished) for number in todo}
         results: list[Results] = []
@@ -102,6 +116,7 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
         if todo:
             pairs = [(jobs[number].plan, outputs[number]) for number in todo]
             results, traffic = _stream(pairs, options)
+        _require_unchanged(before, jobs)
         made = dict(zip(todo, results, strict=True))
         outcomes = []
         for number, (job, output) in enumerate(zip(jobs, outputs, strict=True)):
@@ -111,14 +126,55 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
                 found = len(resumed[number])
                 outcomes.append(Outcome(made[number], found, False, seconds, traffic))
             else:
-                output.tidy()
+                if ranks.is_first:
+                    output.tidy()
                 outcomes.append(Outcome({}, 0, True))
+        ranks.wait()
     return outcomes
 
 
+def _states(jobs: Sequence[Job]) -> dict[str, tuple[int, int, int]]:
+    """Number, size and time of every input file."""
+    sources = {id(each): each for job in jobs for each in job.plan.sources}
+    return {path: s for each in sources.values() for path, s in states_of(each).items()}
+
+
+def _require_unchanged(before: Mapping[str, tuple[int, int, int]], jobs: Sequence[Job]) -> None:
+    """Refuse outputs of inputs that are not what they were at the beginning."""
+    after = _states(jobs)
+    changed = [path for path, state in before.items() if after.get(path) != state]
+    if changed:
+        raise CheckpointError(
+            f"{changed[0]} was changed or replaced while it was being read.",
+            remedy="Let what writes it finish, then run the command again.",
+        )
+
+
+def _require_one_plan(jobs: Sequence[Job], ranks: Ranks) -> None:
+    """Refuse ranks that see other inputs than the first."""
+    if ranks.size == 1:
+        return
+    own = [job.plan.fingerprint() for job in jobs]
+    if ranks.share(own) != own:
+        raise SourceError(
+            "the inputs are not those that the first rank sees: other files, sizes or times.",
+            remedy="Put them on a file system that all hosts share, or copy them with their times: "
+            "rsync -a",
+        )
+
+
 def _stream(pairs: PlannedOutputs, options: RunOptions) -> tuple[list[Results], Traffic | None]:
+    ranks = options.ranks
+    share = None
+    if ranks.size > 1:
+        whole = ranks.share(not all(output.is_coherent for _, output in pairs))
+        plans = [plan for plan, _ in pairs]
+        share = share_of(plans, ranks.rank, ranks.size, whole_shards=whole)
     with open_downloads(
-        pairs, limit_bytes=options.cache_limit, report=options.arrived
+        pairs,
+        limit_bytes=options.cache_limit // ranks.place.local_size,
+        report=options.arrived,
+        share=share,
     ) as downloads:
         downloads.start()
         # Imports torch: only when there is work, and while the first shards arrive.
@@ -130,6 +186,8 @@ def _stream(pairs: PlannedOutputs, options: RunOptions) -> tuple[list[Results], 
             device=options.device,
             progress=options.progress,
             downloads=downloads,
+            ranks=ranks,
+            share=share,
         )
     return results, downloads.traffic
 
@@ -137,15 +195,23 @@ def _stream(pairs: PlannedOutputs, options: RunOptions) -> tuple[list[Results], 
 def _publish(
     job: Job, output: OutputDirectory, results: Results, resumed: Results, options: RunOptions
 ) -> None:
+    ranks = options.ranks
+    _reread_resumed(job.plan, output, resumed, options)
+    ranks.wait()  # for the journals of the others
+    if not ranks.is_first:
+        return
+    if ranks.size > 1:
+        output.gather_journals()
+        # In the order of the plan, since means over all tensors depend on it.
+        results = {step.name: output.finished[step.name] for step in job.plan.steps}
     if job.plan.layout.index is not None:
         output.write_file(*job.plan.layout.index)
     job.finish(output, results)
-    _read_back(job.plan, output, resumed, options)
+    _reread_headers(job.plan, output)
     output.publish()
 
 
-def _read_back(plan: Plan, output: OutputDirectory, resumed: Results, options: RunOptions) -> None:
-    """What the stream has not read back itself: the headers, and the tensors of an earlier run."""
+def _reread_headers(plan: Plan, output: OutputDirectory) -> None:
     headers = read_shards(output.payload, [shard.file for shard in plan.layout.shards])
     for header in headers.values():
         for name, info in header.tensors.items():
@@ -154,6 +220,13 @@ def _read_back(plan: Plan, output: OutputDirectory, resumed: Results, options: R
                     f"the header of {header.shard} differs from what was written.",
                     remedy="Check the disk, then run the same command again.",
                 )
+
+
+def _reread_resumed(
+    plan: Plan, output: OutputDirectory, resumed: Results, options: RunOptions
+) -> None:
+    """The tensors of an earlier run, which the stream has not read back; each rank some."""
+    ranks = options.ranks
     fingerprints = stored_fingerprints(resumed)
-    infos = [plan.layout.tensors[name] for name in fingerprints]
+    infos = [plan.layout.tensors[name] for name in fingerprints][ranks.rank :: ranks.size]
     compare(output.payload, infos, fingerprints, threads=options.threads)

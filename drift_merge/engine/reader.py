@@ -66,7 +66,11 @@ class Reader:
         self._scales = {
             slot: run.inputs.scales(view) for slot, view in enumerate(step.inputs) if view.scale
         }
-        self._by_rows = step.is_row_wise or bool(step.scale) or bool(self._scales)
+        self._lowrank = {
+            slot: run.inputs.lowrank(view) for slot, view in enumerate(step.inputs) if view.factors
+        }
+        self._by_rows = bool(step.is_row_wise or step.scale or step.rank or self._scales)
+        self._by_rows = self._by_rows or bool(self._lowrank)
         self._factors = {
             slot: _Factors(run, view, self._compute)
             for slot, view in enumerate(step.inputs)
@@ -82,15 +86,33 @@ class Reader:
         found: Raw = []
         for slot, view in enumerate(self._step.inputs):
             scratch = self._workspace.scratch(slot)
+            if slot in self._lowrank:
+                block = self._unfactored(slot, begin, end)
+                found.append((block, memoryview(b"")))  # its bytes are those of the factors
+                continue
             found.append(self._run.inputs.chunk(view, self._step.shape, begin, end, scratch))
         if hashes is not None and begin == 0:  # before the data, wherever that is cut
-            for slot, factors in self._factors.items():
-                factors.fingerprint(hashes[slot])
-            for slot, (_, data) in self._scales.items():
-                hashes[slot].update(data)
+            self._hash_beside(hashes)
         for fingerprint, (_, data) in zip(hashes or [], found, strict=False):
             fingerprint.update(data)
         return found
+
+    def _hash_beside(self, hashes: list[Fingerprint]) -> None:
+        """Add the bytes of what is held whole: factors and scales."""
+        for slot, factors in self._factors.items():
+            factors.fingerprint(hashes[slot])
+        for slot, (_, data) in self._scales.items():
+            hashes[slot].update(data)
+        for slot, (_, parts) in self._lowrank.items():
+            for data in parts:
+                hashes[slot].update(data)
+
+    def _unfactored(self, slot: int, begin: int, end: int) -> Tensor:
+        """Whole rows of a delta of low rank, flat, float32."""
+        block = self._workspace.scratch(slot).tensor(torch.float32, end - begin)
+        rows = (begin // self._cols, end // self._cols)
+        self._lowrank[slot][0].dense(rows, (0, self._cols), block.view(-1, self._cols))
+        return block
 
     def load(self, raw: Raw, begin: int, end: int) -> list[Tensor]:
         """Those elements in the compute dtype on the device, in scratch memory."""
@@ -163,10 +185,14 @@ class Reader:
         base = reasoners.pop() if self._step.has_base else None
         return Chunk(begin, self._cols, mllm, reasoners, base)
 
-    def walk(self, *, sample: bool = False) -> Iterator[Chunk]:
+    def walk(
+        self, *, sample: bool = False, within: tuple[int, int] | None = None
+    ) -> Iterator[Chunk]:
         """All chunks in order, or a sample of short runs spread evenly; see `maths.chunks.Read`."""
         ranges = self._cut(_SAMPLE_RUN)[::_SAMPLE_EVERY] if sample else self.ranges
-        mark, is_large = 0, self._numel > _KEPT_ELEMENTS
+        if within is not None:
+            ranges = [r for r in ranges if r[0] < within[1] and within[0] < r[1]]
+        mark, is_large = ranges[0][0] if ranges else 0, self._numel > _KEPT_ELEMENTS
         for begin, end in ranges:
             self._run.check()
             yield self.chunk(begin, self.load(self.raw(begin, end), begin, end))
@@ -177,7 +203,7 @@ class Reader:
 
 def walk_steps(
     run: WorkerContext,
-    plan: Plan,
+    plan: Plan | None,
     steps: Sequence[Step],
     measure: Callable[[Step], T],
     *,
@@ -187,7 +213,7 @@ def walk_steps(
 
     Args:
         run: of the stream.
-        plan: whose steps they are.
+        plan: whose steps they are; None where looking is all the work there is.
         steps: all that the method computes.
         measure: what to find of one step; called in inference mode.
         threads: workers.

@@ -3,17 +3,16 @@
 Two uses: before an output is published, and by `verify`, at any later time, from its manifest.
 """
 
-import mmap
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from drift_merge.engine.ranks.division import part_of
 from drift_merge.errors import CheckpointError, VerificationError
-from drift_merge.storage.fingerprints import Fingerprint
+from drift_merge.storage.fingerprints import WINDOW_BYTES, Fingerprint
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
-from drift_merge.storage.mapped import RELEASE_BYTES
+from drift_merge.storage.ranks.meeting import ALONE, Ranks
 
 Inspect = Callable[[TensorInfo, memoryview], None]  # sees every window of every tensor
 
@@ -54,6 +53,7 @@ def reread(
     threads: int,
     inspect: Inspect | None = None,
     progress: Callable[[int], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> ReadBack:
     """Compare every tensor's bytes with its fingerprint.
 
@@ -64,6 +64,7 @@ def reread(
         threads: readers.
         inspect: called with every window of data as well, from the readers.
         progress: called from the readers with the bytes read.
+        ranks: the processes that share the reading; `inspect` sees what is read by this one.
 
     Raises:
         VerificationError: a tensor is missing, unknown, or differs; the first one in the order
@@ -71,7 +72,10 @@ def reread(
     """
     infos = [info for header in headers.values() for info in header.tensors.values()]
     _same_names({info.name for info in infos}, set(fingerprints), directory)
-    compare(directory, infos, fingerprints, threads=threads, inspect=inspect, progress=progress)
+    part = part_of([info.size_bytes for info in infos], ranks.rank, ranks.size)
+    found = _differing(directory, infos[part], fingerprints, threads, inspect, progress)
+    by_rank = ranks.gather(found)
+    _refuse(directory, [each for found in by_rank for each in found], fingerprints)
     return ReadBack(len(infos), sum(info.size_bytes for info in infos))
 
 
@@ -85,6 +89,19 @@ def compare(
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Read some tensors back and compare their bytes with their fingerprints; see `reread`."""
+    found = _differing(directory, infos, fingerprints, threads, inspect, progress)
+    _refuse(directory, found, fingerprints)
+
+
+def _differing(
+    directory: Path,
+    infos: Sequence[TensorInfo],
+    fingerprints: Mapping[str, str],
+    threads: int,
+    inspect: Inspect | None,
+    progress: Callable[[int], None],
+) -> list[list[str]]:
+    """Name, shard and fingerprint of each tensor that differs."""
 
     def check(info: TensorInfo) -> str | None:
         found = _fingerprint(directory, info, inspect, progress)
@@ -95,13 +112,16 @@ def compare(
     else:
         with ThreadPoolExecutor(threads) as pool:
             results = list(pool.map(check, infos))
-    wrong = [(info, found) for info, found in zip(infos, results, strict=True) if found]
+    return [[i.name, i.shard, found] for i, found in zip(infos, results, strict=True) if found]
+
+
+def _refuse(directory: Path, wrong: list[list[str]], fingerprints: Mapping[str, str]) -> None:
     if wrong:
-        info, found = wrong[0]
+        name, shard, found = wrong[0]
         more = f" {len(wrong) - 1:,} more tensors differ too." if len(wrong) > 1 else ""
         raise VerificationError(
-            f"{info.name} in {directory / info.shard} differs from its fingerprint: "
-            f"expected {fingerprints[info.name]}, got {found}.{more}",
+            f"{name} in {directory / shard} differs from its fingerprint: "
+            f"expected {fingerprints[name]}, got {found}.{more}",
             remedy="It was changed or damaged after it was written: make or download it again.",
         )
 
@@ -126,20 +146,21 @@ def _fingerprint(
     fingerprint = Fingerprint()
     if info.size_bytes == 0:
         return fingerprint.text()
-    first = info.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    with open(directory / info.shard, "rb") as file:
-        end_of_data = info.start + info.size_bytes
-        if os.fstat(file.fileno()).st_size < end_of_data:
-            return "nothing: the file is too short"
-        length = end_of_data - first
-        with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=first) as mapped:
-            for begin in range(info.start - first, length, RELEASE_BYTES):
-                end = min(begin + RELEASE_BYTES, length)
-                with memoryview(mapped) as whole, whole[begin:end] as window:
-                    fingerprint.update(window)
-                    if inspect is not None:
-                        inspect(info, window)
-                page = begin // mmap.PAGESIZE * mmap.PAGESIZE
-                mapped.madvise(mmap.MADV_DONTNEED, page, end - page)
-                progress(end - begin)
+    window = memoryview(bytearray(min(info.size_bytes, WINDOW_BYTES)))
+    with open(directory / info.shard, "rb", buffering=0) as file:
+        file.seek(info.start)
+        left = info.size_bytes
+        while left:
+            piece = window[: min(left, len(window))]
+            filled = 0
+            while filled < len(piece):
+                count = file.readinto(piece[filled:])
+                if not count:
+                    return "nothing: the file is too short"
+                filled += count
+            fingerprint.update(piece)
+            if inspect is not None:
+                inspect(info, piece)
+            progress(len(piece))
+            left -= len(piece)
     return fingerprint.text()

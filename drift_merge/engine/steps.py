@@ -6,28 +6,34 @@ inputs alone; threads, order and interruption are the stream's business.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite, prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from drift_merge.engine.compressing import Compressing, Sink
 from drift_merge.engine.context import WorkerContext
 from drift_merge.engine.nonfinite import count_all, refuse_nonfinite
 from drift_merge.engine.reader import Raw, Reader
+from drift_merge.engine.settings import settings_of
+from drift_merge.engine.storing.combining import Combination
+from drift_merge.engine.storing.compressing import Compressing, Sink, through
+from drift_merge.engine.storing.factoring import Factoring
 from drift_merge.engine.whole_model import Surveyed
 from drift_merge.engine.workspace import Workspace
-from drift_merge.maths.chunks import MethodSettings
 from drift_merge.maths.differences import PairSums, delta_
 from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.measures import Sampler, count_nonfinite
+from drift_merge.maths.methods.spectral import calibration
+from drift_merge.maths.methods.spectral.by_matrix import ByMatrix
 from drift_merge.maths.rounding import Kept, change_kept, round_stochastically
-from drift_merge.plans.plan import Plan, Step
-from drift_merge.recipes.recipe import method_of, method_options, method_variant
+from drift_merge.plans.plan import COMBINE, Plan, Step
+from drift_merge.recipes.recipe import method_of
 from drift_merge.recipes.words import PRIOR, STOCHASTIC
 from drift_merge.storage import fingerprints
-from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.fingerprints import Fingerprint
-from drift_merge.storage.headers import TensorInfo
+from drift_merge.storage.forms.compressed import COMPRESSED
+from drift_merge.storage.headers import TensorInfo, tensor_bytes
 from drift_merge.storage.mapped import RELEASE_BYTES
 from drift_merge.storage.measured import TensorRecord
 
@@ -48,14 +54,14 @@ class OutputTarget:
 
     @property
     def info(self) -> TensorInfo:
-        """Where the tensor lies in its output."""
-        return self.plan.layout.tensors[self.step.name]
+        """Where the tensor lies in its output; of a low-rank one its first factor."""
+        return self.plan.layout.tensors[self.step.stored[0][0]]
 
     @property
     def size_bytes(self) -> int:
         """Bytes that are written, scales included."""
         tensors = self.plan.layout.tensors
-        return sum(tensors[name].size_bytes for name in (self.step.name, self.step.scale) if name)
+        return sum(tensors[name].size_bytes for name, _, _ in self.step.stored)
 
 
 Bundle = Sequence[OutputTarget]  # the same tensor with the same inputs, for one or several outputs
@@ -92,9 +98,12 @@ def _copy(run: WorkerContext, bundle: Bundle) -> list[TensorRecord]:
     view = step.inputs[0]
     source = plan.info(view.parts[0], view.source)
     mapped = run.inputs.mapped(view.source)
+    memory = run.workspace().scratch(0)
+    memory.tensor(torch.uint8, min(info.size_bytes, _COPY_WINDOW))
     for begin in range(0, info.size_bytes, _COPY_WINDOW):
         end = min(begin + _COPY_WINDOW, info.size_bytes)
-        data = mapped.view(source, begin, end)
+        data = memory.bytes(end - begin)
+        mapped.read(source, begin, data)
         fingerprint.update(data)
         for target in bundle:
             target.writer.write(target.info, begin, data)
@@ -117,11 +126,12 @@ class _StepWork:
 
     target: OutputTarget
     formula: Formula
+    state: Any  # what the method has measured
     sums: PairSums
     written: Fingerprint = field(default_factory=Fingerprint)
     kept: Kept | None = None
     round_key: int | None = None  # of stochastic rounding; None: to nearest
-    compressing: Compressing | None = None  # a tensor of a compressed prior
+    form: Compressing | Factoring | None = None  # of a tensor of a compressed or low-rank prior
     nonfinite: dict[str, int] = field(default_factory=dict)
 
 
@@ -132,8 +142,11 @@ def _combine(run: WorkerContext, bundle: Bundle) -> list[TensorRecord]:
     hashes = [Fingerprint() for _ in step.inputs]
     pace = _RateLimit(run, bundle)
     works = [_begin(target, reader) for target in bundle]
-    sampler = Sampler(bundle[0].info.numel if step.method == PRIOR else 0)
+    sampler = Sampler(prod(step.shape) if step.method == PRIOR else 0)
     for begin, end in reader.ranges:
+        for work in works:
+            if isinstance(work.state, ByMatrix):
+                work.state.prepare(begin, end)
         raw = reader.raw(begin, end, hashes)
         sampler.add(begin, raw[0][0])
         for work in works:
@@ -152,15 +165,17 @@ def _begin(target: OutputTarget, reader: Reader) -> _StepWork:
     sums = PairSums(has_base=target.step.has_base)
     if target.step.method == PRIOR:
         sums.num_filled = reader.num_filled()
-    work = _StepWork(target, _formula(target, reader, sums), sums)
+    work = _StepWork(target, *_formula(target, reader, sums), sums)
     recipe = target.plan.recipe
     # Where nothing is added there is nothing to keep: a cast rounds to nearest.
     if recipe.round == STOCHASTIC and target.step.weights:
         name = target.step.second_name_of or target.step.name
         work.round_key = fingerprints.key_of(recipe.round_seed, "round", name)
-    if target.plan.recipe.dtype in COMPRESSED:
-        infos = target.plan.layout.tensors
-        work.compressing = Compressing(target.step, infos, target.writer, work.written)
+    infos = target.plan.layout.tensors
+    if target.step.rank:
+        work.form = Factoring(target.step, infos, target.writer, recipe.norm, work.written)
+    elif recipe.dtype in COMPRESSED or recipe.rank:
+        work.form = Compressing(target.step, infos, target.writer, work.written)
     return work
 
 
@@ -176,15 +191,15 @@ def _chunk(
     result = work.formula(begin, loaded)
     if step.weights:
         reader.keep_rows(raw, result, begin, end)
-    if work.compressing is not None:
-        result = work.compressing.rounded(result)
-    if work.compressing is not None and step.scale:
-        if not work.compressing.write(workspace, result, begin) or not work.sums.is_finite:
-            count_all(work.target.plan, step, raw, result, work.nonfinite)
-        return
+    if work.form is not None:
+        result = through(step, result)
+        if step.scale or step.rank:
+            if not work.form.write(workspace, result, begin) or not work.sums.is_finite:
+                count_all(work.target.plan, step, raw, result, work.nonfinite)
+            return
     out, data = workspace.store(_rounded(work, result, dtype, begin), dtype)
-    if work.compressing is not None:
-        work.compressing.add_plain(result, out)
+    if isinstance(work.form, Compressing):
+        work.form.add_plain(result, out)
     if before is not None:
         work.kept = change_kept(before, result, out)
     # The rounded values are looked at: what was finite may be too large for the output dtype.
@@ -201,13 +216,16 @@ def _rounded(work: _StepWork, result: Tensor, dtype: torch.dtype, begin: int) ->
     return round_stochastically(result, dtype, work.round_key, begin)
 
 
-def _formula(target: OutputTarget, reader: Reader, sums: PairSums) -> Formula:
-    """The function from the chunks of the inputs to the chunk of the output."""
+def _formula(target: OutputTarget, reader: Reader, sums: PairSums) -> tuple[Formula, Any]:
+    """The function from the chunks of the inputs to the chunk of the output; its state."""
     step = target.step
     if step.method == "cast":
-        return lambda _, loaded: loaded[0]
+        return lambda _, loaded: loaded[0], None
     if step.method == PRIOR:
-        return lambda _, loaded: _delta(loaded, sums)
+        return lambda _, loaded: _delta(loaded, sums), None
+    if step.method == COMBINE:
+        combination = Combination(step.coefficients)
+        return lambda _, loaded: combination.add_up(loaded), combination
     method = method_of(target.plan.recipe)
     settings = settings_of(target.plan, step)
     state = None
@@ -217,7 +235,9 @@ def _formula(target: OutputTarget, reader: Reader, sums: PairSums) -> Formula:
     if state is None and method.measure is not None:
         state = method.measure(reader.walk, settings)
     combine = method.combine
-    return lambda begin, loaded: combine(reader.chunk(begin, loaded), state, settings)
+    if calibration.is_asked(settings):
+        state, combine = calibration.calibrated(reader.walk, settings, method, state)
+    return lambda begin, loaded: combine(reader.chunk(begin, loaded), state, settings), state
 
 
 def _delta(loaded: list[Tensor], sums: PairSums) -> Tensor:
@@ -226,25 +246,6 @@ def _delta(loaded: list[Tensor], sums: PairSums) -> Tensor:
     result = delta_(reasoner, base[0] if base else mllm)
     sums.add_delta(result, mllm)  # nothing reads the mllm's chunk any more
     return result
-
-
-def settings_of(plan: Plan, step: Step) -> MethodSettings:
-    """What a merge method reads of a step."""
-    recipe = plan.recipe
-    options = method_options(recipe)
-    return MethodSettings(
-        weights=step.weights,
-        mllm_weight=step.mllm_weight,
-        variant=method_variant(recipe),
-        numbers={k: float(v) for k, v in options.items() if not isinstance(v, bool | str)},
-        flags={k: v for k, v in options.items() if isinstance(v, bool)},
-        words={k: v for k, v in options.items() if isinstance(v, str)},
-        key=fingerprints.key_of(
-            int(options.get("seed", 0)), step.method, step.masked_as or step.canonical
-        ),
-        shape=step.shape,
-        is_weighted=bool(recipe.weights) or recipe.mllm_weight is not None,
-    )
 
 
 @dataclass(slots=True)
@@ -258,10 +259,11 @@ class _RateLimit:
     def reached(self, end: int) -> None:
         """Bytes [0, end) of the first target's tensor are written."""
         self.run.check()
-        size = self.bundle[0].info.size_bytes
+        step = self.bundle[0].step
+        size = tensor_bytes(step.dtype, step.shape)  # whatever is written for it
         if end < size and end - self.mark < RELEASE_BYTES:
             return
-        self.run.inputs.release(self.bundle[0].step, self.mark, end, size)
+        self.run.inputs.release(step, self.mark, end, size)
         share = (end - self.mark) / size
         self.run.progress(round(share * sum(target.size_bytes for target in self.bundle)))
         self.mark = end
@@ -277,10 +279,12 @@ def _summary(work: _StepWork, inputs: list[str]) -> TensorRecord:
         result.update(_statistics(work.sums))
     elif len(inputs) > 1:
         result["fingerprint_reasoners"] = inputs[1:]
-    if work.compressing is not None:
-        result.update(work.compressing.summary())
+    is_combined = isinstance(work.state, Combination)
+    result.update(work.state.summary() if is_combined else TensorRecord())
+    if work.form is not None:
+        result.update(work.form.summary())
     if step.weights:
-        result.update(_rounding(work))
+        result.update(_of_merge(work))
     surveyed = work.target.surveyed
     if step.weights and surveyed is not None and (found := surveyed.weights_of(step)):
         mllm, *result["weights"] = found
@@ -290,24 +294,21 @@ def _summary(work: _StepWork, inputs: list[str]) -> TensorRecord:
     return result
 
 
-def _rounding(work: _StepWork) -> TensorRecord:
-    kept = work.kept
-    if kept is None or work.round_key is None:
-        return {"change_kept": None if kept is None else kept.fraction}
-    return {
-        "change_kept": kept.fraction,
-        "change_kept_error": kept.error,
-        "rounding_noise": kept.noise,
-    }
+def _of_merge(work: _StepWork) -> TensorRecord:
+    kept, found = work.kept, TensorRecord()
+    if isinstance(work.state, ByMatrix):
+        found["matrices"] = work.state.num_matrices
+        if work.state.stable_rank is not None:
+            found["stable_rank"] = work.state.stable_rank
+        found["norm_made"] = work.state.norm if isfinite(work.state.norm) else None
+    found["change_kept"] = None if kept is None else kept.fraction
+    if kept is not None and work.round_key is not None:
+        found["change_kept_error"], found["rounding_noise"] = kept.error, kept.noise
+    return found
 
 
 def _statistics(sums: PairSums) -> TensorRecord:
-    found = sums.summary()
-    return {
-        "norm_delta": found["norm_delta"],
-        "norm_mllm": found["norm_mllm"],
-        "norm_reasoner": found["norm_reasoner"],
-        "cosine": found["cosine"],
-        "max_abs_delta": found["max_abs_delta"],
-        "equal": found["equal"],
-    }
+    found, norms = sums.summary(), ("norm_delta", "norm_mllm", "norm_reasoner")
+    keys = (*norms, "cosine", "max_abs_delta", "equal")
+    record: TensorRecord = {key: found[key] for key in keys}  # type: ignore[assignment]
+    return record

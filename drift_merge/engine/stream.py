@@ -4,7 +4,7 @@ Knows steps, not formulas. Every result depends on the plan and the inputs alone
 threads, their order or an interruption.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,14 +14,17 @@ from drift_merge.engine.context import Progress, WorkerContext
 from drift_merge.engine.downloads import Downloads
 from drift_merge.engine.flushing import Flusher
 from drift_merge.engine.inputs import Inputs
-from drift_merge.engine.steps import Bundle, Made, OutputTarget, run_bundle, settings_of
+from drift_merge.engine.settings import settings_of
+from drift_merge.engine.steps import Bundle, Made, OutputTarget, run_bundle
+from drift_merge.engine.storing.compressing import Sink
 from drift_merge.engine.whole_model import Surveyed, survey
 from drift_merge.engine.workers import start
 from drift_merge.plans.plan import Plan, Step
-from drift_merge.storage.compressed import stored_fingerprints
+from drift_merge.storage.forms.compressed import stored_fingerprints
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.measured import Results
 from drift_merge.storage.output import OutputDirectory
+from drift_merge.storage.ranks.meeting import ALONE, Ranks
 from drift_merge.storage.shards import ShardWriter
 
 
@@ -39,6 +42,8 @@ def stream(
     device: str = "cpu",
     progress: Progress = lambda _: None,
     downloads: Downloads | None = None,
+    ranks: Ranks = ALONE,
+    share: Collection[str] | None = None,
 ) -> list[Results]:
     """Execute plans into the payloads of their outputs, resuming where their journals end.
 
@@ -51,10 +56,12 @@ def stream(
         device: "cpu", "cuda" or "cuda:n"; where the arithmetic happens.
         progress: called from the workers with bytes written.
         downloads: of the jobs, entered, where sources are on the Hub.
+        ranks: the processes that share the work; all call this.
+        share: output tensors that this one makes; None for all.
 
     Returns:
-        Per job, for each output tensor what was measured of it, in the order of its plan. All
-        data is on the disk.
+        Per job, for each output tensor what was measured of it, in the order of its plan; under
+        ranks of those made by this one or before. All data is on the disk.
 
     Raises:
         CheckpointError: an input changed, or holds NaN or Inf (unless the recipe allows it).
@@ -68,29 +75,45 @@ def stream(
         writers = [
             stack.enter_context(
                 ShardWriter(
-                    plan.layout, output.payload, beside_bytes=plan.beside_bytes, share=len(jobs)
+                    plan.layout,
+                    output.payload,
+                    beside_bytes=plan.beside_bytes,
+                    share=len(jobs),
+                    is_maker=ranks.is_first,
                 )
             )
             for plan, output in jobs
         ]
+        if ranks.size > 1:
+            _share_files(writers, ranks)
         stack.enter_context(_one_torch_thread())
         flushers = [
             stack.enter_context(Flusher(writer, output, plan))
             for writer, (plan, output) in zip(writers, jobs, strict=True)
         ]
         for (plan, _), done in zip(jobs, results, strict=True):
-            progress(sum(plan.layout.tensors[n].size_bytes for n in stored_fingerprints(done)))
-        run = WorkerContext(inputs, torch.device(device), progress, downloads)
+            known = stored_fingerprints(done) if ranks.is_first else ()
+            progress(sum(plan.layout.tensors[n].size_bytes for n in known))
+        run = WorkerContext(inputs, torch.device(device), progress, downloads, ranks, share)
         surveyed = [_survey(run, plan, threads) for plan, _ in jobs]
-        names = downloads.begin(dict.fromkeys(step.name for plan, _ in jobs for step in plan.steps))
+        names = downloads.begin(
+            dict.fromkeys(s.name for plan, _ in jobs for s in plan.steps if run.is_own(s.name))
+        )
         found = _bundles(names, [plan for plan, _ in jobs], writers, results, surveyed)
         bundles = _large_first(found) if downloads.cache is None else list(found)
         for number, name, result in _finished(run, bundles, flushers, threads):
             results[number][name] = result
     return [
-        {step.name: done[step.name] for step in plan.steps}
+        {step.name: done[step.name] for step in plan.steps if step.name in done}
         for (plan, _), done in zip(jobs, results, strict=True)
     ]
+
+
+def _share_files(writers: Sequence[ShardWriter], ranks: Ranks) -> None:
+    """The first rank has made the files, with their headers; then all write into them."""
+    for writer in writers if ranks.is_first else ():
+        writer.flush()
+    ranks.wait()
 
 
 def _survey(run: WorkerContext, plan: Plan, threads: int) -> Surveyed | None:
@@ -136,17 +159,23 @@ def _share_inputs(one: Step, other: Step) -> bool:
 
 
 def recompute(
-    plan: Plan, steps: list[Step], *, device: str = "cpu", downloads: Downloads | None = None
+    plan: Plan,
+    steps: list[Step],
+    *,
+    device: str = "cpu",
+    downloads: Downloads | None = None,
+    sinks: Mapping[str, Sink] | None = None,
 ) -> Results:
-    """Compute some steps of a plan again, writing nothing; the results hold the fingerprints.
+    """Compute some steps of a plan again, writing no file; the results hold the fingerprints.
 
     Args:
         plan: of the steps.
         steps: some of its steps.
         device: where to compute.
         downloads: of these steps, entered, where sources are on the Hub.
+        sinks: by tensor, what takes the bytes; others are dropped.
     """
-    downloads = downloads or Downloads()
+    downloads, sinks = downloads or Downloads(), sinks or {}
     by_name = {step.name: step for step in steps}
     results = {}
     with Inputs(plan.sources, downloads.cache) as inputs, _one_torch_thread():
@@ -154,7 +183,8 @@ def recompute(
         surveyed = _survey(run, plan, 1)
         for name in downloads.begin(by_name):
             with run.borrow(name):
-                made = run_bundle(run, [OutputTarget(0, plan, by_name[name], _Discard(), surveyed)])
+                sink = sinks.get(name) or _Discard()
+                made = run_bundle(run, [OutputTarget(0, plan, by_name[name], sink, surveyed)])
             results[name] = made[0][2]
     return results
 

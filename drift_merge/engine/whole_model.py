@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from drift_merge.engine.context import WorkerContext
+from drift_merge.engine.ranks.folding import fold_over_ranks
 from drift_merge.engine.reader import Reader, walk_steps
 from drift_merge.errors import RecipeError
 from drift_merge.maths.chunks import MethodSettings, Read
-from drift_merge.maths.methods.table import Survey
+from drift_merge.maths.methods.table import LAYER, Survey
 from drift_merge.names.modules import layer_of
 from drift_merge.plans.plan import Plan, Step
 from drift_merge.recipes.recipe import active_survey
@@ -77,17 +78,16 @@ def survey(
                 remedy=f"Choose reasoners that match in full, or another --{wanted.option}.",
             )
 
+    keys = [step.name for step in steps]
+    groups = {step.name: _group(wanted, step) for step in steps}
+    own = [step for step in steps if run.is_own(step.name)]
+
     def total(count: Callable[[Read], Tensor]) -> dict[str, Tensor]:
         walked = walk_steps(
-            run, plan, steps, lambda step: count(Reader(run, step).walk), threads=threads
+            run, plan, own, lambda step: count(Reader(run, step).walk), threads=threads
         )
         found = {step.name: counts for step, counts in walked}
-        sums: dict[str, Tensor] = {}
-        for step in steps:  # in the order of the plan: sums of floats depend on it
-            counts, group = found[step.name], _group(wanted, step)
-            if counts.numel():
-                sums[group] = sums[group] + counts if group in sums else counts
-        return sums
+        return fold_over_ranks(run.ranks, keys, groups, found, run.device)
 
     found = wanted.function(total, numel, settings_of(plan, steps[0]))
     return Surveyed(wanted, found)
@@ -97,4 +97,4 @@ def _group(wanted: Survey, step: Step) -> str:
     if not wanted.by_layer:
         return "the model"
     layer = layer_of(step.canonical)
-    return step.module if layer is None else f"layer {layer}"
+    return step.module if layer is None else f"{LAYER}{layer}"

@@ -35,12 +35,14 @@ from drift_merge.merges.verify import verify_merge
 from drift_merge.priors.card import prior_card, prior_meta
 from drift_merge.priors.manifest import open_prior
 from drift_merge.priors.verify import verify_prior
+from drift_merge.reports.beside import merge_picture, prior_picture
 from drift_merge.storage.hub.artifacts import (
     MERGE_MANIFEST,
     PRIOR_MANIFEST,
     fetch_manifest,
     list_remote,
 )
+from drift_merge.storage.outputs.existing import Overwrite
 from drift_merge.storage.sources import Source, parse_source
 
 _log = logging.getLogger(__name__)
@@ -54,10 +56,11 @@ class ArtifactKind:
     open: Callable[[Path], Any]
     verify: Callable[..., Any]
     card: Callable[..., bytes]
+    picture: Callable[[Any], tuple[str, bytes | None]]  # its file name; None: there is none
 
 
-PRIOR_KIND = ArtifactKind(PRIOR_MANIFEST, open_prior, verify_prior, prior_card)
-MERGE_KIND = ArtifactKind(MERGE_MANIFEST, open_merge, verify_merge, merge_card)
+PRIOR_KIND = ArtifactKind(PRIOR_MANIFEST, open_prior, verify_prior, prior_card, prior_picture)
+MERGE_KIND = ArtifactKind(MERGE_MANIFEST, open_merge, verify_merge, merge_card, merge_picture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def prepare_push(
         require_account(target)
     licenses = roll_up([read_license(s) for s in parents(artifact.manifest)], request.license)
     manifest = published(artifact.manifest)
-    made = _made(kind, manifest, request, licenses)
+    made = _made(kind, artifact, manifest, request, licenses)
     files = collect(directory, kind.manifest, manifest, made)
     _say_edited(kind, artifact, request, say)
     state = read_state_if_possible(target, say) if dry_run else read_state(target)
@@ -108,16 +111,25 @@ def prepare_push(
 
 
 def _made(
-    kind: ArtifactKind, manifest: dict[str, Any], request: PushRequest, licenses: RolledUp
+    kind: ArtifactKind,
+    artifact: Any,
+    manifest: dict[str, Any],
+    request: PushRequest,
+    licenses: RolledUp,
 ) -> dict[str, bytes]:
     """The files that are made for the Hub."""
     made = {}
+    name, picture = kind.picture(artifact)
+    if picture is not None:
+        made[name] = picture
     if FILE not in manifest.get("sidecars", {}):
         made[FILE] = licenses.file()
     if kind is PRIOR_KIND:
         made["meta.yaml"] = prior_meta(manifest)
     if request.card is None:
-        about = Published(request.repo_id, licenses.front, licenses.section())
+        about = Published(
+            request.repo_id, licenses.front, licenses.section(), "" if picture is None else name
+        )
         made[CARD] = kind.card(manifest, about)
         return made
     try:
@@ -179,7 +191,7 @@ def pull_artifact(
     text: str,
     out: Path,
     *,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     threads: int = 1,
     progress: ProgressBar = no_progress,
     say: Notify = lambda _: None,
@@ -275,13 +287,13 @@ def push(
     return push_prepared(kind, ready, _log.info).url
 
 
-def pull(source: str, directory: str | Path, *, overwrite: bool = False) -> Path:
+def pull(source: str, directory: str | Path, *, overwrite: Overwrite = False) -> Path:
     """Fetch a prior or a merge from the Hub, verified; return where it is.
 
     Args:
         source: `org/name` or `org/name@revision`.
         directory: to create; absent or whole, whatever happens.
-        overwrite: replace an existing one after success.
+        overwrite: replace an existing one of ours after success; "any": whatever is there.
 
     Raises:
         SourceError, CheckpointError, VerificationError, OutputError, RecipeError.

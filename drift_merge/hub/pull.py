@@ -27,7 +27,8 @@ from drift_merge.storage.hub.artifacts import (
     require_files,
 )
 from drift_merge.storage.hub.faults import LIBRARY, patiently
-from drift_merge.storage.output import OutputDirectory, check_output
+from drift_merge.storage.output import OutputDirectory
+from drift_merge.storage.outputs.existing import Overwrite, check_output
 from drift_merge.storage.sources import Source, parse_source
 
 BESIDE_MANIFEST = (CARD, LICENSES, "meta.yaml")  # taken along where they are
@@ -66,7 +67,7 @@ def fetch_files(
     out: Path,
     verify: Callable[[Path], object],
     *,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     progress: ProgressBar = no_progress,
     say: Callable[[str], None] = lambda _: None,
 ) -> Pulled:

@@ -22,7 +22,8 @@ _HARMLESS = (
     *(".gitattributes", ".gitignore", "*.md", "LICENSE*", "NOTICE*", "meta.yaml"),
     *(".eval_results/*", "assets/*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.svg", "*.gif"),
 )
-_REWRITTEN = (CARD, "LICENSE.md", "meta.yaml")  # of an artifact, beside what its manifest names
+# Of an artifact, beside what its manifest names.
+_REWRITTEN = (CARD, "LICENSE.md", "meta.yaml", "prior.png", "merge.png")
 
 
 @dataclass(frozen=True, slots=True)

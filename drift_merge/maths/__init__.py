@@ -2,6 +2,6 @@
 
 Must not know files, names of tensors, or how a tensor was cut into chunks by others.
 
-Read: dtypes, chunks, measures, differences, compression, injection, order, methods,
-rounding.
+Read: dtypes, masks, spectra, lowrank, chunks, measures, differences, compression, injection, order,
+methods, rounding.
 """

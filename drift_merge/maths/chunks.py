@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from drift_merge.maths.spectra.matrices import Matrix
+
 # Measured sums are folded over blocks of this many entries at fixed positions, whatever the
 # chunks are, so that no result depends on how the stream was cut. A chunk size of the engine
 # that is a multiple of it costs no copy.
@@ -53,10 +55,13 @@ class Read(Protocol):
 
     With `sample=True` a reader may yield only a part, spread evenly over the tensor (about one
     entry in 64, in short runs), to save time; it may as well yield everything. A method takes
-    hints from a sample, never a result.
+    hints from a sample, never a result. With `within` it may leave out chunks that have no entry
+    of that range of the flat tensor.
     """
 
-    def __call__(self, *, sample: bool = False) -> Iterator[Chunk]:
+    def __call__(
+        self, *, sample: bool = False, within: tuple[int, int] | None = None
+    ) -> Iterator[Chunk]:
         """Yield chunks with fresh contents."""
 
 
@@ -73,6 +78,8 @@ class MethodSettings:
     key: int  # 64-bit key of (seed, method, canonical name), for random masks
     shape: tuple[int, ...]  # of the tensor
     is_weighted: bool  # the weights were given by the user
+    matrices: tuple[Matrix, ...] = ()  # that the tensor holds; none: it is left to plain weights
+    gates: Tensor | None = None  # (k,), factors of the directions, where a file gives them
 
     @property
     def numel(self) -> int:
@@ -102,7 +109,7 @@ def in_memory(
     flat = [t.reshape(-1) for t in inputs]
     cols = mllm.shape[-1] if mllm.ndim > 1 else 1
 
-    def read(*, sample: bool = False) -> Iterator[Chunk]:
+    def read(*, sample: bool = False, within: tuple[int, int] | None = None) -> Iterator[Chunk]:
         step = 64 if sample and mllm.numel() > 64 * chunk_elements else 1
         for begin in range(0, mllm.numel(), chunk_elements * step):
             parts = [t[begin : begin + chunk_elements].to(compute, copy=True) for t in flat]

@@ -121,6 +121,11 @@ def widen(values: Tensor, out: Tensor) -> Tensor:
     return out
 
 
+def float8_table() -> Tensor:
+    """The values of the 256 codes of float8_e4m3fn, float32, for kernels that look them up."""
+    return _FLOAT8
+
+
 def _pieces(rows: Tensor) -> Iterator[tuple[int, int]]:
     """Ranges of whole rows that bound temporary memory; one range on a GPU."""
     count, length = rows.shape

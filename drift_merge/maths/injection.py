@@ -6,7 +6,11 @@ The sign is the point: descent subtracts g', so the weights move along +delta, T
 reasoner. A rule is a pure function of a few sums of each tensor, so that a rank which holds
 only a slice of a tensor needs nothing but its share of these sums.
 
-Source: DRIFT, arXiv 2510.15050, section 3. Shapes: P = number of tensors.
+Two rules use another delta at each step (`training.options.RULE_TRAITS` says which), and the sums
+are of that: `sign` of the entries that the gradient does not oppose, `anchor` of what is left of
+the way, theta_reasoner - theta_t.
+
+Source: DRIFT, arXiv 2510.15050, section 3, unless a rule says another. Shapes: P = tensors.
 """
 
 from collections.abc import Callable
@@ -22,7 +26,10 @@ INJECTION_SIGN = "descent along g' moves the weights along +delta, towards the r
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What a rule may know of P whole tensors, all ranks together; loss scale taken out."""
+    """What a rule may know of P whole tensors, all ranks together; loss scale taken out.
+
+    delta is the rule's: all of it, or what it uses of it at this step.
+    """
 
     grad_sq: Tensor  # shape (P,): sum of g**2
     dot: Tensor  # shape (P,): sum of g * delta
@@ -61,11 +68,35 @@ def adaptive_cosine(sums: Sums) -> Tensor:
     return _ratio(twice.clamp(min=0.0) / 2, sums.delta_norm)
 
 
+def sign(sums: Sums) -> Tensor:
+    """g - alpha * |g| * (m * delta) / |m * delta|, with m = [g * delta < 0] for each entry.
+
+    The sums are of m * delta: entries along which descent by g alone moves with delta. So to
+    first order the bias lowers the loss.
+
+    Source: GradFix, arXiv 2510.09658 (there of one sum of weights; here at each step, with the
+    norm of the gradient as in `gradnorm`).
+    """
+    return gradnorm(sums)
+
+
+def anchor(sums: Sums) -> Tensor:
+    """g - alpha * (theta_reasoner - theta_t): the pull shrinks as the weights arrive.
+
+    The gradient of alpha / 2 * |theta - theta_reasoner|**2 added to the loss.
+
+    Source: L2-SP, Li et al. 2018, arXiv 1802.01483, with the reasoner as what is held on to.
+    """
+    return absolute(sums)
+
+
 RULES: dict[str, Rule] = {
     "absolute": absolute,  # g - alpha * delta
     "absolute_param_norm": absolute_param_norm,  # g - alpha * delta * |theta_mllm|/|delta|
     "gradnorm": gradnorm,  # g - alpha * |g| * delta/|delta|
     "adaptive_cosine": adaptive_cosine,  # g - alpha * (1 + cos)/2 * |g| * delta/|delta|
+    "sign": sign,  # g - alpha * |g| * m*delta/|m*delta|, m = [g*delta < 0]
+    "anchor": anchor,  # g - alpha * (theta_reasoner - theta_t)
 }
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, dot
 
-from drift_merge.maths.methods.masks import mixed_key, uniform
+from drift_merge.maths.masks import mixed_key, uniform
 
 _STREAM = 0
 

@@ -2,5 +2,5 @@
 
 Must not know formulas (a method is a name here) or anything of priors but their manifest.
 
-Read: manifest, card, sidecars, make, apply, verify.
+Read: manifest, card, sidecars, make, apply, verify, evaluations.
 """

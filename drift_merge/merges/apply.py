@@ -6,6 +6,7 @@ from typing import Any
 
 from drift_merge.engine.job import Finish, Job, RunOptions, execute_all
 from drift_merge.errors import AlignmentError
+from drift_merge.maths.methods.table import Value
 from drift_merge.merges.make import MadeMerge, finish_merge
 from drift_merge.merges.manifest import open_merge
 from drift_merge.plans.plan import Plan
@@ -18,7 +19,13 @@ Manifest = Mapping[str, Any]  # of a prior
 
 
 def apply_recipe(
-    prior: str, manifest: Manifest, mllm: str, *, scale: float, **values: Any
+    prior: str,
+    manifest: Manifest,
+    mllm: str,
+    *,
+    scale: float,
+    options: Mapping[str, Value] | None = None,
+    **values: Any,
 ) -> Recipe:
     """The recipe of mllm + scale * delta over the tensors of a prior.
 
@@ -27,6 +34,7 @@ def apply_recipe(
         manifest: its manifest.
         mllm: source of the model that the prior was computed against.
         scale: factor of delta; 1 gives the reasoner where delta = reasoner - mllm.
+        options: of `inject`, beside these: rank, norm, ...
         values: other fields of the recipe (dtype, max_shard_size, allow_nonfinite).
     """
     parameters = manifest["parameters"]
@@ -34,7 +42,7 @@ def apply_recipe(
         method="inject",
         reasoners=(prior,),
         mllm=mllm,
-        options={"scale": scale, "is_delta": True},
+        options={**(options or {}), "scale": scale, "is_delta": True},
         modules=parameters["modules"],
         layers=parameters["layers"],
         on_mismatch=parameters["on_mismatch"],
@@ -79,3 +87,11 @@ def _finish(manifest: Manifest, prepared: Prepared, plan: Plan) -> Finish:
         finish(output, results)
 
     return checked
+
+
+def applied_again(recipe: Recipe) -> dict[str, Any]:
+    """What `apply_recipe` takes of a recipe that it has made, beside prior, manifest and mllm."""
+    names = ("dtype", "round", "round_seed", "max_shard_size", "allow_nonfinite")
+    options = {n: v for n, v in recipe.options.items() if n not in ("scale", "is_delta")}
+    scale = float(recipe.options.get("scale", 0.1))
+    return {"scale": scale, "options": options, **{name: getattr(recipe, name) for name in names}}

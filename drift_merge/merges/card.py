@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from drift_merge.artifacts.card import Published, argument, front_matter, lineage_section, where
+from drift_merge.artifacts.card import (
+    Published,
+    argument,
+    front_matter,
+    lineage_section,
+    picture_line,
+    where,
+)
 from drift_merge.storage.sizes import in_words
 
 
@@ -15,12 +22,15 @@ def merge_card(manifest: dict[str, Any], published: Published | None = None) -> 
     """
     sources = manifest["sources"]
     mllm, reasoners = sources["mllm"], sources["reasoners"]
-    front = {
+    front: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
         "base_model_relation": "merge",
         "tags": ["merge", manifest["method"], "drift-merge"],
     }
+    name = published.repo_id.rpartition("/")[2] if published else "merged"
+    if manifest.get("evaluations"):
+        front["model-index"] = _model_index(manifest, name)
     names = " + ".join(s["label"] for s in reasoners)
     body = f"""
 # {mllm["label"]} with {names}
@@ -36,7 +46,7 @@ byte for byte.
 {_rows(sources)}
 
 {_facts(manifest)}
-{lineage_section(manifest)}
+{picture_line(published)}{lineage_section(manifest)}{_evaluations(manifest)}
 ## Use and check
 
 {_use(manifest, published.repo_id if published else "DIR")}
@@ -94,6 +104,41 @@ model = AutoModelForImageTextToText.from_pretrained("{place}", dtype="auto")
 {pull}drift-merge verify {pulled} {" ".join(roles)}
 drift-merge run {pulled}/drift_merge.json -o again     # the same bytes
 ```"""
+
+
+def _evaluations(manifest: dict[str, Any]) -> str:
+    """A section with the evaluations that the manifest has, or nothing."""
+    rows = []
+    for evaluation in manifest.get("evaluations", []):
+        for row in evaluation["results"]:
+            paired = row["paired"]
+            difference = f"{row['difference']:+.4g}"
+            if paired is not None:
+                difference += f" [{paired['low']:+.3g}, {paired['high']:+.3g}]"
+                difference += ", within noise" if paired["is_noise"] else ""
+            task = f"{row['task']} ({row['metric']})"
+            own = f"{row['value']:.4g} | {row['unmerged']:.4g} | {difference}"
+            by, date = evaluation["settings"]["with"], evaluation["date"]
+            rows.append(f"| {task} | {by.replace('|', '/')} | {own} | {date} |")
+    if not rows:
+        return ""
+    head = "| task | by | this | unmerged | difference (95 %, paired) | date |"
+    head += "\n|---|---|--:|--:|--:|---|"
+    return "\n## Evaluation\n\n" + "\n".join([head, *rows]) + "\n"
+
+
+def _model_index(manifest: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The results as the Hub's front matter has them."""
+    results = [
+        {
+            "task": {"type": "image-text-to-text"},
+            "dataset": {"name": row["task"], "type": row["task"]},
+            "metrics": [{"type": row["metric"], "value": row["value"], "name": row["metric"]}],
+        }
+        for evaluation in manifest["evaluations"]
+        for row in evaluation["results"]
+    ]
+    return [{"name": name, "results": results}]
 
 
 def show_weight(weight: float | str | None) -> str:

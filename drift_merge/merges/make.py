@@ -41,8 +41,9 @@ def make_merges(
     """Write several merges of the same sources in one pass over them; see `make_merge`."""
     from drift_merge.engine.strangers import refuse_strangers  # here: it needs torch
 
-    for prepared, plan, _ in jobs:
-        refuse_strangers(plan, prepared.findings)
+    with options.ranks.failing_together():
+        for prepared, plan, _ in jobs if options.ranks.is_first else ():
+            refuse_strangers(plan, prepared.findings)
     outcomes = execute_all(
         [Job(plan, out, finish_merge(prepared, plan)) for prepared, plan, out in jobs], options
     )

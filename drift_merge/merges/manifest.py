@@ -18,7 +18,8 @@ from drift_merge.artifacts.verify import Artifact
 from drift_merge.errors import SourceError
 from drift_merge.plans.plan import Plan
 from drift_merge.plans.prepare import Prepared
-from drift_merge.recipes.recipe import Recipe, method_of, method_variant
+from drift_merge.recipes.directions import in_words
+from drift_merge.recipes.recipe import Recipe, method_of, method_options, method_variant
 from drift_merge.recipes.words import NEAREST
 from drift_merge.storage.manifests import describe_tool, read_manifest, seal
 from drift_merge.storage.measured import Results, TensorRecord
@@ -58,7 +59,7 @@ def build_manifest(
         "format_version": FORMAT_VERSION,
         "kind": "drift-merge",
         "method": prepared.recipe.method,
-        "formula": f"theta = {method_of(prepared.recipe).formula}",
+        "formula": f"theta = {_formula(prepared.recipe)}",
         "tool": describe_tool(),
         "parameters": prepared.recipe.parameters(),
         "sources": sources,
@@ -79,6 +80,11 @@ def build_manifest(
             for name, found in prepared.mllm.folder.left_out.items()
         }
     return seal(manifest)
+
+
+def _formula(recipe: Recipe) -> str:
+    method = method_of(recipe)
+    return "; ".join(filter(None, (method.formula, in_words(method, method_options(recipe)))))
 
 
 def _mllm_weight(prepared: Prepared) -> float | str | None:

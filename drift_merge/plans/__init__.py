@@ -2,5 +2,6 @@
 
 Must not know tensor data or torch: a plan is printed by --dry-run and executed by the engine.
 
-Read: plan, views, folders, prior, merge, vocabularies, copies, prepare, arrange, transfers.
+Read: projections, plan, gates, views, folders, prior, merge, vocabularies, copies, prepare,
+arrange, transfers.
 """

@@ -10,9 +10,16 @@ from dataclasses import dataclass, replace
 from drift_merge.errors import RecipeError
 from drift_merge.names.modules import parse_layers
 from drift_merge.names.tensors import Alignment, Pair, identity_parts
-from drift_merge.plans.plan import Plan, Step, View, build_plan
+from drift_merge.plans.gates import require_gates
+from drift_merge.plans.plan import Plan, Step, View, build_plan, matrices_of
 from drift_merge.plans.views import is_table, output_dtype, view_of
-from drift_merge.recipes.recipe import Recipe, method_of, method_options, method_variant
+from drift_merge.recipes.directions import takes_matrices
+from drift_merge.recipes.recipe import (
+    Recipe,
+    method_of,
+    method_options,
+    method_variant,
+)
 from drift_merge.recipes.weights import Weight
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.headers import TensorInfo
@@ -53,10 +60,11 @@ def plan_merge(
     first_of = first_names(reasoners)
     others = [*reasoners, *([base] if base else [])]
     alike = dict(set.intersection(*(set(a.alike.items()) for _, a in others)))
+    terms = _Terms.of(recipe)
     steps = []
     for info in mllm.tensors.values():
         first = first_of.get(info.name, info.name)
-        step = _step(recipe, info, found.get(first, []), bases.get(first), num_layers)
+        step = _step(terms, info, found.get(first, []), bases.get(first), num_layers)
         if step.weights:
             second_name_of = first if first != info.name else ""
             masked_as = alike.get(step.canonical, "")
@@ -64,7 +72,26 @@ def plan_merge(
         steps.append(step)
     sources = [mllm, *(checkpoint for checkpoint, _ in reasoners)]
     sources += [base[0]] if base else []
-    return build_plan(recipe, tuple(sources), steps, "model", {"format": "pt"})
+    plan = build_plan(recipe, tuple(sources), steps, "model", {"format": "pt"})
+    _require_matrices(plan)
+    require_gates(plan)
+    return plan
+
+
+def _require_matrices(plan: Plan) -> None:
+    """Refuse a spectral step that no tensor of the merge would take.
+
+    Raises:
+        RecipeError: nothing that is selected holds a matrix.
+    """
+    steps = plan.parameters
+    wanted = takes_matrices(method_of(plan.recipe), method_options(plan.recipe))
+    if wanted and steps and not any(matrices_of(plan, step) for step in steps):
+        raise RecipeError(
+            f"none of the {len(steps):,} tensors selected holds a projection matrix, whose "
+            f"singular directions {plan.recipe.method} is asked for.",
+            remedy="Select attention or MLP: --modules attn,mlp",
+        )
 
 
 def first_names(reasoners: Sequence[Aligned]) -> dict[str, str]:
@@ -114,30 +141,58 @@ def _layer_factors(recipe: Recipe, num_layers: int) -> dict[int, float]:
     return factors
 
 
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What all steps of a recipe share: found once, since a plan can have 100,000 of them."""
+
+    recipe: Recipe
+    mllm_weight: Weight
+    adds_nothing_at_zero: bool
+    adds_nothing: bool  # whatever the weights
+    least_reasoners: int
+    divides: bool  # by the sum of the weights
+    is_row_wise: bool
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "_Terms":
+        """Of a recipe."""
+        method, options = method_of(recipe), method_options(recipe)
+        at_zero = method.adds_to_mllm and method_variant(recipe) == "paper"
+        divides = options.get("normalize") and method.takes("weight", method_variant(recipe))
+        return cls(
+            recipe,
+            recipe.parsed_mllm_weight,
+            adds_nothing_at_zero=at_zero,
+            adds_nothing=at_zero and options.get("scale", 1.0) == 0.0,
+            least_reasoners=method.reasoners[0],
+            # On task vectors a sum of zero divides by 1: the base stays, as in mergekit.
+            divides=bool(divides) and method.base != "required",
+            is_row_wise=method.row_wise,
+        )
+
+
 def _step(
-    recipe: Recipe,
+    terms: _Terms,
     info: TensorInfo,
     entries: list[_Entry],
     base: View | None,
     num_layers: int,
 ) -> Step:
+    recipe = terms.recipe
     dtype = output_dtype(recipe, info.dtype, info.name)
     own = View(0, identity_parts(info.name, info.shape))
     untouched = Step(
         info.name, "copy" if dtype == info.dtype else "cast", dtype, info.shape, (own,)
     )
-    if _adds_nothing_at_zero(recipe):
-        active = [entry for entry in entries if entry.weight != 0.0]
-    else:
-        active = entries
-    needs_base = recipe.base is not None
-    if not active or len(active) < method_of(recipe).reasoners[0]:
+    active = [e for e in entries if e.weight != 0.0] if terms.adds_nothing_at_zero else entries
+    if not active or len(active) < terms.least_reasoners or terms.adds_nothing:
         return untouched
-    if (needs_base and base is None) or not _scale(recipe):
+    if recipe.base is not None and base is None:
         return untouched
     pair = active[0].pair
-    mllm_weight = _resolve(recipe.parsed_mllm_weight, pair, num_layers)
-    _check_sum(recipe, [mllm_weight, *(entry.weight for entry in active)], info.name)
+    mllm_weight = _resolve(terms.mllm_weight, pair, num_layers)
+    if terms.divides:
+        _check_sum(recipe, [mllm_weight, *(entry.weight for entry in active)], info.name)
     inputs = (own, *(entry.view for entry in active), *([base] if base is not None else []))
     return Step(
         info.name,
@@ -150,27 +205,14 @@ def _step(
         has_base=base is not None,
         module=pair.module,
         canonical=pair.canonical,
-        is_row_wise=method_of(recipe).row_wise,
+        is_row_wise=terms.is_row_wise,
     )
 
 
 def _check_sum(recipe: Recipe, weights: list[float], name: str) -> None:
     """Refuse weights that a method would divide by their sum of zero."""
-    options = method_options(recipe)
-    method = method_of(recipe)
-    divides = options.get("normalize") and method.takes("weight", method_variant(recipe))
-    # On task vectors a sum of zero divides by 1: the base stays as it is, as in mergekit.
-    if divides and method.base != "required" and sum(weights) == 0.0:
+    if sum(weights) == 0.0:
         raise RecipeError(
             f"the weights of {name} sum to zero, and {recipe.method} divides by their sum.",
             remedy="Change a weight, or add --no-normalize.",
         )
-
-
-def _adds_nothing_at_zero(recipe: Recipe) -> bool:
-    return method_of(recipe).adds_to_mllm and method_variant(recipe) == "paper"
-
-
-def _scale(recipe: Recipe) -> bool:
-    """Whether a method that adds to the mllm adds anything at all."""
-    return not _adds_nothing_at_zero(recipe) or method_options(recipe).get("scale", 1.0) != 0.0

@@ -7,20 +7,31 @@ stream executes it, and its fingerprint says whether an unfinished run may be re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from drift_merge.maths.spectra.matrices import Matrix
 from drift_merge.names.tensors import Part, RowMap
-from drift_merge.recipes.recipe import Recipe
+from drift_merge.plans.projections import EXPERT_PARTS, projections
+from drift_merge.recipes.directions import NO_GATES
+from drift_merge.recipes.recipe import Recipe, method_options
 from drift_merge.recipes.words import PRIOR
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import Checkpoint, StoredAdapter
-from drift_merge.storage.compressed import (
-    SCALE_DTYPE,
+from drift_merge.storage.forms.compressed import SCALE_DTYPE
+from drift_merge.storage.forms.factored import (
+    U_SUFFIX,
+    V_SUFFIX,
+    Place,
+    StoredFactors,
+    factor_shapes,
 )
 from drift_merge.storage.headers import TensorInfo, tensor_bytes
 from drift_merge.storage.manifests import TOOL
 from drift_merge.storage.quantized import FLOATS, quantized_error
 from drift_merge.storage.shards import ShardLayout, lay_out
+
+COMBINE = "combine"  # the method of a step that adds up deltas
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,7 @@ class View:
     is_identity: bool = True  # one stored tensor, taken as it lies
     adapter: StoredAdapter | None = None  # LoRA factors to add, in the compute dtype
     scale: str = ""  # stored name of the scales of its rows, where it is compressed
+    factors: StoredFactors | None = None  # that stand for it, in a prior of low rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,29 @@ class Step:
     through: str = ""  # dtype that the result is rounded to before it is compressed
     masked_as: str = ""  # canonical name whose random masks it takes, where not its own
     second_name_of: str = ""  # name of the output tensor that is the same parameter
+    matrices: tuple[Matrix, ...] = ()  # of a prior's tensor, in the order of their factors
+    rank: int = 0  # of the factors that are written for it; 0: it is written itself
+    coefficients: tuple[float, ...] = ()  # of a combination of priors, one per input
+
+    @property
+    def stored(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Name, dtype code and shape of what is written for it."""
+        if self.rank:
+            shapes = factor_shapes([place_of(matrix) for matrix in self.matrices], self.rank)
+            names = (self.name + U_SUFFIX, self.name + V_SUFFIX)
+            return [(name, self.dtype, shape) for name, shape in zip(names, shapes, strict=True)]
+        found = [(self.name, self.dtype, self.shape)]
+        return [*found, (self.scale, SCALE_DTYPE, self.shape[:-1])] if self.scale else found
+
+
+def place_of(matrix: Matrix) -> Place:
+    """A matrix as a manifest has it."""
+    return Place(matrix.rows, matrix.cols, matrix.is_transposed)
+
+
+def matrix_at(place: Place) -> Matrix:
+    """The inverse of `place_of`."""
+    return Matrix(place.rows, place.cols, place.is_transposed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +114,14 @@ class Plan:
     def read_bytes(self) -> int:
         """Bytes of tensor data that will be read, each view once."""
         views = [view for step in self.steps for view in step.inputs]
-        scales = [self.sources[view.source].tensors[view.scale] for view in views if view.scale]
-        return sum(info.size_bytes for info in scales) + sum(
+        beside = [self.sources[v.source].tensors[v.scale] for v in views if v.scale]
+        for v in views:
+            names = (v.factors.u, v.factors.v) if v.factors else ()
+            beside += [self.sources[v.source].tensors[name] for name in names]
+        return sum(info.size_bytes for info in beside) + sum(
             tensor_bytes(self.info(part, view.source).dtype, (part.rows, part.cols))
             for view in views
-            for part in view.parts
+            for part in (() if view.factors else view.parts)
         )
 
     @property
@@ -102,6 +140,7 @@ class Plan:
 
     def fingerprint(self) -> str:
         """What must be equal for a resumed run: inputs on disk, formulas, layout, version."""
+        gates = gates_file(self.recipe)
         return fingerprints.of_json(
             [
                 TOOL,
@@ -109,8 +148,30 @@ class Plan:
                 [fingerprints.of_files(source) for source in self.sources],
                 [fingerprints.of_bytes(shard.header) for shard in self.layout.shards],
                 [_step_key(step) for step in self.steps],
+                *([] if gates is None else [fingerprints.of_file(gates)]),
             ]
         )
+
+
+def gates_file(recipe: Recipe) -> Path | None:
+    """The file with factors of singular directions, if the recipe names one."""
+    if recipe.method == PRIOR:
+        return None
+    text = str(method_options(recipe).get("gates", NO_GATES))
+    return None if text == NO_GATES else Path(text).expanduser()
+
+
+def matrices_of(plan: Plan, step: Step) -> tuple[Matrix, ...]:
+    """The matrices that an output tensor of a merge holds; see `projections`."""
+    prefix = step.name.rpartition(".")[0]
+    own = plan.sources[0].tensors
+    beside = {
+        name: own[f"{prefix}.{name.rpartition('.')[2]}"].shape
+        for name in (f"{step.canonical.rpartition('.')[0]}.{part}" for part in EXPERT_PARTS)
+        if f"{prefix}.{name.rpartition('.')[2]}" in own
+    }
+    config = plan.sources[0].config
+    return projections(step.canonical, step.module, step.shape, config, beside)
 
 
 def _step_key(step: Step) -> list[Any]:
@@ -120,7 +181,8 @@ def _step_key(step: Step) -> list[Any]:
         key = repr([view.source, names if view.is_identity else view.parts, view.adapter])
         rows = fingerprints.of_bytes(bytes(memoryview(view.rows.rows))) if view.rows else ""  # type: ignore[arg-type]
         views.append(key + rows)
-    return [step.name, step.method, list(step.weights), step.mllm_weight, views]
+    numbers = [*step.weights, *step.coefficients]
+    return [step.name, step.method, numbers, step.mllm_weight, views]
 
 
 def build_plan(
@@ -136,15 +198,14 @@ def build_plan(
         CheckpointError: a tensor that is computed with is quantized.
     """
     require_plain(sources, [step for step in steps if step.method != "copy"])
-    scales = [(step.scale, SCALE_DTYPE, step.shape[:-1]) for step in steps if step.scale]
     layout = lay_out(
-        [*((step.name, step.dtype, step.shape) for step in steps), *scales],
+        [entry for step in steps for entry in step.stored],
         stem=stem,
         max_shard_bytes=recipe.max_shard_bytes,
         metadata=metadata,
         always_numbered=stem == "prior",
     )
-    by_name = {step.name: step for step in steps}
+    by_name = {step.stored[0][0]: step for step in steps}
     ordered = tuple(by_name[name] for name in layout.tensors if name in by_name)
     return Plan(recipe, sources, ordered, layout)
 

@@ -71,7 +71,12 @@ class Prepared:
 
 
 def prepare(
-    recipe: Recipe, *, headers_only: bool = False, stream: bool = False, quiet: bool = False
+    recipe: Recipe,
+    *,
+    headers_only: bool = False,
+    stream: bool = False,
+    quiet: bool = False,
+    are_peers: bool = False,
 ) -> Prepared:
     """Open and align the sources of a recipe.
 
@@ -80,6 +85,7 @@ def prepare(
         headers_only: from the Hub, fetch headers by range requests instead of whole shards.
         stream: leave the shards on the Hub until they are read, one after the other.
         quiet: no progress bars for downloads.
+        are_peers: any two models, to be looked at only: neither must have a vision tower.
 
     Raises:
         SourceError, CheckpointError, AlignmentError, RecipeError: see the parts.
@@ -88,12 +94,14 @@ def prepare(
         recipe, headers_only=headers_only, stream=stream, quiet=quiet
     )
     others = [*reasoners, *([base] if base else [])]
-    aligned = list(zip(others, _align_all(others, mllm, recipe), strict=True))
+    aligned = list(zip(others, _align_all(others, mllm, recipe, are_peers=are_peers), strict=True))
     with_base = aligned.pop() if base else None
     return Prepared(recipe, mllm, tuple(aligned), with_base)
 
 
-def _align_all(others: Sequence[Checkpoint], mllm: Checkpoint, recipe: Recipe) -> list[Alignment]:
+def _align_all(
+    others: Sequence[Checkpoint], mllm: Checkpoint, recipe: Recipe, *, are_peers: bool
+) -> list[Alignment]:
     """Align each checkpoint with the mllm; all take the same names for one parameter."""
     copies = find_copies(mllm)
     is_delta = bool(recipe.options.get("is_delta"))
@@ -116,7 +124,8 @@ def _align_all(others: Sequence[Checkpoint], mllm: Checkpoint, recipe: Recipe) -
                 layers=recipe.layers,
                 name_map=name_map,
                 vocabularies=lambda: read_vocabularies(other, mllm, known),
-                has_router_biases=recipe.method != PRIOR,
+                is_tower=are_peers,
+                has_router_biases=are_peers or recipe.method != PRIOR,
             )
         notes = (Finding(n.code, "info", n.message, "") for n in (*other.notes, *mllm.notes))
         return replace(found, findings=(*found.findings, *notes))

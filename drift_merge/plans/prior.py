@@ -5,6 +5,7 @@ from array import array
 from drift_merge.errors import AlignmentError
 from drift_merge.names.tensors import Alignment, RowMap
 from drift_merge.plans.plan import Plan, Step, View, build_plan
+from drift_merge.plans.projections import projections
 from drift_merge.plans.views import _mllm_view, is_table, store_as, view_of
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.storage.checkpoint import Checkpoint
@@ -34,6 +35,7 @@ def plan_prior(
     sources = (mllm, reasoner) if base is None else (mllm, reasoner, base[0])
     base_pairs = {pair.canonical: pair for pair in base[1].pairs} if base else {}
     base_rows = base[1].rows if base else {}
+    shapes = {pair.canonical: pair.shape for pair in alignment.pairs}
     steps = []
     for pair in alignment.pairs:
         if is_table(pair, mllm, reasoner):
@@ -53,6 +55,7 @@ def plan_prior(
             has_base=base is not None,
             module=pair.module,
             canonical=pair.canonical,
+            matrices=projections(pair.canonical, pair.module, pair.shape, mllm.config, shapes),
         )
         steps.append(store_as(recipe, step))
     if not steps:

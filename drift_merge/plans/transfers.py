@@ -73,7 +73,11 @@ class _Work:
 
 
 def plan_transfers(
-    plans: Sequence[Plan], *, limit_bytes: int, finished: Sequence[Collection[str]] = ()
+    plans: Sequence[Plan],
+    *,
+    limit_bytes: int,
+    finished: Sequence[Collection[str]] = (),
+    share: Collection[str] | None = None,
 ) -> Transfers | None:
     """Plan the transfers of plans with equal sources that are executed in one pass.
 
@@ -81,6 +85,7 @@ def plan_transfers(
         plans: what will be done.
         limit_bytes: of all shards that lie on the disk at a time.
         finished: for each plan the output tensors that are done already; () for none.
+        share: output tensors that this process looks at and makes; None for all.
 
     Returns:
         None if all that is needed is on this disk.
@@ -89,7 +94,7 @@ def plan_transfers(
         RecipeError: the limit does not hold the shards that one tensor needs; says how many bytes.
     """
     passes = _passes(plans)
-    works, shards = _collect(passes, plans, finished or [()] * len(plans))
+    works, shards = _collect(passes, plans, finished or [()] * len(plans), share)
     if not shards:
         return None
     sizes = [need.size_bytes for need in _needs(works, dict(enumerate(shards))).values()]
@@ -113,12 +118,17 @@ def _passes(plans: Sequence[Plan]) -> tuple[int | None, ...]:
 
 
 def _collect(
-    passes: Sequence[int | None], plans: Sequence[Plan], finished: Sequence[Collection[str]]
+    passes: Sequence[int | None],
+    plans: Sequence[Plan],
+    finished: Sequence[Collection[str]],
+    share: Collection[str] | None,
 ) -> tuple[list[_Work], list[RemoteShard]]:
     """All work of all passes, and the shards on the Hub that it needs."""
     numbers: dict[RemoteShard, int] = {}
     works = []
     for ticket, steps in _tickets(passes, plans, finished):
+        if share is not None and ticket[1] not in share:
+            continue
         needed: dict[int, Tensors] = {}
         for shard, info in _remote_tensors(steps):
             number = numbers.setdefault(shard, len(numbers))

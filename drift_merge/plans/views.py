@@ -6,13 +6,20 @@ from dataclasses import replace
 from drift_merge.errors import AlignmentError
 from drift_merge.names.layouts import is_router_bias
 from drift_merge.names.tensors import Pair, RowMap, identity_parts
-from drift_merge.plans.plan import Step, View
+from drift_merge.plans.plan import Step, View, place_of
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import DTYPE_CODES, SOURCE_DTYPE
 from drift_merge.storage.adapters.fields import read_fields
 from drift_merge.storage.adapters.refusals import merge_by_peft
 from drift_merge.storage.checkpoint import Checkpoint
-from drift_merge.storage.compressed import CODES, COMPRESSED, SCALE_SUFFIX, scale_name, stored_as
+from drift_merge.storage.forms.compressed import (
+    CODES,
+    COMPRESSED,
+    SCALE_SUFFIX,
+    scale_name,
+    stored_as,
+)
+from drift_merge.storage.forms.factored import U_SUFFIX, V_SUFFIX
 from drift_merge.storage.quantized import FLOATS, TABLES
 
 
@@ -36,16 +43,23 @@ def store_as(recipe: Recipe, step: Step) -> Step:
     Raises:
         AlignmentError: its name looks like that of the scales of another tensor.
     """
-    if recipe.dtype not in COMPRESSED:
+    if recipe.dtype not in COMPRESSED and not recipe.rank:
         return replace(step, dtype=output_dtype(recipe, step.dtype))
-    if step.name.endswith(SCALE_SUFFIX):
+    suffix = next((s for s in (SCALE_SUFFIX, U_SUFFIX, V_SUFFIX) if step.name.endswith(s)), None)
+    if suffix is not None:
         raise AlignmentError(
-            f"{step.name} ends with {SCALE_SUFFIX!r}, as the scales of compressed tensors do.",
-            remedy="Store this prior uncompressed: --dtype bfloat16",
+            f"{step.name} ends with {suffix!r}, as the scales or factors of other tensors do.",
+            remedy="Store this prior uncompressed: --dtype bfloat16, without --rank",
         )
     through = ""
     if recipe.through is not None:
         through = step.dtype if recipe.through == SOURCE_DTYPE else DTYPE_CODES[recipe.through]
+    if recipe.rank:
+        sizes = [min(p.height, p.width) for p in map(place_of, step.matrices)]
+        # All directions of a matrix are the matrix itself.
+        rank = recipe.rank if recipe.rank < max(sizes, default=0) else 0
+        dtype = output_dtype(recipe, step.dtype)
+        return replace(step, dtype=dtype, through=through, rank=rank)
     code = stored_as(step.shape, COMPRESSED[recipe.dtype], through)
     scale = scale_name(step.name) if code in CODES else ""
     return replace(step, dtype=code, scale=scale, through=through)
@@ -85,10 +99,15 @@ def view_of(
     if changed:
         return View(source, pair.parts, is_identity=False, adapter=checkpoint.adapters[changed[0]])
     scaled = [part.name for part in pair.parts if part.name in checkpoint.scales]
-    if scaled and pair.parts != whole:
+    factored = [part.name for part in pair.parts if part.name in checkpoint.factors]
+    if (scaled or factored) and pair.parts != whole:
         raise AlignmentError(
-            f"{checkpoint.source.given} compresses {scaled[0]}, which the mllm stores otherwise.",
+            f"{checkpoint.source.given} compresses {(scaled + factored)[0]}, which the mllm stores "
+            "otherwise.",
             remedy="Compute the prior again for this mllm, or without compression.",
         )
+    if factored:
+        found = checkpoint.factors[factored[0]]
+        return View(source, pair.parts, is_identity=False, factors=found)
     scale = checkpoint.scales[scaled[0]] if scaled else ""
     return View(source, pair.parts, is_identity=pair.parts == whole, scale=scale)

@@ -2,5 +2,5 @@
 
 Must not know merges, the Hub's side of publishing, or training.
 
-Read: manifest, summary, card, deltas, compute, compress, verify.
+Read: manifest, summary, card, deltas, spectra, compute, compress, verify, combine.
 """

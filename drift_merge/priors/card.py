@@ -1,5 +1,6 @@
 """The card of a prior: what it is, what it is not, its formula with the sign, how to use it."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from drift_merge.artifacts.card import (
@@ -8,6 +9,7 @@ from drift_merge.artifacts.card import (
     argument,
     front_matter,
     lineage_section,
+    picture_line,
     where,
 )
 from drift_merge.priors.summary import (
@@ -22,7 +24,7 @@ from drift_merge.storage.sizes import in_words
 TAGS = ["drift", "drift-prior", "reasoning-prior", "weight-diff", "task-vector", "not-a-model"]
 _DEFAULTS = {
     **{"layers": None, "on_mismatch": "error", "map_file": None, "allow_nonfinite": False},
-    "through": None,
+    **{"through": None, "rank": 0},
 }
 
 
@@ -67,14 +69,14 @@ It is of use with {_name(mllm)} alone, whose weights it was computed against.
 {_table(rows)}
 
 {meaning}
-{lineage_section(manifest)}
+{picture_line(published)}{lineage_section(manifest)}
 ## Use
 
 {_use(manifest, published.repo_id if published else "DIR")}
 {published.licenses if published else ""}
 ## Reproduce
 
-    {_command(manifest)}
+    {compute_command(manifest)}
 
 `prior.json` lists every tensor with its norms, cosine and fingerprints. Made with
 {manifest["tool"]["name"]} {manifest["tool"]["version"]}.
@@ -93,7 +95,8 @@ def _facts(manifest: dict[str, Any]) -> str:
     layers = f", layers `{parameters['layers']}`" if parameters.get("layers") else ""
     outside = f"{coverage['records'].get('outside_tower', 0):,} tensors are outside the tower"
     stored = stored_sentence(manifest["tensors"])
-    compressed = f"\n- {stored} delta = codes * scales, row by row" if stored else ""
+    how = "U V^T of each matrix" if parameters.get("rank") else "codes * scales, row by row"
+    compressed = f"\n- {stored} delta = {how}" if stored else ""
     return (
         f"- Modules: `{parameters['modules']}`{layers}\n"
         f"- Coverage: {coverage['matched']:,} of {coverage['selected']:,} selected tensors"
@@ -128,16 +131,27 @@ drift-prior verify {place} {roles}
 ```"""
 
 
-def _command(manifest: dict[str, Any]) -> str:
+def compute_command(
+    manifest: dict[str, Any], name: Callable[[Mapping[str, Any]], str] = argument
+) -> str:
+    """The command that makes a prior again.
+
+    Args:
+        manifest: of the prior.
+        name: what a source is called; a local one, if not told, by its label alone.
+    """
+    if "combined_from" in manifest:
+        return str(manifest["combined_from"]["command"])
     sources, parameters = manifest["sources"], manifest["parameters"]
-    words = ["drift-prior compute", argument(sources["reasoner"]), argument(sources["mllm"])]
+    words = ["drift-prior compute", name(sources["reasoner"]), name(sources["mllm"])]
     if "base" in sources:
-        words += ["--base", argument(sources["base"])]
+        words += ["--base", name(sources["base"])]
     words += ["--modules", parameters["modules"], "--dtype", parameters["dtype"]]
     for key, default in _DEFAULTS.items():
         if (value := parameters.get(key, default)) != default:
             flag = "--" + key.removesuffix("_file").replace("_", "-")
             words += [flag] if value is True else [flag, str(value)]
+    words += ["--norm", parameters["norm"]] if parameters.get("rank") else []
     return " ".join([*words, "-o DIR"])
 
 
@@ -156,7 +170,11 @@ def prior_meta(manifest: dict[str, Any]) -> bytes:
     }
     keys = ("kind", "format_version", "formula", "sign", "num_elements", "size_bytes")
     about = {key: manifest[key] for key in keys}
-    about |= {key: manifest["parameters"][key] for key in ("modules", "dtype")}
+    about |= {
+        key: manifest["parameters"][key]
+        for key in ("modules", "dtype", "rank")
+        if key in manifest["parameters"]
+    }
     about |= {"num_tensors": len(manifest["tensors"]), "sources": sources}
     about |= {"tool": manifest["tool"], "paper": "https://arxiv.org/abs/2510.15050"}
     text: str = yaml.safe_dump(about, sort_keys=False, width=100)

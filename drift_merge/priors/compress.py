@@ -1,10 +1,11 @@
-"""Compress a prior on disk: the same deltas in 8 bits, with a scale per row.
+"""Compress a prior on disk: the same deltas in 8 bits with a scale per row, or by factors.
 
 From a float32 prior this gives the bytes that computing a compressed prior gives; from a
 narrower one, those of computing it through that dtype (`--through`), which is how the manifest
 says it, so that a compressed prior can be checked against its sources like any other.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from drift_merge.priors.compute import ComputedPrior
 from drift_merge.priors.manifest import (
     MANIFEST,
     Prior,
+    matrices_of,
     of_delta,
     open_prior,
     open_shards,
+    stored_form,
 )
 from drift_merge.recipes.recipe import Recipe
-from drift_merge.recipes.words import DEFAULT_SHARD_SIZE, PRIOR
+from drift_merge.recipes.words import DEFAULT_SHARD_SIZE, NORMS, PRIOR, PRIOR_DTYPE
 from drift_merge.storage import fingerprints
-from drift_merge.storage.compressed import COMPRESSED
+from drift_merge.storage.forms.compressed import COMPRESSED
 from drift_merge.storage.manifests import check_beside, check_seal, describe_tool, seal, to_json
 from drift_merge.storage.measured import Results
 from drift_merge.storage.output import OutputDirectory
@@ -36,39 +39,51 @@ _EXACT = "float32"  # the dtype of the arithmetic: passing through it changes no
 
 
 def compress_recipe(
-    prior: Prior, *, dtype: str, max_shard_size: str = DEFAULT_SHARD_SIZE
+    prior: Prior,
+    *,
+    dtype: str | None = None,
+    rank: int = 0,
+    norm: str = NORMS[0],
+    max_shard_size: str = DEFAULT_SHARD_SIZE,
 ) -> Recipe:
     """The recipe that would compute the compressed prior from the sources of `prior`.
 
     Args:
         prior: opened; float32, bfloat16, float16 or of its mllm's dtypes.
-        dtype: a key of `COMPRESSED`.
+        dtype: a key of `COMPRESSED`; with a rank that of the factors, bfloat16 by default.
+        rank: of the factors; 0 for none.
+        norm: which norm of delta the factors take on.
         max_shard_size: such as "5GB".
 
     Raises:
-        RecipeError: the dtype compresses nothing, or the prior is compressed already, or holds NaN
-            or Inf.
+        RecipeError: nothing is compressed, or the prior is compressed already, or holds NaN or
+            Inf.
         VerificationError: the manifest was changed after it was written.
     """
-    one_of("--dtype", dtype, list(COMPRESSED))
+    if rank < 1:
+        one_of("--dtype", dtype or "", list(COMPRESSED), "Choose one of them, or give --rank K.")
+    wanted = dtype or PRIOR_DTYPE
     check_seal(prior.manifest, prior.path / MANIFEST)
     parameters, sources = prior.manifest["parameters"], prior.manifest["sources"]
-    if parameters["dtype"] in COMPRESSED:
+    if parameters["dtype"] in COMPRESSED or parameters.get("rank"):
+        was = f"rank {parameters['rank']}" if parameters.get("rank") else parameters["dtype"]
         raise RecipeError(
-            f"{prior.path} is compressed already ({parameters['dtype']}); {dtype} is not narrower, "
-            "and what is lost cannot be had back.",
+            f"{prior.path} is compressed already ({was}), and what is lost cannot be had back.",
             remedy="Compress the prior that it was made from, or compute it again with "
-            f"drift-prior compute REASONER MLLM --dtype {dtype} -o OUT",
+            "drift-prior compute REASONER MLLM "
+            f"{f'--rank {rank}' if rank else f'--dtype {wanted}'} -o OUT",
         )
     bad = [name for name, entry in prior.tensors.items() if "nonfinite" in entry]
     if bad:
         raise RecipeError(
-            f"{prior.path} holds NaN or Inf ({bad[0]}), which {dtype} cannot hold.",
+            f"{prior.path} holds NaN or Inf ({bad[0]}), which cannot be compressed.",
             remedy="Compute a prior of sound checkpoints, without --allow-nonfinite.",
         )
     before = parameters["dtype"]
     changed = {
-        "dtype": dtype,
+        "dtype": wanted,
+        "rank": rank,
+        "norm": norm,
         "through": None if before == _EXACT else before,
         "max_shard_size": max_shard_size,
         "allow_nonfinite": False,
@@ -103,7 +118,8 @@ def plan_compression(prior: Prior, recipe: Recipe) -> Plan:
         view = View(0, identity_parts(name, info.shape))
         module = str(entry["module"])
         step = Step(name, "cast", info.dtype, info.shape, (view,), module=module, canonical=name)
-        steps.append(store_as(recipe, step))
+        matrices = matrices_of(name, entry, prior) if recipe.rank else ()
+        steps.append(store_as(recipe, replace(step, matrices=matrices)))
     return build_plan(recipe, (deltas,), steps, "prior", PRIOR_METADATA)
 
 
@@ -150,8 +166,7 @@ def _manifest(prior: Prior, plan: Plan, results: Results) -> dict[str, Any]:
     for step in plan.steps:
         record = prior.tensors[step.name].copy()
         record["dtype"] = step.dtype
-        if step.scale:
-            record["scale"] = step.scale
+        record.update(stored_form(step))
         measured = of_delta(results[step.name])
         del measured["fingerprint_mllm"]  # of the first input, which is the delta itself
         record.update(measured)

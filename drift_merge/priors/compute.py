@@ -44,6 +44,8 @@ def compute_prior(prepared: Prepared, plan: Plan, out: Path, options: RunOptions
 
     from drift_merge.engine.strangers import refuse_strangers  # here: it needs torch
 
-    refuse_strangers(plan, prepared.findings)
+    with options.ranks.failing_together():
+        if options.ranks.is_first:
+            refuse_strangers(plan, prepared.findings)
     outcome = execute(plan, out, options, finish)
     return ComputedPrior(open_prior(out), outcome)

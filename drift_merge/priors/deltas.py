@@ -5,8 +5,8 @@
 
 Shapes: a delta is seen as a matrix, (rows, cols) = (prod(shape[:-1]), shape[-1]); one of one
 dimension has a row per element, (n, 1). What is stored plainly comes as it lies, without a copy,
-read only, and in the stored dtype; what is compressed comes as new float32 memory. With `out`,
-both are written there, in its dtype and on its device.
+read only, and in the stored dtype; what is compressed or of low rank comes as new float32 memory.
+With `out`, both are written there, in its dtype and on its device.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,9 @@ from torch import Tensor
 from drift_merge.errors import RecipeError
 from drift_merge.maths.compression import decompress_rows
 from drift_merge.maths.dtypes import TORCH_DTYPES
+from drift_merge.maths.lowrank import LowRank
 from drift_merge.names.tensors import matrix_shape
+from drift_merge.plans.plan import matrix_at
 from drift_merge.priors.manifest import Prior, open_shards
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.mapped import MappedCheckpoint
@@ -31,11 +33,36 @@ class Deltas(AbstractContextManager["Deltas"]):
         self._mapped = MappedCheckpoint(shards)
         self._flat: dict[str, Tensor] = {}
         self._scales = shards.scales
+        self._factors = shards.factors
+        self._lowrank: dict[str, LowRank] = {}
         self.shapes = {name: shards.tensors[name].shape for name in names}  # without scales
 
     def is_compressed(self, name: str) -> bool:
-        """Whether a delta is stored as codes and scales."""
-        return name in self._scales
+        """Whether a delta is stored as codes and scales, or as factors."""
+        return name in self._scales or name in self._factors
+
+    def is_factored(self, name: str) -> bool:
+        """Whether a delta is stored as factors."""
+        return name in self._factors
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether any delta is stored as factors."""
+        return bool(self._factors)
+
+    def factors(self, name: str) -> LowRank | None:
+        """A delta by its factors, windows on the map; None where it is stored otherwise."""
+        stored = self._factors.get(name)
+        if stored is None:
+            return None
+        if name not in self._lowrank:
+            infos = [self._mapped.checkpoint.tensors[n] for n in (stored.u, stored.v)]
+            u, v = (self._stored(info.name).view(info.shape) for info in infos)
+            places = [matrix_at(place) for place in stored.places]
+            self._lowrank[name] = LowRank(places, u, v)
+        for each in (stored.u, stored.v):
+            self._mapped.check(self._mapped.checkpoint.tensors[each])
+        return self._lowrank[name]
 
     def matrix(self, name: str) -> tuple[int, int]:
         """(rows, cols) of a delta.
@@ -76,12 +103,31 @@ class Deltas(AbstractContextManager["Deltas"]):
         self._require(name, rows, height)
         self._require(name, cols, width)
         size = (rows[1] - rows[0], cols[1] - cols[0])
+        if (found := self.factors(name)) is not None:
+            return found.dense(rows, cols, None if out is None else out.view(size))
         offset = rows[0] * width + cols[0] if size[0] * size[1] else 0
         stored = self._stored(name).as_strided(size, (width, 1), offset)
         if name not in self._scales:
             return stored if out is None else out.view(size).copy_(stored)
         scales = self._stored(self._scales[name])[rows[0] : rows[1]]
         return decompress_rows(stored, scales, None if out is None else out.view(size))
+
+    def gather(self, name: str, rows: Tensor) -> Tensor:
+        """Some rows of a delta, in any order: (len(rows), cols), new memory.
+
+        Args:
+            name: canonical name.
+            rows: their numbers, shape (n,), int64.
+        """
+        if name in self._factors:
+            raise RecipeError(
+                f"{name} is stored by its factors: its rows cannot be taken one by one.",
+                remedy="Use a prior that was computed without --rank, or control='random:SEED'.",
+            )
+        stored = self._stored(name).view(self.matrix(name))[rows]
+        if name not in self._scales:
+            return stored
+        return decompress_rows(stored, self._stored(self._scales[name])[rows])
 
     def flat(self, name: str, begin: int, end: int, out: Tensor | None = None) -> Tensor:
         """Elements [begin, end) of a flattened delta, (end - begin,).
@@ -94,7 +140,7 @@ class Deltas(AbstractContextManager["Deltas"]):
         """
         rows, cols = self.matrix(name)
         self._require(name, (begin, end), rows * cols)
-        if name not in self._scales:
+        if not self.is_compressed(name):
             stored = self._stored(name)[begin:end]
             return stored if out is None else out.copy_(stored)
         target = torch.empty(end - begin) if out is None else out
@@ -104,6 +150,14 @@ class Deltas(AbstractContextManager["Deltas"]):
             piece = target[first - begin : last - begin].view(count, -1)
             self.block(name, (row, row + count), (col, col + piece.shape[1]), piece)
         return target
+
+    def stored(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """A delta as it lies in the file, (rows, cols), and the scales of its rows, or None.
+
+        Windows on the map, read only: values, or codes that `maths.compression` explains.
+        """
+        scales = self._stored(self._scales[name]) if name in self._scales else None
+        return self._stored(name).view(self.matrix(name)), scales
 
     def _stored(self, name: str) -> Tensor:
         """A stored tensor, flat and read only, as a window on the map."""
@@ -126,6 +180,7 @@ class Deltas(AbstractContextManager["Deltas"]):
     def close(self) -> None:
         """Drop the maps; a map that is still looked at lives until its tensors do."""
         self._flat.clear()
+        self._lowrank.clear()
         self._mapped.close()
 
     def __exit__(self, *_: object) -> None:

@@ -19,11 +19,14 @@ from drift_merge.artifacts.describe import (
     recorded_findings,
 )
 from drift_merge.artifacts.verify import Artifact
-from drift_merge.errors import CheckpointError, SourceError
-from drift_merge.plans.plan import Plan, Step
+from drift_merge.errors import CheckpointError, RecipeError, SourceError
+from drift_merge.maths.spectra.matrices import Matrix
+from drift_merge.plans.plan import Plan, Step, matrix_at, place_of
 from drift_merge.plans.prepare import Prepared
+from drift_merge.plans.projections import is_attention_stack, projections
 from drift_merge.storage.checkpoint import Checkpoint, open_prior_checkpoint
-from drift_merge.storage.compressed import describe_stored
+from drift_merge.storage.forms.compressed import describe_stored
+from drift_merge.storage.forms.factored import places_of, whole_place
 from drift_merge.storage.manifests import describe_tool, read_manifest, seal
 from drift_merge.storage.measured import Results, TensorRecord
 
@@ -94,8 +97,7 @@ def _record(step: Step, measured: TensorRecord) -> TensorRecord:
         "shape": list(step.shape),
         "dtype": step.dtype,
     }
-    if step.scale:
-        record["scale"] = step.scale
+    record.update(stored_form(step))
     if reasoner.rows is not None:
         record["rows_matched"] = reasoner.rows.num_matched
         record["rows_unmatched"] = reasoner.rows.num_unmatched
@@ -105,6 +107,36 @@ def _record(step: Step, measured: TensorRecord) -> TensorRecord:
     record["dtype_mllm"] = record.pop("dtype_mllm")  # these two come last
     record["sample_mllm"] = record.pop("sample_mllm")
     return record
+
+
+def stored_form(step: Step) -> TensorRecord:
+    """How a delta is stored, where not as it is; and where its matrices lie, if it has several."""
+    found = TensorRecord()
+    if step.scale:
+        found["scale"] = step.scale
+    if step.rank:
+        found["rank"] = step.rank
+    places = [place_of(matrix) for matrix in step.matrices]
+    if places and places != [whole_place(step.shape)]:
+        found["places"] = [place.text() for place in places]
+    return found
+
+
+def matrices_of(name: str, entry: TensorRecord, prior: Prior) -> tuple[Matrix, ...]:
+    """Where the matrices of a delta lie; () for a vector, an embedding or a head.
+
+    Raises:
+        RecipeError: it fuses q, k and v, and the manifest is too old to say where they lie.
+    """
+    if "places" in entry:
+        return tuple(map(matrix_at, places_of(entry)))
+    shapes = {other: tuple(found["shape"]) for other, found in prior.tensors.items()}
+    if is_attention_stack(name):
+        raise RecipeError(
+            f"{prior.path} does not say where q, k and v lie in {name}.",
+            remedy="Compute the prior again with this version: drift-prior compute",
+        )
+    return projections(name, str(entry["module"]), shapes[name], {}, shapes)
 
 
 def of_delta(measured: TensorRecord) -> TensorRecord:
@@ -139,7 +171,11 @@ def open_shards(prior: Prior) -> Checkpoint:
     """
     deltas = open_prior_checkpoint(str(prior.path))
     expected = describe_stored(prior.tensors)
-    found = {name: (info.dtype, info.shape) for name, info in deltas.tensors.items()}
+    found = {
+        name: (info.dtype, info.shape)
+        for name, info in deltas.tensors.items()
+        if name not in deltas.factors
+    }
     names = sorted(expected.keys() | found.keys())
     for name in (name for name in names if expected.get(name) != found.get(name)):
         ours, theirs = (

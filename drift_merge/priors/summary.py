@@ -79,15 +79,17 @@ def equal_sentence(rows: Sequence[ModuleRow], origin: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StoredQuality:
-    """What a compressed prior keeps of delta: cosines of delta and its stored form."""
+    """What a compressed or low-rank prior keeps of delta: cosines of delta and its stored form."""
 
     cosine: float  # over all tensors as one vector
     worst: float  # of one tensor
     worst_name: str
+    rank: int = 0  # the largest of its factors; 0 without any
+    energy: float = 1.0  # share of |delta|^2 in the directions kept, of all that has factors
 
 
 def stored_cosines(tensors: Mapping[str, TensorRecord]) -> StoredQuality | None:
-    """The cosines that a compressed prior has recorded; None for any other."""
+    """The cosines that a compressed or low-rank prior has recorded; None for any other."""
     cosines = {n: c for n, e in tensors.items() if (c := e.get("cosine_stored")) is not None}
     if not cosines:
         return None
@@ -99,17 +101,27 @@ def stored_cosines(tensors: Mapping[str, TensorRecord]) -> StoredQuality | None:
         stored += theirs**2
     scale = sqrt(delta) * sqrt(stored)
     worst = min(cosines, key=cosines.__getitem__)
-    return StoredQuality(product / scale if scale else 0.0, cosines[worst], worst)
+    low = [entry for entry in tensors.values() if "rank" in entry]
+    squares = [(entry["norm_delta"] or 0.0) ** 2 for entry in low]
+    kept = sum(entry.get("energy", 1.0) * sq for entry, sq in zip(low, squares, strict=True))
+    return StoredQuality(
+        product / scale if scale else 0.0,
+        cosines[worst],
+        worst,
+        max((entry["rank"] for entry in low), default=0),
+        kept / sum(squares) if sum(squares) else 1.0,
+    )
 
 
 def stored_sentence(tensors: Mapping[str, TensorRecord]) -> str:
-    """One sentence: what the stored form of a compressed prior keeps; empty for any other."""
+    """One sentence: what the stored form of a prior keeps; empty where it is delta itself."""
     kept = stored_cosines(tensors)
     if kept is None:
         return ""
+    how = f"Rank {kept.rank}: {kept.energy:.2%} of the energy |delta|^2 is kept;"
     return (
-        f"Compressed: cosine of delta and its stored form {kept.cosine:.6f} overall, "
-        f"{kept.worst:.6f} at worst ({kept.worst_name})."
+        f"{how if kept.rank else 'Compressed:'} cosine of delta and its stored form "
+        f"{kept.cosine:.6f} overall, {kept.worst:.6f} at worst ({kept.worst_name})."
     )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from drift_merge.artifacts.checks import VerifyReport
 from drift_merge.artifacts.verify import Checking, GivenSources, verify
+from drift_merge.errors import RecipeError
 from drift_merge.priors.manifest import MANIFEST, Prior
 from drift_merge.recipes.words import PRIOR
 
@@ -36,6 +37,12 @@ def verify_prior(
         VerificationError: naming the first bad tensor or file; the card may be edited.
         RecipeError: only some of the sources are given.
     """
+    is_asked = any(source is not None for source in (reasoner, mllm, base))
+    if is_asked and "combined_from" in prior.manifest:
+        raise RecipeError(
+            f"{prior.path} is a combination of priors, which models alone do not give.",
+            remedy="Check its files without --reasoner and --mllm, and each prior with its own.",
+        )
     reasoners = () if reasoner is None else (reasoner,)
     given = GivenSources(reasoners=reasoners, mllm=mllm, base=base, map_file=map_file)
     return verify(prior, MANIFEST, "fingerprint_delta", PRIOR, given, **how)

@@ -19,7 +19,14 @@ from drift_merge.recipes.yaml import Entries, read_json, read_mapping
 if TYPE_CHECKING:
     from drift_merge.recipes.remade import Remade
 
-PATHS = ("output", "map", "reasoner", "mllm", "base")  # relative to the file, where they exist
+PATHS = (
+    "output",
+    "map",
+    "gates",
+    "reasoner",
+    "mllm",
+    "base",
+)  # relative to the file, where they exist
 MANIFESTS = ("drift_merge.json", "prior.json")
 
 

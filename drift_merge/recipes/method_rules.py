@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from drift_merge.errors import RecipeError, nearest
 from drift_merge.maths.methods import METHODS, Method
-from drift_merge.maths.methods.table import WEIGHTS, Value
+from drift_merge.maths.methods.table import SPECTRAL, WEIGHTS, Value
 from drift_merge.recipes.weights import Weight
 
 _SEE = "drift-merge methods"
@@ -45,6 +45,8 @@ def check_method(
     for name, value in options.items():
         _check_option(method, variant, name)
         method.option(name).check(value)
+    _check_step(method, options)
+    _check_companions(options, weights)
     required = method.required.get(variant, ())
     missing = [name for name in required if name not in (*given, *options)]
     if missing:
@@ -88,6 +90,41 @@ def _check_option(method: Method, variant: str, name: str) -> None:
         f"{method.name} has no option {name!r} in its variant {variant}.{nearest(name, known)}",
         remedy=remedy,
     )
+
+
+def _check_step(method: Method, options: Mapping[str, Value]) -> None:
+    """Refuse two choices of singular directions, and a norm that nothing is matched to."""
+    asked = [n for n in SPECTRAL if n != "norm" and options.get(n, SPECTRAL[n]) != SPECTRAL[n]]
+    if len(asked) > 1:
+        raise RecipeError(
+            f"--{asked[0]} and --{asked[1]} both choose the singular directions.",
+            remedy="Leave one of them out.",
+        )
+    chosen = asked or [n for n in ("rank", "eta") if _default_of(method, n)]
+    if "norm" in options and chosen not in (["rank"], ["eta"]):
+        raise RecipeError(
+            f"--norm {options['norm']} has no effect: it is for the directions that --rank or "
+            "--eta keep.",
+            remedy="Add one, such as --rank 1, or leave --norm out.",
+        )
+
+
+def _check_companions(options: Mapping[str, Value], weights: Sequence[Weight]) -> None:
+    """Refuse a decay that nothing decays by, and an alpha of no calibration."""
+    if options.get("frank_decay") and {weight.text for weight in weights} != {"frank"}:
+        raise RecipeError(
+            "--frank-decay has no effect without --weight frank.",
+            remedy="Add --weight frank, or leave --frank-decay out.",
+        )
+    if "calibrate_alpha" in options and options.get("calibrate", "none") == "none":
+        raise RecipeError(
+            "--calibrate-alpha has no effect without --calibrate svc.",
+            remedy="Add --calibrate svc, or leave --calibrate-alpha out.",
+        )
+
+
+def _default_of(method: Method, name: str) -> Value:
+    return next(iter(method.defaults.values())).get(name, 0)
 
 
 def _check_measured(method: Method, words: Sequence[str], weights: Sequence[Weight]) -> None:

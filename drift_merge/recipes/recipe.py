@@ -12,28 +12,30 @@ from typing import Any
 from drift_merge.errors import RecipeError, nearest, one_of
 from drift_merge.maths.methods import METHODS, Method
 from drift_merge.maths.methods.table import WEIGHTS, Survey, Value
+from drift_merge.recipes.directions import idle
 from drift_merge.recipes.method_rules import check_method
+from drift_merge.recipes.stored_rules import check_round, check_stored
 from drift_merge.recipes.weights import Weight, parse_weight
 from drift_merge.recipes.words import (
     DEFAULT_SHARD_SIZE,
     DTYPE_CODES,
     MERGE_MODULES,
     NEAREST,
+    NORMS,
     PRIOR,
     PRIOR_DTYPE,
     PRIOR_MODULES,
     SOURCE_DTYPE,
     STOCHASTIC,
 )
-from drift_merge.storage.compressed import COMPRESSED
 from drift_merge.storage.sizes import parse_size
 
-# Options of methods that older manifests hold beside `options`.
+# Options that older manifests hold beside `options`.
 _ONCE_FIELDS = ("trim", "keep_layers", "transition", "seed")
 
 
 def _row(help: str, **more: Any) -> dict[str, Any]:
-    """What is to be known of a field that is an option, and stands nowhere else.
+    """What is to be known of a field that is an option.
 
     Keywords: `key`, `kind`, `metavar`, `choices`, `is_many` of `Option`; `only`: "prior" or
     "merge"; `of_prior`, `of_merge`: the default of that kind.
@@ -112,6 +114,23 @@ class Recipe:
             only="prior",
         ),
     )
+    rank: int = field(
+        default=0,
+        metadata=_row(
+            "Singular directions that are kept of each matrix, the leading ones; 0: all.",
+            kind=int,
+            metavar="K",
+            only="prior",
+        ),
+    )
+    norm: str = field(
+        default=NORMS[0],
+        metadata=_row(
+            "Of the whole matrix, that the directions kept get.",
+            choices=NORMS,
+            only="prior",
+        ),
+    )
     round: str = field(
         default=NEAREST,
         metadata=_row(
@@ -143,13 +162,9 @@ class Recipe:
                 f"expected one REASONER and one MLLM; got {len(self.reasoners) + 1} sources.",
                 remedy="Compute one prior per reasoner; they can be combined in training.",
             )
-        if self.method == PRIOR and self.round != NEAREST:
-            raise RecipeError(
-                f"--round {self.round} is for merges; a prior is rounded to nearest.",
-                remedy="Leave --round out. To keep all of delta, add: --dtype float32",
-            )
-        self._check_dtype()
-        one_of("--round", self.round, [NEAREST, STOCHASTIC])
+        stored = (self.method, self.dtype, self.through, self.rank, self.norm)
+        check_stored(*stored, allow_nonfinite=self.allow_nonfinite)
+        check_round(self.method, self.round)
         one_of("--on-mismatch", self.on_mismatch, ["error", "skip"])
         parse_size(self.max_shard_size)
         # One form for one meaning: "0.10" on the command line is 0.1 in a file.
@@ -172,22 +187,6 @@ class Recipe:
                 options=self.options,
                 weights=self.parsed_weights,
                 given=[name for name in WEIGHTS if is_given(self, name)],
-            )
-
-    def _check_dtype(self) -> None:
-        compressed = list(COMPRESSED) if self.method == PRIOR else []
-        one_of("--dtype", self.dtype, [*DTYPE_CODES, SOURCE_DTYPE, *compressed])
-        if self.through is not None:
-            one_of("--through", self.through, [*DTYPE_CODES, SOURCE_DTYPE])
-        if self.through is not None and self.dtype not in COMPRESSED:
-            raise RecipeError(
-                f"--through is {self.through}, but --dtype {self.dtype} is not compressed.",
-                remedy=f"Leave it out, or compress: --dtype {' or '.join(COMPRESSED)}",
-            )
-        if self.dtype in COMPRESSED and self.allow_nonfinite:
-            raise RecipeError(
-                f"--dtype {self.dtype} cannot hold NaN or Inf, which --allow-nonfinite allows.",
-                remedy="Leave one of them out.",
             )
 
     @property
@@ -226,8 +225,10 @@ class Recipe:
         values["map_file"] = self.map_file.name if self.map_file else None
         if self.method == PRIOR:
             through = {} if self.through is None else {"through": self.through}
-            return {key: values[key] for key in _SHARED} | through
-        values.pop("through")
+            low = {"rank": self.rank, "norm": self.norm} if self.rank else {}
+            return {key: values[key] for key in _SHARED} | through | low
+        for name in ("through", "rank", "norm"):
+            values.pop(name)
         values["weights"] = [parse_weight(weight).plain for weight in self.weights]
         if self.mllm_weight is not None:
             values["mllm_weight"] = self.parsed_mllm_weight.plain
@@ -235,7 +236,8 @@ class Recipe:
             values = {k: v for k, v in values.items() if not k.startswith("round")}
         values["variant"] = method_variant(self)
         values["options"] = method_options(self)
-        for name in WEIGHTS:
+        standard = method_of(self).defaults[values["variant"]]
+        for name in (*WEIGHTS, *idle(values["options"], standard)):
             values["options"].pop(name, None)
         if self.own_method is not None:
             values["method_source"] = self.own_method.source

@@ -27,6 +27,7 @@ def as_model(checkpoint: Checkpoint, copies: Mapping[str, str] | None = None) ->
         copies: which tensors have equal bytes; None where no data was compared.
     """
     parts = set(checkpoint.scales.values())
+    parts.update(name for found in checkpoint.factors.values() for name in (found.u, found.v))
     parts.update(name for adapter in checkpoint.adapters.values() for name in adapter.names)
     shapes = {n: info.shape for n, info in checkpoint.tensors.items() if n not in parts}
     return Model(checkpoint.source.given, shapes, checkpoint.config, copies)

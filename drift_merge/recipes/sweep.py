@@ -2,6 +2,7 @@
 
     --set weight=0.05:0.5:0.05     from, to (included), step
     --set density=0.1,0.2,0.5      a list
+    --set "bands=0:16=0.1;16:64=0.1"     texts, where an option is one
 Several `--set` give every combination.
 """
 
@@ -11,12 +12,13 @@ from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 
 from drift_merge.errors import RecipeError, nearest
+from drift_merge.maths.methods.options import OPTIONS
 from drift_merge.maths.methods.table import WEIGHTS
 from drift_merge.recipes.recipe import Recipe, method_of, method_variant
 
 MAX_OUTPUTS = 100  # a slip in a step would fill the disk
 
-_KINDS = (int, float)
+_KINDS = (int, float, str)
 Setting = tuple[tuple[str, str], ...]  # (name, value as written) of one output
 
 
@@ -53,6 +55,8 @@ def _parse(text: str) -> tuple[str, list[str]]:
     name = name.strip().replace("-", "_")
     if not equals or not name or not values.strip():
         raise _invalid(text, "expected NAME=VALUES")
+    if name in OPTIONS and OPTIONS[name].kind is str:
+        return name, [value.strip() for value in values.split(";")]
     points = values.split(":")
     if len(points) == 1:
         found = [value.strip() for value in values.split(",")]
@@ -96,16 +100,17 @@ def vary(recipe: Recipe, setting: Mapping[str, str]) -> Recipe:
     for name, value in setting.items():
         if name not in known:
             raise RecipeError(
-                f"--set: {recipe.method} has no number {name!r}.{nearest(name, known)}",
-                remedy=f"Its numbers: {', '.join(known)}.",
+                f"--set: {recipe.method} has no number or word {name!r}.{nearest(name, known)}",
+                remedy=f"It has: {', '.join(known)}.",
             )
         if name == "weight":
             changed = replace(changed, weights=(float(value),))
         elif name == "mllm_weight":
             changed = replace(changed, mllm_weight=float(value))
         else:
-            number = int(Decimal(value)) if row.option(name).kind is int else float(value)
-            changed = replace(changed, options={**changed.options, name: number})
+            kind = row.option(name).kind
+            found = int(Decimal(value)) if kind is int else kind(value)
+            changed = replace(changed, options={**changed.options, name: found})
     return changed
 
 

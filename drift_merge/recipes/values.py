@@ -29,7 +29,7 @@ def known_keys(own: Methods | None = None) -> list[str]:
     shared = [option.long_name for option, _ in recipe_options("").values()]
     options = {o.long_name for o in OPTIONS.values()}
     options |= {o.long_name for method in (own or {}).values() for o in method.own_options.values()}
-    return [*_SOURCES, *shared, *sorted(options), *RUNNING]
+    return [*_SOURCES, *shared, *sorted(options.difference(shared)), *RUNNING]
 
 
 def method_keys(method: str, own: Methods | None = None) -> dict[str, Option]:

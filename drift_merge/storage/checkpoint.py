@@ -4,13 +4,13 @@ Opening reads a few kilobytes per shard. Whatever a header says is the truth; th
 checked against it, and a directory that two readers could understand differently is refused.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import CheckpointError
-from drift_merge.storage.compressed import find_scales
 from drift_merge.storage.folder.contents import Folder, sort_files
 from drift_merge.storage.folder.faults import (
     cannot_open,
@@ -21,6 +21,8 @@ from drift_merge.storage.folder.faults import (
 )
 from drift_merge.storage.folder.notes import CheckpointNote, adapter_notes, choice_notes
 from drift_merge.storage.folder.scan import scan
+from drift_merge.storage.forms.compressed import find_scales
+from drift_merge.storage.forms.factored import U_SUFFIX, V_SUFFIX, StoredFactors, find_factors
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
 from drift_merge.storage.sources import RemoteShard, Source, parse_source
 from drift_merge.storage.weight_map import (
@@ -33,6 +35,8 @@ from drift_merge.storage.weight_map import (
     require_shards,
     shard_names,
 )
+
+_MANIFEST = "prior.json"  # of a prior
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,9 @@ class Checkpoint:
         default_factory=dict
     )  # by stored name of the tensor
     scales: Mapping[str, str] = field(default_factory=dict)  # compressed tensor -> its scales
+    factors: Mapping[str, StoredFactors] = field(
+        default_factory=dict
+    )  # delta of low rank -> its factors; `tensors` has it too, without bytes
     remote: Mapping[str, RemoteShard] = field(default_factory=dict)  # by file name: not here yet
 
     @property
@@ -272,8 +279,8 @@ def open_prior_checkpoint(
         from drift_merge.storage.hub import artifacts
 
         if headers_only:
-            source, headers = artifacts.fetch_prior_headers(source)
-            return _with_scales(assemble(source, None, {}, headers))
+            source, headers, manifest_file = artifacts.fetch_prior_headers(source)
+            return _as_deltas(assemble(source, None, {}, headers), manifest_file)
         manifest = artifacts.PRIOR_MANIFEST
         source, directory = artifacts.fetch_artifact(source, manifest, quiet=quiet)
     names = sorted(p.name for p in directory.glob("prior-*.safetensors")) if directory else []
@@ -283,8 +290,25 @@ def open_prior_checkpoint(
             remedy="Make one with: drift-prior compute REASONER MLLM -o PRIOR",
         )
     shards = [read_header(directory / name, name) for name in names]
-    return _with_scales(assemble(source, directory, {}, shards))
+    return _as_deltas(assemble(source, directory, {}, shards), directory / _MANIFEST)
 
 
-def _with_scales(deltas: Checkpoint) -> Checkpoint:
-    return replace(deltas, scales=find_scales(deltas.tensors, deltas.source.given))
+def _as_deltas(stored: Checkpoint, manifest: Path) -> Checkpoint:
+    """The same with what its tensors stand for: those that are compressed, or of low rank."""
+    where = stored.source.given
+    scales = find_scales(stored.tensors, where)
+    factors: Mapping[str, StoredFactors] = {}
+    deltas: dict[str, TensorInfo] = {}
+    if any(name.endswith((U_SUFFIX, V_SUFFIX)) for name in stored.tensors):
+        factors, deltas = find_factors(stored.tensors, _entries(manifest), where)
+    tensors = dict(sorted((stored.tensors | deltas).items()))
+    return replace(stored, tensors=tensors, scales=scales, factors=factors)
+
+
+def _entries(manifest: Path) -> Mapping[str, Any]:
+    """What a prior's manifest says of its tensors; nothing where it is missing or broken."""
+    try:
+        entries = json.loads(manifest.read_bytes())["tensors"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}  # whoever opens the prior by its manifest says so
+    return entries if isinstance(entries, dict) else {}

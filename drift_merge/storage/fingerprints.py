@@ -83,6 +83,24 @@ def of_files(checkpoint: Checkpoint) -> str:
     return of_json([rows, of_layout(checkpoint), checkpoint.config])
 
 
+def states_of(checkpoint: Checkpoint) -> dict[str, tuple[int, int, int]]:
+    """Number, size in bytes and time of change of every shard that is a file here and may change.
+
+    Raises:
+        CheckpointError: a shard has vanished since its header was read.
+    """
+    found = {}
+    for name in checkpoint.shards if checkpoint.source.revision is None else ():
+        if name not in checkpoint.remote:
+            path = checkpoint.file(name)
+            try:
+                stat = path.stat()
+            except OSError as error:
+                raise cannot_open(name, path, error) from error
+            found[str(path)] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return found
+
+
 def of_fingerprints(fingerprints: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
     """One fingerprint for named fingerprints, independent of their order."""
     return of_json(dict(fingerprints))

@@ -24,6 +24,11 @@ def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**manifest, _SEAL: fingerprints.of_json(manifest)}
 
 
+def reseal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest that has been changed on purpose, with a seal of its present content."""
+    return seal({key: value for key, value in manifest.items() if key != _SEAL})
+
+
 def check_seal(manifest: Mapping[str, Any], file: Path) -> None:
     """Refuse a manifest that was changed after it was written.
 

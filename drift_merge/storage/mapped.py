@@ -1,4 +1,9 @@
-"""Tensor data through mmap: windows on the page cache, never a copy of a checkpoint.
+"""Tensor data in windows, never a copy of a checkpoint: read, or through mmap.
+
+What lies together is read (`read`): a file that shrinks under a map kills the process (SIGBUS),
+under a read it is an error that names the file. A read costs what the map costs, measured: its
+copy stays in the cache, and no pages are mapped and handed back. What is gathered from many places
+is looked at through a map (`view`).
 
 Knows bytes and offsets; what they mean is the engine's business. Pages that have been used
 are handed back, so that the resident size stays small however large the model is.
@@ -14,7 +19,7 @@ from typing import Protocol
 from drift_merge.errors import CheckpointError
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.folder.faults import cannot_open
-from drift_merge.storage.folder.limits import Recent, share_of_files
+from drift_merge.storage.folder.limits import Descriptor, Recent, share_of_files
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.sources import RemoteShard
 
@@ -47,7 +52,28 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
     ) -> None:
         self.checkpoint = checkpoint
         self._cache = cache
-        self._maps: Recent[mmap.mmap] = Recent(share_of_files(share))
+        self._maps: Recent[mmap.mmap] = Recent(share_of_files(2 * share))
+        self._files: Recent[Descriptor] = Recent(share_of_files(2 * share))
+
+    def read(self, info: TensorInfo, begin: int, target: memoryview) -> None:
+        """Fill a buffer with the data of a tensor, from a byte on.
+
+        Raises:
+            CheckpointError: the file cannot be opened or read, or has another size than when its
+                header was read.
+        """
+        self._require_data(info)
+        file = self._files.get(info.shard, lambda: self._open_file(info.shard))
+        at = info.start + begin
+        while target:
+            try:
+                count = os.preadv(file.number, [target], at)
+            except OSError as error:
+                raise cannot_open(info.shard, self._file(info.shard), error) from error
+            if count == 0:
+                self._require_size(info.shard, os.fstat(file.number).st_size)
+                raise RuntimeError(f"{info.name} ends beyond {info.shard}")
+            target, at = target[count:], at + count
 
     def view(self, info: TensorInfo, begin: int = 0, end: int | None = None) -> memoryview:
         """Bytes [begin, end) of the data of a tensor, without a copy.
@@ -80,6 +106,7 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
 
     def drop(self, shard: str) -> None:
         """Unmap a shard that is about to be deleted; it is mapped anew if it comes back."""
+        self._files.drop(shard)
         mapped = self._maps.drop(shard)
         if mapped is not None:
             with suppress(BufferError):  # something still looks at it: it lives until that ends
@@ -87,7 +114,8 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
 
     def drop_remote(self) -> None:
         """Unmap every shard of the cache."""
-        for shard in [shard for shard in self._maps.names() if shard in self.checkpoint.remote]:
+        names = {*self._maps.names(), *self._files.names()}
+        for shard in names & self.checkpoint.remote.keys():
             self.drop(shard)
 
     def _require_data(self, info: TensorInfo) -> None:
@@ -104,6 +132,26 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
 
     def _map(self, shard: str) -> mmap.mmap:
         return self._maps.get(shard, lambda: self._open(shard))
+
+    def _open_file(self, shard: str) -> Descriptor:
+        path = self._file(shard)
+        try:
+            file = Descriptor(path, os.O_RDONLY)
+            self._require_size(shard, os.fstat(file.number).st_size)
+        except OSError as error:
+            raise cannot_open(shard, path, error) from error
+        return file
+
+    def require_sizes(self) -> None:
+        """Look whether a shard on this disk has another size than when its header was read.
+
+        Raises:
+            CheckpointError: naming it.
+        """
+        for shard in self.checkpoint.shards:
+            if shard not in self.checkpoint.remote:
+                with suppress(OSError):
+                    self._require_size(shard, os.stat(self._file(shard)).st_size)
 
     def _open(self, shard: str) -> mmap.mmap:
         path = self._file(shard)
@@ -126,6 +174,7 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
     def close(self) -> None:
         """Drop the maps; a map that is still looked at lives until its views do."""
         self._maps.clear()
+        self._files.clear()
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -2,6 +2,7 @@
 
     OUT.partial/lock           held while a process writes
     OUT.partial/journal.jsonl  the plan and the finished tensors
+    OUT.partial/journal-N.jsonl  the same of rank N, under torchrun
     OUT.partial/payload/       what will become OUT
     OUT.partial/shards/        inputs fetched from the Hub, while they are needed (--stream)
     OUT.partial/replaced/      the old OUT, for the moment of the swap (--overwrite)
@@ -9,13 +10,13 @@
 One rename of `payload` to OUT publishes it. A crash at any moment leaves OUT as it was, or in
 the moment of the swap in `replaced`, from where the next run takes it back. The same command
 resumes from the journal. A leftover that belongs to another plan is never touched: it is named,
-with the command that discards it.
+with the command that discards it. Under torchrun the first rank takes the lock, prepares and
+publishes; each of the others adds to the payload and keeps a journal of its own.
 """
 
-import fcntl
 import os
+import re
 import shutil
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
@@ -24,77 +25,20 @@ from drift_merge.errors import CheckpointError, OutputError, VerificationError
 from drift_merge.storage.copying import copy_file, write_file
 from drift_merge.storage.journal import Journal, read_journal
 from drift_merge.storage.measured import Results
+from drift_merge.storage.outputs.existing import (
+    Overwrite,
+    finished_plan,
+    partial_of,
+    real,
+    refuse_existing,
+)
+from drift_merge.storage.outputs.filesystems import file_system_of
+from drift_merge.storage.outputs.lock import DirectoryLock
+from drift_merge.storage.ranks.meeting import ALONE, Ranks
 from drift_merge.storage.shards import cannot_read, cannot_write
 
 OURS = {"lock", "journal.jsonl", "payload", "shards", "replaced"}
-
-
-def check_output(out: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse an output that exists, or that could destroy an input or the place we work in.
-
-    Args:
-        out: the directory to be created.
-        inputs: local directories that are read.
-        overwrite: an existing `out` may be replaced.
-
-    Raises:
-        OutputError: naming the clash.
-    """
-    final = _real(out)
-    if _real(Path()).is_relative_to(final):
-        raise OutputError(
-            f"the output {out} is or holds the working directory, which would be replaced.",
-            remedy="Choose a new directory with -o, such as -o out",
-        )
-    for path in inputs:
-        source = _real(path)
-        if final == source or final.is_relative_to(source) or source.is_relative_to(final):
-            where = "is" if final == source else "is inside" if source in final.parents else "holds"
-            raise OutputError(
-                f"the output {out} {where} the input {path}; writing there could destroy it.",
-                remedy="Choose a directory outside every input with -o.",
-            )
-    if finished_plan(out) is None:  # else the run itself finds out whether it was this very plan
-        _refuse_existing(out, overwrite=overwrite)
-
-
-def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))
-
-
-def _refuse_existing(out: Path, *, overwrite: bool) -> None:
-    if not os.path.lexists(out):
-        return
-    if not out.is_dir():
-        raise OutputError(
-            f"{out} exists and is not a directory.", remedy="Choose another name with -o."
-        )
-    if not overwrite and _holds_anything(out):
-        raise OutputError(
-            f"{out} exists already.",
-            remedy="Choose another directory with -o, or replace it: add --overwrite.",
-        )
-
-
-def _holds_anything(directory: Path) -> bool:
-    try:
-        return any(directory.iterdir())
-    except OSError as error:
-        raise cannot_read(directory, error) from error
-
-
-def finished_plan(out: Path) -> str | None:
-    """The plan of a run that was killed after publishing `out`, before it tidied up."""
-    partial = partial_of(out)
-    if not out.is_dir() or (partial / "payload").exists():
-        return None
-    return read_journal(partial / "journal.jsonl")[0]
-
-
-def partial_of(out: Path) -> Path:
-    """Where the unfinished state of `out` lives: beside it (links followed), `NAME.partial`."""
-    final = _real(out)
-    return final.parent / f"{final.name}.partial"
+_OF_RANK = re.compile(r"journal-\d+\.jsonl")
 
 
 class OutputDirectory:
@@ -106,85 +50,109 @@ class OutputDirectory:
         is_published: the same plan had already been published when this run began.
     """
 
-    def __init__(self, out: Path, *, plan: str, overwrite: bool) -> None:
-        self.out = _real(out)  # a rename must replace what a link leads to, not the link
+    def __init__(self, out: Path, *, plan: str, overwrite: Overwrite, ranks: Ranks = ALONE) -> None:
+        self.out = real(out)  # a rename must replace what a link leads to, not the link
         self.plan = plan
         self.overwrite = overwrite
         self.partial = partial_of(self.out)
         self.payload = self.partial / "payload"
         self.shards = self.partial / "shards"
+        if ranks.size > 1:  # each rank fetches its own, whose sum is the limit of the host
+            self.shards /= str(ranks.rank)
         self.finished: Results = {}
         self.is_published = False
-        self._lock: int | None = None
+        self._ranks = ranks
+        self._lock = DirectoryLock(self.partial, self.out)
         self._journal: Journal | None = None
 
     def __enter__(self) -> "OutputDirectory":
+        if not self._ranks.is_first:
+            self._follow()
+            return self
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(self.partial, error) from error
         try:
-            self._take_lock()
+            self._lock.take()
             self._prepare()
-        except BaseException:
-            if self._lock is not None and set(os.listdir(self.partial)) <= {"lock"}:
+            self._ranks.share([self.is_published, self.partial.stat().st_ino])
+        except BaseException as error:
+            self._ranks.fail(error)
+            if self._lock.is_held and set(os.listdir(self.partial)) <= {"lock"}:
                 self._remove_partial()
             self._release()
             raise
         return self
 
+    def _follow(self) -> None:
+        """Of a rank that is not the first: see what that one has prepared.
+
+        Raises:
+            OutputError: it is not here: the ranks do not share this directory.
+        """
+        self.is_published, number = self._ranks.share(None)
+        if self.is_published:
+            return
+        try:
+            found = self.partial.stat().st_ino if self.payload.is_dir() else None
+        except OSError as error:
+            raise cannot_read(self.partial, error) from error
+        if found != number:
+            raise OutputError(
+                f"{self.partial} is not the directory that the first rank has prepared.",
+                remedy="Choose an output on a file system that all hosts share, with -o.",
+            )
+        journal = self.partial / "journal.jsonl"
+        self.finished = read_journal(journal)[1]
+        own = journal.with_name(f"journal-{self._ranks.rank}.jsonl")
+        self._journal = Journal(own, plan=self.plan, good_bytes=0)
+
     def __exit__(self, _kind: object, error: BaseException | None, *_: object) -> None:
         # A run that ended before anything was worth keeping leaves nothing behind, nor does one
         # that the same command could only repeat: a bad input, or data that came back changed.
-        is_fresh = not self.finished and not self.shards.exists()  # which holds whole shards only
-        worthless = is_fresh or isinstance(error, (CheckpointError, VerificationError))
-        if error is not None and not self.is_published and worthless:
+        if not self._ranks.is_first:
+            self._release()
+            return
+        if error is not None and not self.is_published:
+            self._ranks.wait_left()
             with suppress(OutputError):
-                self._remove_partial()
+                self.gather_journals()
+                is_fresh = not self.finished and not self.shards.exists()  # it holds whole shards
+                if is_fresh or isinstance(error, (CheckpointError, VerificationError)):
+                    self._remove_partial()
         self._release()
 
-    def _take_lock(self) -> None:
-        path = self.partial / "lock"
-        while self._lock is None:
+    def gather_journals(self) -> None:
+        """Take what all ranks have journaled into the journal of the first, and `finished`."""
+        for path in self._rank_journals():
+            plan, done, _ = read_journal(path)
+            if plan == self.plan:
+                self.record({n: each for n, each in done.items() if n not in self.finished})
             try:
-                self.partial.mkdir(parents=True, exist_ok=True)
-                lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except FileNotFoundError:
-                continue  # the one who held it has just removed the directory
+                path.unlink()
             except OSError as error:
                 raise cannot_write(path, error) from error
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._lock = lock
-            except OSError as error:
-                os.close(lock)
-                raise OutputError(
-                    f"another process is writing {self.out}.",
-                    remedy="Wait for it, or choose another directory with -o.",
-                ) from error
-            # The one who held it may have removed the file between our open and our lock.
-            with suppress(OSError):
-                if os.stat(path).st_ino == os.fstat(lock).st_ino:
-                    return
-            os.close(lock)
-            self._lock = None
 
-    def _prepare(self) -> None:
+    def _rank_journals(self) -> list[Path]:
         try:
-            strangers = sorted(set(os.listdir(self.partial)) - OURS)
+            return sorted(p for p in self.partial.iterdir() if _OF_RANK.fullmatch(p.name))
         except OSError as error:
             raise cannot_read(self.partial, error) from error
-        if strangers:
-            raise OutputError(
-                f"{self.partial} holds {strangers[0]}, which is not ours.",
-                remedy="Move it away, or choose another directory with -o.",
-            )
+
+    @property
+    def is_coherent(self) -> bool:
+        """Whether ranks on several hosts may write to one file here."""
+        return file_system_of(self.partial).is_coherent
+
+    def _prepare(self) -> None:
+        self._refuse_strangers()
         plan, finished, good_bytes = read_journal(self.partial / "journal.jsonl")
         if finished_plan(self.out) == self.plan:
             self.is_published = True
             return
         self._settle_swap()
-        _refuse_existing(self.out, overwrite=self.overwrite)
+        refuse_existing(self.out, overwrite=self.overwrite)
         if self.payload.is_dir() and plan not in (None, self.plan):
             raise self._other_plan()
         if plan != self.plan or not self.payload.is_dir():
@@ -198,6 +166,30 @@ class OutputDirectory:
         self.finished = finished
         journal = self.partial / "journal.jsonl"
         self._journal = Journal(journal, plan=self.plan, good_bytes=good_bytes)
+        if good_bytes:
+            self.gather_journals()
+        self._remove_other_shards()
+        for path in self._rank_journals():  # of a plan that is gone
+            path.unlink(missing_ok=True)
+
+    def _refuse_strangers(self) -> None:
+        try:
+            found = set(os.listdir(self.partial)) - OURS
+            strangers = sorted(name for name in found if not _OF_RANK.fullmatch(name))
+        except OSError as error:
+            raise cannot_read(self.partial, error) from error
+        if strangers:
+            raise OutputError(
+                f"{self.partial} holds {strangers[0]}, which is not ours.",
+                remedy="Move it away, or choose another directory with -o.",
+            )
+
+    def _remove_other_shards(self) -> None:
+        """What was fetched for another number of ranks would count against no limit."""
+        if self._ranks.size > 1 and (shards := self.partial / "shards").is_dir():
+            for path in shards.iterdir():
+                if path.name not in map(str, range(self._ranks.size)):
+                    _remove_tree(path)
 
     def _settle_swap(self) -> None:
         """After a kill within the swap: put the old output back, or forget it if the new is out."""
@@ -269,6 +261,8 @@ class OutputDirectory:
         for name in ("payload", "shards", "replaced"):
             _remove_tree(self.partial / name)
         try:
+            for path in self._rank_journals():
+                path.unlink(missing_ok=True)
             for name in ("journal.jsonl", "lock"):
                 (self.partial / name).unlink(missing_ok=True)
         except OSError as error:
@@ -280,9 +274,7 @@ class OutputDirectory:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
 
 def _remove_small_files(payload: Path) -> None:

@@ -70,7 +70,8 @@ def _live(
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        _die_with(parent)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        die_with(parent)
         for connection in foreign:
             connection.close()  # or they would outlive the parent's end
         serve(own)
@@ -78,7 +79,7 @@ def _live(
         os._exit(0)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Have the kernel end this process when the parent ends, however that happens."""
     import ctypes
 

@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -116,14 +116,22 @@ class ShardWriter:
     """Open output shards: space reserved, headers written, data put anywhere, any thread.
 
     `beside_bytes` more will be written to the directory; `share` writers are at work side by side.
+    One process is the maker of the files; others write into them when they are there.
     """
 
     def __init__(
-        self, layout: ShardLayout, directory: Path, *, beside_bytes: int = 0, share: int = 1
+        self,
+        layout: ShardLayout,
+        directory: Path,
+        *,
+        beside_bytes: int = 0,
+        share: int = 1,
+        is_maker: bool = True,
     ) -> None:
         self.layout = layout
         self.directory = directory
         self.beside_bytes = beside_bytes
+        self._is_maker = is_maker
         # Data of a file that is closed before its turn is flushed: its errors are seen here.
         self._files: Recent[Descriptor] = Recent(share_of_files(share), self._sync)
         self._flush_error: OutputError | None = None
@@ -184,8 +192,8 @@ class ShardWriter:
         except OSError as error:
             raise cannot_write(self.directory / info.shard, error) from error
 
-    def flush(self) -> None:
-        """Return when everything written so far is on the disk.
+    def flush(self, shards: Collection[str] | None = None) -> None:
+        """Return when everything written so far to some shards (None: to all) is on the disk.
 
         Raises:
             OutputError: it is not. Every later call raises too: after a failed flush the kernel
@@ -193,7 +201,7 @@ class ShardWriter:
         """
         if self._flush_error is not None:
             raise self._flush_error
-        for name in [shard.file for shard in self.layout.shards]:
+        for name in [s.file for s in self.layout.shards] if shards is None else shards:
             try:
                 os.fdatasync(self._file(name).number)
             except OSError as error:
@@ -206,7 +214,8 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         try:
-            self.open()
+            if self._is_maker:
+                self.open()
         except BaseException:
             self.close()
             raise

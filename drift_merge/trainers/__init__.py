@@ -2,5 +2,5 @@
 
 Must not know rules or layouts: everything that matters is `attach` and its handle.
 
-Read: wiring, hf, lightning, axolotl, swift, llamafactory, verl, torchtitan, sft.
+Read: wiring, hf, lightning, axolotl, swift, llamafactory, verl, torchtitan, sft, extraction.
 """

@@ -2,9 +2,10 @@
 
 plugins: [drift_merge.trainers.axolotl.DriftPlugin]
 drift_prior: prior/
-drift_alpha: 1.0            # also drift_negate, drift_rule, drift_modules, drift_layers,
-                            # drift_schedule, drift_when, drift_weights, drift_device,
-                            # drift_strict, drift_map_file and drift_tower
+drift_alpha: 1.0            # also drift_negate, drift_rule, drift_until, drift_control,
+                            # drift_modules, drift_layers, drift_schedule, drift_when,
+                            # drift_weights, drift_device, drift_strict, drift_map_file
+                            # and drift_tower
 """
 
 from typing import Any, Literal
@@ -23,11 +24,11 @@ PREFIX = "drift_"
 
 
 def _kind(option: Option) -> Any:
-    """How a YAML writes a value: alpha also by module, what may repeat as a list."""
+    """How a YAML writes a value: alpha also by module or name, what may repeat as a list."""
     if option.choices:
         return Literal[option.choices] | None
     if option.name == "alpha":  # a number, or one by module
-        return float | dict[str, float] | None
+        return float | dict[str, float] | str | None
     return (list[option.kind] if option.is_many else option.kind) | None  # type: ignore[name-defined]
 
 

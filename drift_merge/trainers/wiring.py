@@ -14,7 +14,7 @@ import torch
 from drift_merge.errors import RecipeError, VerificationError, nearest
 from drift_merge.priors.manifest import Prior
 from drift_merge.training.attach import attach
-from drift_merge.training.deltas.files import load_prior
+from drift_merge.training.deltas.opened import load_prior
 from drift_merge.training.gradients.hooks import is_idle, parameters_of
 from drift_merge.training.guard import watch_steps
 from drift_merge.training.handle import Handle

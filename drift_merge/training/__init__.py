@@ -2,6 +2,6 @@
 
 Must not know any trainer: it sees a model, an optimizer and a prior, wherever they come from.
 
-Read: options, units, schedules, settings, lora, gradients, deltas, match, inject,
-gradient_bias, report, guard, handle, attach.
+Read: options, units, schedules, settings, lora, gradients, deltas, match, inject, placing,
+gradient_bias, report, strength, guard, handle, attach.
 """

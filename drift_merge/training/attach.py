@@ -10,7 +10,9 @@ from drift_merge.errors import one_of
 from drift_merge.maths.injection import Rule, rule_named
 from drift_merge.names.name_map import SideMap, read_name_map
 from drift_merge.priors.manifest import Prior
-from drift_merge.training.deltas.files import FileDeltas, OpenPrior, combine_weights, open_all
+from drift_merge.training.deltas.controls import read_control
+from drift_merge.training.deltas.files import FileDeltas
+from drift_merge.training.deltas.opened import OpenPrior, combine_weights, controlled, open_all
 from drift_merge.training.gradient_bias import GradientBias
 from drift_merge.training.gradients.choose import layout_for
 from drift_merge.training.gradients.hooks import steppers_of
@@ -20,8 +22,17 @@ from drift_merge.training.handle import Handle
 from drift_merge.training.match.lines import Hints
 from drift_merge.training.match.live import checkpoint_of
 from drift_merge.training.match.matching import joined, match
-from drift_merge.training.options import DEVICES, WHEN
-from drift_merge.training.schedules import Alpha, Schedule, alphas_of, directed, factor_of, name_of
+from drift_merge.training.options import DEVICES, OWN_RULE, RULE_TRAITS, WHEN
+from drift_merge.training.schedules import (
+    Alpha,
+    Schedule,
+    alphas_of,
+    checked_until,
+    directed,
+    factor_of,
+    name_of,
+    strength_of,
+)
 from drift_merge.training.settings import InjectionSettings
 
 AnyPrior = Prior | str | Path
@@ -31,10 +42,12 @@ def attach(
     model: nn.Module,
     prior: AnyPrior | Sequence[AnyPrior],
     *,
-    alpha: Alpha = 1.0,
+    alpha: Alpha = None,
     negate: bool = False,
     rule: str | Rule = "adaptive_cosine",
     optimizer: Any = None,
+    until: float | None = None,
+    control: str | None = None,
     modules: str | Sequence[str] = "attn,mlp",
     layers: str | int | Sequence[int | str] | None = None,
     when: str = "step",
@@ -56,15 +69,21 @@ def attach(
         model: the model that is trained, wrapped or not.
         prior: a `Prior`, its directory or Hub id, or a list of these.
         alpha: strength, >= 0 to move towards the reasoner; or one for each module:
-            {"attn": 1.0, "mlp": 0.5}.
+            {"attn": 1.0, "mlp": 0.5}. None for the rule's default, at which the data keep their
+            say (`options.RULE_TRAITS`); "published" for that of the rule's source.
         negate: move away from the reasoner; alpha may then have either sign.
         rule: a key of `maths.injection.RULES`, or a function from `Sums` to coefficients:
             "absolute" (g - alpha * delta), "absolute_param_norm" (delta rescaled to |theta_mllm|,
             as the reference code has it), "gradnorm" (delta rescaled to |g|), "adaptive_cosine"
-            (the paper's: times (1 + cos(g, delta)) / 2).
+            (the paper's: times (1 + cos(g, delta)) / 2), "sign" (where g does not oppose delta),
+            "anchor" (g - alpha * (theta_reasoner - theta_t); every rank keeps the weights that its
+            run began with, 2 or 4 bytes an element; not with adapters).
         optimizer: its step() is hooked: torch's, accelerate's, DeepSpeed's engine, or a list of
             several, each of which biases what it holds. With None call `handle.apply()` before
             each step, after unscaling. A step that is made without a bias is an error then.
+        until: 0.05 stops pulling every tensor that has come 5 % of its way, as long as it has.
+        control: "random:SEED" or "permuted:SEED": in place of delta one of equal norms that knows
+            nothing of the reasoner, to compare with.
         modules: "attn,mlp" as on the command line, or a sequence of such words.
         layers: "0:28" or numbers; None for all.
         when: "step", once per optimizer step; or "microbatch", in every backward pass as the
@@ -89,14 +108,17 @@ def attach(
         AlignmentError: prior and model do not match; nothing to train; quantized weights.
         VerificationError: the weights are not those that the prior was computed against. (Where
             gradients are sharded: at the first step.)
-        RecipeError: an argument or the map is not valid; the optimizer is of another model.
+        RecipeError: an argument or the map is not valid; the optimizer is of another model; the
+            rule cannot work on this layout.
 
     Source: DRIFT, arXiv 2510.15050.
     """
     one_of("when", when, WHEN, "'step' is once per optimizer step, 'microbatch' in every backward.")
     one_of("device", device, DEVICES, "It says where delta waits; 'auto' goes by what is free.")
     name, function = rule_named(rule)
-    priors = open_all([prior] if isinstance(prior, AnyPrior) else list(prior))
+    traits = RULE_TRAITS.get(name, OWN_RULE) if isinstance(rule, str) else OWN_RULE
+    found = open_all([prior] if isinstance(prior, AnyPrior) else list(prior))
+    priors = controlled(found, read_control(control))
     files = FileDeltas(priors, combine_weights(len(priors), weights))
     matching = match(
         model,
@@ -118,7 +140,7 @@ def attach(
         rule=name,
         function=function,
         alphas=directed(
-            alphas_of(alpha, {unit.module for unit in matching.units}),
+            alphas_of(strength_of(alpha, name, traits), {unit.module for unit in matching.units}),
             negate=negate,
             is_weighted=min(files.weights) < 0,
         ),
@@ -132,6 +154,9 @@ def attach(
         seals=tuple(opened.seal for opened in priors),
         command=priors[0].command(mllm=checkpoint_of(model)),
         by_value=matching.by_value,
+        uses=traits.uses,
+        until=checked_until(until),
+        control=control,
     )
     layout = layout_for(model, optimizer)
     if when == "microbatch":

@@ -37,7 +37,17 @@ GAPS = {
         "Call handle.apply() before every step, after unscaling; or let the optimizer be hooked:"
         " attach(..., optimizer=optimizer).",
     ),
+    "dropped": (
+        "the handle of the prior was dropped (perhaps with its optimizer), and {kind} has stepped"
+        " {name}: that step was made without the bias.",
+        "Keep the handle as long as you train. To train this model without the prior:"
+        " attach(model, prior).remove()",
+    ),
 }
+
+
+def _nothing(*_: Any) -> None:
+    """In place of what belonged to a dropped handle."""
 
 
 class StepGuard:
@@ -67,7 +77,18 @@ class StepGuard:
         self._known = weakref.WeakKeyDictionary()
         self._inside: set[int] = set()  # hooked optimizers whose step is under way
         self._done: set[int] | None = None  # optimizers that have stepped since apply()
-        self.first_seen: Callable[[torch.optim.Optimizer], None] = lambda optimizer: None
+        self._is_orphan = False
+        self.first_seen: Callable[[torch.optim.Optimizer], None] = _nothing
+
+    def outlive(self, owner: Any, held: "_Claim") -> None:
+        """Live as long as the parameters; know when the handle is dropped without remove()."""
+        held.guard = self
+        weakref.finalize(owner, self._orphan).atexit = False
+
+    def _orphan(self) -> None:
+        self._is_orphan = True  # and holds no parameter any more
+        self._known.clear()
+        self._check = self.first_seen = _nothing
 
     def before_bias(self) -> None:
         """Look at the model, before a step is made.
@@ -102,7 +123,7 @@ class StepGuard:
             self._check()
 
     def _require_bias(self, stepper: Any, name: str) -> None:
-        reason = "other" if self._hooked else "apply"
+        reason = "dropped" if self._is_orphan else "other" if self._hooked else "apply"
         if reason == "apply" and self._done is not None and id(stepper) not in self._done:
             self._done.add(id(stepper))
             return
@@ -112,6 +133,11 @@ class StepGuard:
         message, remedy = GAPS[reason]
         raise RecipeError(message.format(kind=type(stepper).__name__, name=name), remedy=remedy)
 
+    def _is_ours(self, parameter: nn.Parameter) -> bool:
+        """Whether an id is that of our parameter: a dropped handle's may live on as another's."""
+        claims: tuple[_Claim, ...] = getattr(parameter, _CLAIMS, ())
+        return not self._is_orphan or any(one.guard is self for one in claims)
+
     def _name_of(self, stepper: Any) -> str | None:
         """The first of our parameters that an optimizer holds."""
         if not isinstance(stepper, torch.optim.Optimizer):
@@ -119,7 +145,7 @@ class StepGuard:
         size = sum(len(group["params"]) for group in stepper.param_groups)
         known = self._known.get(stepper)
         if known is None or known[0] != size:
-            names = (self._names.get(id(parameter)) for parameter in parameters_of(stepper))
+            names = (self._names.get(id(p)) for p in parameters_of(stepper) if self._is_ours(p))
             known = (size, next((name for name in names if name is not None), None))
             self._known[stepper] = known
             if known[1] is not None:
@@ -201,6 +227,9 @@ class _Claim:
     def __init__(self, owner: Any = None, seals: Iterable[str] = ()) -> None:
         self._owner = None if owner is None else weakref.ref(owner)
         self.seals = frozenset(seals)
+        # A handle that was dropped without remove(), perhaps with its optimizer, biases no more,
+        # but what was promised stands: the guard lives on with the parameters.
+        self.guard: StepGuard | None = None
 
     @property
     def owner(self) -> Any:
@@ -210,8 +239,11 @@ class _Claim:
         return type(self), ()
 
 
-def claim(owner: Any, trained: Mapping[str, nn.Parameter], seals: Sequence[str]) -> None:
+def claim(owner: Any, trained: Mapping[str, nn.Parameter], seals: Sequence[str]) -> _Claim:
     """Take parameters for a handle; `disclaim` gives them back.
+
+    Returns:
+        What the parameters hold; give it the guard.
 
     Raises:
         RecipeError: a live handle biases one of them with one of the same priors.
@@ -228,6 +260,7 @@ def claim(owner: Any, trained: Mapping[str, nn.Parameter], seals: Sequence[str])
     made = _Claim(owner, seals)
     for parameter in trained.values():
         setattr(parameter, _CLAIMS, (*_others(parameter, owner), made))
+    return made
 
 
 def _claimed(owner: Any, trained: Mapping[str, nn.Parameter], seals: Sequence[str]) -> str | None:

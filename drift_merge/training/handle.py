@@ -22,6 +22,7 @@ from drift_merge.training.match.coverage import Coverage
 from drift_merge.training.match.matching import Matching
 from drift_merge.training.report import flatten, make_report
 from drift_merge.training.settings import InjectionSettings, State, check_state, describe_state
+from drift_merge.training.strength import Strength
 
 _BIASED = "_drift_merge_biased"  # attribute of a gradient: by whom, and its version then
 
@@ -47,6 +48,7 @@ class Handle:
         self._check_once: Callable[[], None] | None = None  # before the first step
         self._is_unproven = False  # a saved run's state is here; are its weights?
         self._guard: StepGuard | None = None
+        self._strength = Strength(settings, matching, biasing, steppers)
 
     @property
     def coverage(self) -> Coverage:
@@ -97,21 +99,23 @@ class Handle:
         all ranks must call it together.
 
         Returns:
-            Plain data: rule, steps, coverage, missing_gradients; and cosine, bias_ratio,
-            coefficient, distance (see `training.report`), overall and under "modules" and
-            "tensors". A figure is None where there is nothing to divide by, as before the
-            first step.
+            Plain data: rule, control, steps, coverage, missing_gradients, arrived,
+            expected_distance; placement, where delta waits and why, None before the first step;
+            and cosine, bias_ratio, coefficient, distance (see
+            `training.report`), overall and by "modules" and "tensors"; None without a divisor.
         """
         self._refuse_removed()
         if not self._bias.is_ready:
             self._prepare()
-        return make_report(
-            self._bias.injectors,
-            self.coverage,
-            self._bias.start,
-            rule=self._settings.rule,
-            steps=self.steps,
-        )
+        with self._bias.from_host():
+            found = make_report(
+                *(self._bias.injectors, self.coverage, self._bias.start),
+                rule=self._settings.rule,
+                control=self._settings.control,
+                steps=self.steps,
+                expected_distance=self._strength.expected(),
+            )
+        return found | {"placement": self._bias.placement}
 
     def metrics(self) -> dict[str, float]:
         """The figures of `report()` that a trainer logs, flat: "drift/cosine", "drift/attn/..."."""
@@ -177,9 +181,8 @@ class Handle:
 
     def remove(self) -> None:
         """Go back to plain training: no hook is left. May be called again."""
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
+        while self._undo:
+            self._undo.pop()()
         disclaim(self, self._matching.trained)
         self._bias.release()
         self._is_removed, self._is_hooked = True, False
@@ -187,13 +190,14 @@ class Handle:
     def begin(self, model: nn.Module, layout: GradientLayout) -> None:
         """Hook in, and look at the weights unless they are sharded; `attach` calls it once."""
         steppers, trained = self._steppers, self._matching.trained
-        claim(self, trained, self._settings.seals)
+        held = claim(self, trained, self._settings.seals)
         if isinstance(layout, PlainLayout):
             self._prepare()
         self._check_once = partial(require_current, model, self._matching.units, layout)
         is_step = self._settings.when == "step"
         watch = ModelWatch(model, self._matching)
         self._guard = StepGuard(trained, steppers, watch.check, counts_gaps=is_step)
+        self._guard.outlive(self, held)
         self._guard.first_seen = partial(warn_of_rounding, trained=trained)
         self._undo.append(watch_steps(self._guard.after_step))
         act = self._step if is_step else self._count_step
@@ -277,6 +281,8 @@ class Handle:
         self._counts[number].add(found_inf)
         if self._guard is not None:
             self._guard.note_bias(stepper)
+        if number == 0:
+            self._strength.look()
 
     def _gradient(self, number: int) -> Tensor | None:
         parameter = self._parameters[number]
@@ -295,17 +301,19 @@ class Handle:
 
     def _refuse_removed(self) -> None:
         if self._is_removed:
-            raise RecipeError(
-                "this handle was removed.", remedy="Attach the prior again: attach(model, prior)."
-            )
+            remedy = "Attach anew: attach(model, prior)."
+            raise RecipeError("this handle was removed.", remedy=remedy)
 
     def describe(self) -> str:
-        """The rule, its formula and sign, alpha and coverage, for a log."""
+        """The rule, its formula and sign, alpha, coverage and what to expect, for a log."""
         settings = self._settings
         alphas = ", ".join(f"{module} {alpha:g}" for module, alpha in settings.alphas.items())
+        more = {"until": settings.until, "control": settings.control}
+        options = "".join(f" {key}={value}" for key, value in more.items() if value is not None)
         return (
-            f"rule={settings.rule} alpha=({alphas}) when={settings.when}: {INJECTION_FORMULA};"
-            f" {INJECTION_SIGN}; {self.coverage.text()}"
+            f"rule={settings.rule} alpha=({alphas}) when={settings.when}{options}:"
+            f" {INJECTION_FORMULA}; {INJECTION_SIGN}; {self.coverage.text()}"
+            f"{self._strength.text()}"
         )
 
     def __repr__(self) -> str:

@@ -4,6 +4,9 @@ cosine        cos(g, delta)
 bias_ratio    |alpha * c * delta| / |g|: the strength of the prior against the data
 coefficient   alpha * c
 distance      <theta - theta_0, delta> / |delta|^2: 0 at the start, 1 at the reasoner
+
+arrived are the tensors that `until` did not pull at the last step. delta is what the rule uses of
+it, except in distance.
 """
 
 from collections.abc import Sequence
@@ -11,7 +14,6 @@ from dataclasses import asdict
 from math import isnan, nan, sqrt
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from drift_merge.training.inject.injector import Injector
@@ -27,7 +29,9 @@ def make_report(
     start: Tensor | None,
     *,
     rule: str,
+    control: str | None,
     steps: int,
+    expected_distance: float | None,
 ) -> dict[str, Any]:
     """The report of the last step, as plain data.
 
@@ -37,7 +41,9 @@ def make_report(
         start: theta_0 * delta of all slots; None before the first step where gradients are
             sharded.
         rule: its name.
+        control: what stands in delta's place, if anything.
         steps: that were biased.
+        expected_distance: of a step, see `training.strength`.
     """
     names = [name for injector in injectors for name in injector.slots.names]
     modules = [module for injector in injectors for module in injector.slots.modules]
@@ -48,11 +54,16 @@ def make_report(
     }
     pieces = [piece for injector in injectors for piece in injector.missing]
     missing = sorted({name for piece in pieces for name in piece.parameter_names})
+    stopped = [flag for injector in injectors for flag in injector.arrived.tolist()]
+    arrived = [name for name, flag in zip(names, stopped, strict=True) if flag]
     return {
         "rule": rule,
+        "control": control,
         "steps": steps,
         "coverage": asdict(coverage) | {"text": coverage.text()},
         "missing_gradients": {"count": len(missing), "names": missing},
+        "arrived": {"count": len(arrived), "names": arrived},
+        "expected_distance": expected_distance,
         **_figures(rows),
         "modules": by_module,
         "tensors": {name: _figures([row]) for name, row in zip(names, rows, strict=True)},
@@ -76,6 +87,7 @@ def flatten(report: dict[str, Any], alphas: dict[str, float]) -> dict[str, float
     for module, alpha in alphas.items():
         found[f"drift/{module}/alpha"] = alpha
     found["drift/alpha"] = max(alphas.values(), key=abs)
+    found["drift/arrived"] = float(report["arrived"]["count"])
     found["drift/missing_gradients"] = float(report["missing_gradients"]["count"])
     return found
 
@@ -97,7 +109,7 @@ def _rows(injector: Injector, start: Tensor | None) -> list[Row]:
     delta_sq = slots.delta_sq + injector.sums[:, DELTA_SQ]
     columns = [injector.sums[:, GRAD_SQ], injector.sums[:, DOT], delta_sq, injector.strength]
     lists = [column.tolist() for column in columns]
-    aim = torch.where(slots.delta_sq > 0, slots.delta_sq, slots.whole_sq).tolist()
+    aim = slots.aim_sq.tolist()
     moved = [nan] * len(aim)
     if start is not None:
         moved = (injector.positions()[:, DOT] - start.to(injector.device)).tolist()

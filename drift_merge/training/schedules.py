@@ -7,13 +7,33 @@ from collections.abc import Callable, Mapping
 from math import cos, isfinite, nan, pi
 
 from drift_merge.errors import RecipeError
-from drift_merge.training.options import SCHEDULES
+from drift_merge.training.options import PUBLISHED, RULE_TRAITS, SCHEDULES, RuleTraits
 
-Alpha = float | Mapping[str, float]
+Alpha = float | str | Mapping[str, float] | None
 Schedule = str | Callable[[int], float] | None
 
 
-def alphas_of(alpha: Alpha, modules: set[str]) -> dict[str, float]:
+def strength_of(alpha: Alpha, name: str, traits: RuleTraits) -> float | Mapping[str, float]:
+    """alpha as numbers: None is the rule's default, "published" that of its source.
+
+    Raises:
+        RecipeError: another word, or a rule whose source has no value.
+    """
+    if alpha is None:
+        return traits.alpha
+    if not isinstance(alpha, str):
+        return alpha
+    if alpha != PUBLISHED or traits.published is None:
+        named = [rule for rule, row in RULE_TRAITS.items() if row.published is not None]
+        raise RecipeError(
+            f"alpha is {alpha!r} with rule {name}; expected a number, one for each module, or"
+            f" {PUBLISHED!r}, which there is for {', '.join(named)}.",
+            remedy="Leave alpha out for the rule's default, or give a number: alpha=1.0.",
+        )
+    return traits.published
+
+
+def alphas_of(alpha: float | Mapping[str, float], modules: set[str]) -> dict[str, float]:
     """alpha by module.
 
     Args:
@@ -97,6 +117,20 @@ def factor_of(schedule: Schedule, total_steps: int | None) -> Callable[[int], fl
     if schedule == "linear":
         return lambda step: max(0.0, 1.0 - step / total)
     return lambda step: (1.0 + cos(pi * min(step / total, 1.0))) / 2.0
+
+
+def checked_until(until: float | None) -> float | None:
+    """The share of the way at which tensors stop.
+
+    Raises:
+        RecipeError: it is no finite number above 0.
+    """
+    if until is not None and (not _is_number(until) or until <= 0):
+        raise RecipeError(
+            f"until is {until!r}; expected a number above 0: a share of the way to the reasoner.",
+            remedy="E.g. until=0.05 for 5 %; leave it out to pull all the time.",
+        )
+    return None if until is None else float(until)
 
 
 def name_of(schedule: Schedule) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from drift_merge.errors import RecipeError
 from drift_merge.maths.injection import Rule
 from drift_merge.storage import fingerprints
+from drift_merge.training.options import STORED
 
 STATE_VERSION = 1
 State = dict[str, Any]
@@ -29,6 +30,9 @@ class InjectionSettings:
     weights: tuple[float, ...]  # one per prior
     seals: tuple[str, ...]  # of the priors' manifests, in the same order
     command: str  # how a prior for other weights is computed
+    uses: str = STORED  # of delta, see options.RuleTraits
+    until: float | None = None  # share of the way at which a tensor is not pulled any more
+    control: str | None = None  # what stands in delta's place
     by_value: Mapping[str, str] = field(default_factory=dict)
     # canonical name -> name in memory, of pairs that were told by weights which training changes
 
@@ -86,9 +90,10 @@ def check_state(
             settings,
         )
     fixed = _fixed(settings)
-    changed = [key for key in fixed if state[key] != fixed[key]]
+    # Older states have neither `until` nor `control`: their runs had none.
+    changed = [key for key in fixed if state.get(key) != fixed[key]]
     if changed:
-        texts = (f"{key} was {state[key]!r}, is {fixed[key]!r}" for key in changed)
+        texts = (f"{key} was {state.get(key)!r}, is {fixed[key]!r}" for key in changed)
         _complain(f"the run was begun with other settings: {'; '.join(texts)}.", settings)
 
 
@@ -100,6 +105,8 @@ def _fixed(settings: InjectionSettings) -> dict[str, Any]:
         "total_steps": settings.total_steps,
         "when": settings.when,
         "weights": list(settings.weights),
+        "until": settings.until,
+        "control": settings.control,
     }
 
 

@@ -94,6 +94,17 @@ def region_shape(unit: Unit, region: Region) -> Shape:
     return tuple(max(0, stop - start) for start, stop, _ in bounds)
 
 
+def run_of(unit: Unit, region: Region) -> int | None:
+    """The first element of a region in the flattened unit, where it is one run of elements."""
+    if region.flat is not None:
+        return region.flat[0]
+    assert region.slices is not None
+    bounds = [s.indices(n)[:2] for s, n in zip(region.slices, unit.shape, strict=True)]
+    if any(bound != (0, n) for bound, n in zip(bounds[1:], unit.shape[1:], strict=True)):
+        return None
+    return bounds[0][0] * prod(unit.shape[1:]) if bounds else 0
+
+
 def blocks_of(unit: Unit, region: Region, elements: int) -> Iterator[Block]:
     """Cut a region into rectangles of at most `elements` (or one row), in its flattened order.
 

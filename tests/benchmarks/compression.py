@@ -30,7 +30,7 @@ from drift_merge.priors.compress import compress_prior, compress_recipe, plan_co
 from drift_merge.priors.deltas import Deltas, open_deltas
 from drift_merge.priors.manifest import Prior, open_prior
 from drift_merge.priors.summary import stored_cosines
-from drift_merge.storage.compressed import COMPRESSED
+from drift_merge.storage.forms.compressed import COMPRESSED
 
 CHUNK = 2**18  # elements, in whole rows
 

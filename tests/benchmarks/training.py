@@ -6,7 +6,8 @@
 
 MODEL is a text model with the tower of the prior's mllm, e.g. SmolLM2-135M. It is trained in
 float32 by AdamW. Every round takes the rows in turn, so that drift of the machine hits all alike;
-medians are printed. "inside" is the time spent in our code, or in the hooks, within the step.
+medians are printed. "by the loop" is the same without compiled kernels, as where there is no
+compiler. "inside" is the time spent in our code, or in the hooks, within the step.
 
 The naive hook is the reference's formula as its code has it: on every parameter, in every
 backward pass, the delta copied to the gradient's device and dtype, cosine and norms by whole
@@ -15,12 +16,14 @@ at its peak in attach() and the first step, gradients and optimizer state alloca
 """
 
 import argparse
+import os
 import statistics
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,11 @@ from torch import Tensor, nn
 import drift_merge
 from drift_merge.priors.deltas import open_deltas
 from drift_merge.priors.manifest import Prior
+from drift_merge.training.inject.kernels.choose import VARIABLE
 from drift_merge.training.match.matching import match
 
 MB = 1e6
+clock = time.perf_counter
 
 
 class Clock:
@@ -45,9 +50,9 @@ class Clock:
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:
-            started = time.perf_counter()
+            started = clock()
             result = function(*arguments)
-            self.seconds += time.perf_counter() - started
+            self.seconds += clock() - started
             return result
 
         return timed
@@ -88,13 +93,13 @@ class Training:
         self.ids = torch.randint(0, 49_000, (batch, tokens))
 
     def step(self, accumulation: int, before: Callable[[], Any] = lambda: None) -> float:
-        started = time.perf_counter()
+        started = clock()
         for _ in range(accumulation):
             (self.model(input_ids=self.ids, labels=self.ids).loss / accumulation).backward()
         before()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return time.perf_counter() - started
+        return clock() - started
 
 
 def anonymous_mb() -> float:
@@ -125,16 +130,36 @@ def measure_memory(training: Training, prior: Prior) -> tuple[float, float, Any]
     """Peaks in attach() and in the first apply(), and the handle."""
     training.step(1)  # the optimizer's state
     training.model(input_ids=training.ids, labels=training.ids).loss.backward()
-    attached, handle = peak_mb(lambda: drift_merge.attach(training.model, prior, strict=False))
+    attached_mb, handle = peak_mb(lambda: drift_merge.attach(training.model, prior, strict=False))
     applied, _ = peak_mb(handle.apply)
+    training.optimizer.step()
     training.optimizer.zero_grad()
-    return attached, applied, handle
+    return attached_mb, applied, handle
+
+
+KERNELS = {"drift_merge": "native", "drift_merge by the loop": "loop"}
+
+
+@contextmanager
+def attached(training: Training, prior: Prior, kernels: str) -> Iterator[Any]:
+    """A handle that works with these kernels; a plain step beside a handle is refused."""
+    os.environ[VARIABLE] = kernels
+    handle = drift_merge.attach(training.model, prior, strict=False)
+    for parameter in training.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    handle.apply()  # what is done once in a run: tables, and a compiler the first time
+    training.optimizer.zero_grad()
+    try:
+        yield handle
+    finally:
+        handle.remove()
+        del os.environ[VARIABLE]
 
 
 Row = dict[str, list[float]]  # seconds of every round: "step" and "inside"
 
 
-def measure_time(training: Training, prior: Prior, handle: Any, rounds: int) -> dict[str, Row]:
+def measure_time(training: Training, prior: Prior, options: argparse.Namespace) -> dict[str, Row]:
     rows: dict[str, Row] = {}
 
     def add(name: str, seconds: float, inside: float) -> None:
@@ -142,17 +167,19 @@ def measure_time(training: Training, prior: Prior, handle: Any, rounds: int) -> 
         row["step"].append(seconds)
         row["inside"].append(inside)
 
-    for _ in range(rounds):
-        for accumulation in (1, 8):
+    for _ in range(options.rounds):
+        for accumulation in options.accumulation:
             add(f"plain, accumulation {accumulation}", training.step(accumulation), 0.0)
-            clock = Clock()
-            seconds = training.step(accumulation, clock.around(handle.apply))
-            add(f"drift_merge, accumulation {accumulation}", seconds, clock.seconds)
-            clock = Clock()
-            naive = Naive(training.model, prior, clock)
+            for name, kernels in KERNELS.items():
+                inside = Clock()
+                with attached(training, prior, kernels) as handle:
+                    seconds = training.step(accumulation, inside.around(handle.apply))
+                add(f"{name}, accumulation {accumulation}", seconds, inside.seconds)
+            inside = Clock()
+            naive = Naive(training.model, prior, inside)
             seconds = training.step(accumulation)
             naive.remove()
-            add(f"naive hook, accumulation {accumulation}", seconds, clock.seconds)
+            add(f"naive hook, accumulation {accumulation}", seconds, inside.seconds)
     return rows
 
 
@@ -164,11 +191,12 @@ def print_table(rows: dict[str, Row]) -> None:
         share = statistics.median(i / p for i, p in zip(row["inside"], plain, strict=True))
         ratio = statistics.median(s / p for s, p in zip(row["step"], plain, strict=True))
         print(f"| {name} | {step:.2f} | {1e3 * inside:.0f} | {share:.2%} | {ratio:.3f} |")
+    last = max(int(name.rsplit(" ", 1)[1]) for name in rows)
     ours, theirs = (
-        statistics.median(rows[f"{who}, accumulation 8"]["inside"])
+        statistics.median(rows[f"{who}, accumulation {last}"]["inside"])
         for who in ("drift_merge", "naive hook")
     )
-    print(f"\nAt accumulation 8 the naive hook takes {theirs / ours:.1f} times as long.")
+    print(f"\nAt accumulation {last} the naive hook takes {theirs / ours:.1f} times as long.")
 
 
 def main() -> None:
@@ -180,7 +208,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--accumulation", type=int, nargs="+", default=[1, 8])
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="seconds of the processor, not of the wall: for a machine that others use; one thread",
+    )
     options = parser.parse_args()
+    if options.cpu_time:
+        global clock
+        clock = time.process_time
+        torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # any model of the tower's shape will do
     from transformers import AutoModelForCausalLM
 
@@ -188,16 +226,17 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).train()
     prior = drift_merge.load_prior(options.prior)
     training = Training(model, options.batch, options.tokens)
-    attached, applied, handle = measure_memory(training, prior)
+    attached_mb, applied, handle = measure_memory(training, prior)
     elements = handle.coverage.elements
+    handle.remove()
     largest = 4 * max(p.numel() for p in model.parameters()) / MB
     print(
         f"{elements:,} elements biased, {torch.get_num_threads()} threads,"
         f" {options.batch} x {options.tokens} tokens\n"
     )
-    print_table(measure_time(training, prior, handle, options.rounds))
+    print_table(measure_time(training, prior, options))
     print(
-        f"\nExtra anonymous memory: {attached:.0f} MB in attach(), {applied:.0f} MB in apply();"
+        f"\nExtra anonymous memory: {attached_mb:.0f} MB in attach(), {applied:.0f} MB in apply();"
         f" twice the largest tensor and 100 MB are {2 * largest + 100:.0f} MB."
     )
 

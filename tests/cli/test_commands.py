@@ -152,6 +152,10 @@ class TestMaking:
         assert "--overwrite" in result.err
         assert (out / "precious").exists()
         result = call(program, command, *pair.arguments, "-o", out, "--overwrite", *dry)
+        assert result.code == 6  # nothing says that it is ours
+        assert "--overwrite=any" in result.err
+        assert (out / "precious").exists()
+        result = call(program, command, *pair.arguments, "-o", out, "--overwrite=any", *dry)
         assert result.code == 0
         assert (out / "precious").exists() == bool(dry)
 

@@ -19,6 +19,7 @@ from drift_merge.cli.commands.demo import demo_action
 from drift_merge.cli.commands.doctor import examine
 from drift_merge.cli.commands.guide import guide_action
 from drift_merge.maths.methods import METHODS
+from drift_merge.maths.methods.table import CALIBRATION, SPECTRAL
 from tests.run_readme import blocks_of, check_output
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +194,8 @@ def test_every_option_is_named_in_a_guide():
 
 SECTIONS = dict(re.findall(r"^### (\S+)\n(.*?)(?=^##|\Z)", GUIDES["methods"], re.DOTALL | re.M))
 # Said once, of all methods that need a base.
-SHARED = {"--weight", "--mllm-weight", "--scale"}
+SHARED = {"--weight", "--mllm-weight", "--scale", "--calibrate", "--calibrate-alpha"}
+STEP = {f"--{name}" for name in SPECTRAL}  # of all methods with a spectral step
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -205,6 +207,7 @@ def test_every_method_has_a_row_and_a_section_that_names_its_options_and_its_sou
     section = SECTIONS[method.name]
     every = set.intersection(*(set(options_of(COMMANDS["drift-merge", n])) for n in METHODS))
     general = every | {"--base", "--variant"} | (SHARED if method.base == "required" else set())
+    general |= STEP if "rank" in method.defaults["paper"] else set()
     assert not {
         flag
         for flag, flags in options_of(COMMANDS["drift-merge", method.name]).items()
@@ -227,6 +230,7 @@ def test_the_defaults_that_the_guide_states_are_those_of_the_method(method):
         name: value
         for name, value in method.defaults[method.variants[0]].items()
         if name != "is_delta"
+        and not (f"--{name}" in STEP and "rank" in method.defaults["paper"])
         and (method.base != "required" or f"--{name.replace('_', '-')}" not in SHARED)
     }
     assert known.keys() <= stated.keys()
@@ -235,6 +239,17 @@ def test_the_defaults_that_the_guide_states_are_those_of_the_method(method):
             assert stated[name] == str(value).lower(), name
         else:
             assert float(stated[name]) == value, name
+
+
+def test_the_guide_states_the_defaults_that_methods_share():
+    text = GUIDES["methods"].partition("## Singular directions")[2].partition("\n## ")[0]
+    stated = dict(re.findall(r"`--([a-z-]+)[^`]*` \((\w[\w.]*)", text))
+    for name, value in {**SPECTRAL, **CALIBRATION}.items():
+        assert stated[name.replace("_", "-")] == (value if isinstance(value, str) else f"{value:g}")
+    for method in METHODS.values():
+        alpha = method.defaults["paper"].get("calibrate_alpha", CALIBRATION["calibrate_alpha"])
+        said = f"`--calibrate-alpha` ({alpha:g})" in SECTIONS[method.name]
+        assert said == (alpha != CALIBRATION["calibrate_alpha"]), method.name
 
 
 def test_the_guide_has_no_method_that_does_not_exist():
@@ -351,7 +366,7 @@ def test_the_doctor_reports_versions_extras_devices_cache_token_and_disk(
     assert found["schema"] == 1
     assert found["versions"]["python"] == sys.version.split()[0]
     assert found["versions"]["torch"]
-    assert set(found["extras"]) == {"tokenizers", "train", "report", "test"}
+    assert set(found["extras"]) >= {"tokenizers", "train", "report", "test"}
     assert found["extras"]["test"]["packages"]["pytest"] == pytest.__version__
     assert found["devices"][0]["name"] == "cpu"
     assert found["threads"] >= 1

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from drift_merge.errors import OutputError
+from drift_merge.trainers.sft.memory import require_disk
 from drift_merge.trainers.sft.request import (
     TrainingRequest,
     enter_run,
@@ -14,13 +15,14 @@ from drift_merge.trainers.sft.request import (
 )
 from tests import checkpoints as c
 from tests.runs import run_prior
+from tests.trainers.sft.pictures import png
 
 
 @pytest.fixture
 def inputs(tmp_path):
     pair = c.make_pair(tmp_path)
     run_prior(*pair, tmp_path / "prior")
-    (tmp_path / "one.png").touch()
+    (tmp_path / "one.png").write_bytes(png())
     line = {"image": "one.png", "question": "Q", "answer": "A"}
     (tmp_path / "data.jsonl").write_text((json.dumps(line) + "\n") * 10)
     return tmp_path
@@ -63,12 +65,13 @@ def test_an_alpha_that_is_no_number_is_a_usage_error(call, inputs, alpha):
     ("spoil", "code"),
     [
         (lambda at: (at / "one.png").unlink(), 3),
+        (lambda at: (at / "data.jsonl").write_text('{"messages": []}'), 2),
         (lambda at: (at / "data.jsonl").unlink(), 3),
         (lambda at: (at / "data.jsonl").write_text("{}"), 2),
         (lambda at: (at / "mllm" / "model.safetensors").write_bytes(b"x"), 5),
         (lambda at: (at / "out").mkdir() or (at / "out" / "x").touch(), 6),
     ],
-    ids=["image", "data", "line", "mllm", "out"],
+    ids=["image", "turns", "data", "line", "mllm", "out"],
 )
 def test_a_bad_input_is_found_before_any_work(call, inputs, spoil, code):
     spoil(inputs)
@@ -116,3 +119,57 @@ def test_resuming_a_run_that_never_saved_begins_anew(inputs):
     (run / "checkpoint-5").mkdir()
     assert enter_run(run, prepared_with(inputs, seed=1), resume=True) is None
     assert not (run / "checkpoint-5").exists()
+
+
+def test_a_changed_picture_is_another_run_and_workers_are_not(inputs):
+    run = run_of(inputs / "out")
+    enter_run(run, prepared_with(inputs), resume=False)
+    (run / "checkpoint-5").mkdir()
+    (run / "checkpoint-5" / "whole").touch()
+    same = prepared_with(inputs, workers=2, save_total_limit=1)
+    assert enter_run(run, same, resume=True) == run / "checkpoint-5"
+    (inputs / "one.png").write_bytes(png((0, 0, 255)))
+    with pytest.raises(OutputError, match="other inputs or options"):
+        enter_run(run, prepared_with(inputs), resume=True)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--lora", "4", "--train-all"),
+        ("--fsdp",),
+        ("--max-length", "0"),
+        ("--optimizer", "sgd"),
+        ("--save-total-limit", "0"),
+    ],
+)
+def test_options_that_exclude_each_other_are_a_usage_error(call, inputs, given):
+    result = call(*words(inputs, "--no-prior", "--dry-run", *given))
+    assert result.code == 2, result.err
+
+
+def test_a_dry_run_tells_memory_and_disk(call, inputs, monkeypatch):
+    more = ("--no-prior", "--lora", "2", "--max-length", "64")
+    told = json.loads(call(*words(inputs, *more, "--dry-run", "--json")).out)
+    estimate = told["estimate"]
+    parts = ("weights", "gradients", "optimizer", "activations")
+    assert estimate["memory"]["total"] == sum(estimate["memory"][part] for part in parts)
+    assert estimate["memory"]["gradients"] == 4 * estimate["trained_elements"]
+    assert told["learning_rate"] == 1e-4
+    shown = call(*words(inputs, *more, "--dry-run")).out
+    assert all(word in shown for word in (*parts, "checkpoints", "output"))
+
+
+def test_what_cannot_fit_is_refused_with_what_would(call, inputs, monkeypatch):
+    monkeypatch.setattr("drift_merge.cli.commands.train.room_of", lambda *_: 1000)
+    result = call(*words(inputs, "--no-prior", "--dry-run"))
+    assert result.code == 2
+    assert "cannot fit" in result.err
+
+
+def test_a_disk_without_room_is_refused_before_the_first_step(inputs, monkeypatch):
+    monkeypatch.setattr("drift_merge.trainers.sft.memory.free_bytes", lambda _: 1000)
+    prepared = prepared_with(inputs)
+    with pytest.raises(OutputError, match="are free") as raised:
+        require_disk(prepared, run_of(inputs / "out"))
+    assert "--save-total-limit" in raised.value.remedy

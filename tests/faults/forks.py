@@ -73,10 +73,10 @@ class Forks:
             request: `count`: names out of CHANGES and SENDS to be counted; `at`: the number of
                 the call that fails, from 1; `do`: "kill", "interrupt", an errno, or "short" (all
                 calls write one byte); `always`: every later counted call fails too; `extent_bytes`;
-                `process_bytes`; `cwd`; `no_root`: without the power to write where the mode
-                forbids it; `disk` and `disk_bytes`: mount a file system of that size there, seen
-                by this run alone; `blind`: neither statvfs nor posix_fallocate tell that it is
-                small. Calls are counted in each process by itself.
+                `process_bytes`; `environment`: variables of the run; `cwd`; `no_root`: without the
+                power to write where the mode forbids it; `disk` and `disk_bytes`: mount a file
+                system of that size there, seen by this run alone; `blind`: neither statvfs nor
+                posix_fallocate tell that it is small. Calls are counted in each process by itself.
         """
         return self.run_all([{"arguments": arguments, **request}])[0]
 
@@ -108,10 +108,35 @@ class Forks:
         self._server.stdout.close()
 
 
+def places(size: int) -> list[dict[str, str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    every = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    every |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    return [{**every, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+
+
+def run_ranks(
+    forks: Forks,
+    size: int,
+    arguments: Sequence[str],
+    struck: Mapping[int, Mapping[str, Any]] | None = None,
+) -> list[Run]:
+    """One command on `size` ranks; `struck` says what befalls some of them."""
+    requests = [
+        {"arguments": arguments, "environment": place, "extent_bytes": 2000}
+        | dict((struck or {}).get(rank, {}))
+        for rank, place in enumerate(places(size))
+    ]
+    return forks.run_all(requests)
+
+
 def _serve() -> None:
     import huggingface_hub.file_download  # what `--stream` needs
     import huggingface_hub.hf_api  # noqa: F401
-    import torch  # noqa: F401
+    import torch
+    import torch.distributed.rendezvous  # noqa: F401
 
     import drift_merge.artifacts.checks
     import drift_merge.cli.answers
@@ -178,6 +203,7 @@ def _child(request: dict[str, Any], files: Path) -> None:
         os.close(descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request.get("cwd", "/"))
+    os.environ.update(request.get("environment", {}))
     if request.get("no_root"):
         _drop_capabilities()
     flushing.FLUSH_BYTES = request.get("extent_bytes", flushing.FLUSH_BYTES)

@@ -110,7 +110,9 @@ def test_a_prior_takes_no_notice_of_files_that_it_does_not_carry(tmp_path: Path)
     refused(command("linear", pair, tmp_path / "merge"), 5, "private is a link to")
 
 
-@pytest.mark.parametrize("do", ["kill", 28, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "do", ["kill", *(pytest.param(n, marks=pytest.mark.slow) for n in (28, 5))]
+)
 def test_a_copy_that_is_cut_anywhere_leaves_out_absent_and_is_finished_by_a_rerun(
     do: str | int, forks: Forks, tmp_path: Path
 ) -> None:

@@ -20,6 +20,8 @@ from tests.faults.harness import assert_refusal, command
 BATCH = 6  # runs at a time
 FLUSH_BYTES = {"compute": 3000, "linear": 3000, "compress": 700}  # several in tiny outputs
 NAMES = ("compute", "linear", "compress")  # the last of the output of the first
+_slow = [pytest.param(name, marks=pytest.mark.slow) for name in ("compute", "compress")]
+USUAL = ["linear", *_slow]
 KILLED = -9
 FAILING = {
     errno.ENOSPC: ("pwrite", "write", "posix_fallocate", "ftruncate", "mkdir", "open"),
@@ -123,7 +125,7 @@ def test_a_run_killed_at_any_call_leaves_out_absent_or_whole_and_is_finished_by_
     assert len(set(taken_over)) > 2, "no run was resumed in its middle"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", USUAL)
 def test_ctrl_c_at_any_call_exits_130_and_is_finished_by_a_rerun(
     name: str, world: World, tmp_path: Path
 ) -> None:
@@ -145,7 +147,7 @@ def test_ctrl_c_at_any_call_exits_130_and_is_finished_by_a_rerun(
     assert codes.count(130) > len(codes) // 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", USUAL)
 def test_a_run_of_several_threads_killed_anywhere_is_finished_by_a_rerun(
     name: str, world: World, tmp_path: Path
 ) -> None:
@@ -162,7 +164,7 @@ def test_a_run_of_several_threads_killed_anywhere_is_finished_by_a_rerun(
             assert_finished_by_the_same_command(run, out, world.whole[name])
 
 
-@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("always", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", FAILING)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_call_that_fails_stops_the_run_cleanly_and_is_finished_by_a_rerun(

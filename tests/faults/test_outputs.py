@@ -294,7 +294,7 @@ def test_a_second_process_is_refused_while_the_first_writes(
 
 
 @pytest.mark.parametrize("options", [(), ("--overwrite",)], ids=["", "overwrite"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["linear", pytest.param("compute", marks=pytest.mark.slow)])
 def test_processes_that_race_for_one_output_leave_it_whole(
     name: str, options: tuple[str, ...], pair: Pair, forks: Forks, tmp_path: Path
 ) -> None:

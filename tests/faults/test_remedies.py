@@ -104,7 +104,14 @@ def decoders(tmp: Path) -> Words:
 def existing(tmp: Path) -> Words:
     (tmp / "out").mkdir(parents=True)
     (tmp / "out/x").write_text("")
-    return merge(tmp, "linear")
+    return merge(tmp, "linear", "--overwrite")
+
+
+def existing_merge(tmp: Path) -> Words:
+    """In the way is a merge, with another weight."""
+    words = merge(tmp, "linear")
+    assert run(*words, "--weight", "0.3").code == 0
+    return words
 
 
 def no_prior(tmp: Path) -> Words:
@@ -275,7 +282,26 @@ ROWS = [
         lambda t: compute(t, mllm={UP: c.store([[float("nan")] * c.HIDDEN] * c.INTERMEDIATE)}),
         r"--allow-nonfinite",
     ),
-    Row("storage/output.py", "add --overwrite", existing, r"--overwrite"),
+    Row("storage/outputs/existing.py", "--overwrite=any", existing, r"--overwrite=any"),
+    Row("storage/outputs/existing.py", "add --overwrite", existing_merge, r"--overwrite"),
+    Row(
+        "recipes/method_rules.py",
+        "Add one, such as --rank 1",
+        lambda t: merge(t, "linear", "--norm", "nuclear"),
+        r"--rank 1",
+    ),
+    Row(
+        "recipes/method_rules.py",
+        "Add --calibrate svc",
+        lambda t: merge(t, "ties", "--calibrate-alpha", "0.2", "--base", str(t / "reasoner")),
+        r"--calibrate svc",
+    ),
+    Row(
+        "plans/merge.py",
+        "Select attention or MLP",
+        lambda t: merge(t, "linear", "--rank", "1", "--modules", "norm"),
+        r"--modules attn,mlp",
+    ),
     Row(
         "recipes/method_rules.py",
         "Name the common ancestor",
@@ -341,7 +367,7 @@ ROWS = [
         r"--variant mergekit",
     ),
     Row(
-        "recipes/recipe.py",
+        "recipes/stored_rules.py",
         "or compress: --dtype",
         lambda t: compute(t, "--through", "bfloat16"),
         r"--dtype float8_e4m3fn",
@@ -392,7 +418,17 @@ NOT_RUN = {
     ("recipes/remade.py", "--methods FILE"): "the user's own file; tests/merges run it",
     ("recipes/values.py", ""): "the command is that of recipes/recipe.py",
     ("recipes/unwrap.py", ""): "PEFT does it, in Python",
-    ("recipes/recipe.py", "--round"): "two changes at once: one option less, another one more",
+    ("recipes/stored_rules.py", "--round"): "two changes at once: one option less, another more",
+    ("recipes/method_rules.py", "--weight frank"): "takes the place of the weights that are given",
+    ("priors/combine.py", ""): "options and priors of the user's own; tests/priors refuse each",
+    ("priors/verify.py", "each prior with its own"): "a command with fewer options",
+    ("plans/gates.py", ""): "names modules of the user's own file",
+    ("priors/manifest.py", "with this version"): "of a prior that a version before us wrote",
+    ("cli/commands/evaluating/", ""): "the user's own evaluation; tests/evaluation refuse it",
+    ("evaluation/", ""): "the user's own evaluation; tests/evaluation refuse it",
+    ("searches/", ""): "the user's own evaluation, or optuna; tests/searches refuse it",
+    ("reports/", ""): "a page, its name, or a package; tests/reports refuse it",
+    ("storage/outputs/lock.py", ""): "needs a file system without locks",
     ("recipes/sweep.py", "in one --set"): "a command with fewer options",
     ("storage/adapters/", ""): "PEFT does it; tests/real_trainers/lora run merge_by_peft",
     ("plans/views.py", "merge_by_peft"): "PEFT does it; tests/real_trainers/lora run it",

@@ -93,6 +93,7 @@ def killed_and_resumed(world: World, moments: Sequence[int]) -> list[str]:
     return stages
 
 
+@pytest.mark.slow
 def test_a_push_killed_now_and_then_is_completed_by_the_same_command(world: World) -> None:
     stages = killed_and_resumed(world, world.moments[3 :: len(world.moments) // 4])
     assert len(set(stages)) >= 2, stages

@@ -171,7 +171,7 @@ def test_wrong_bytes_on_the_way_are_fetched_again_and_then_refused(there, built)
     assert not Path("here").exists()
 
 
-@pytest.mark.parametrize("after", [0, 1, 300])
+@pytest.mark.parametrize("after", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 300))])
 def test_a_line_that_is_cut_is_taken_up_again(there, after):
     there.inject("GET /lfs/", cut_after=after, times=2)
     pulled()

@@ -8,6 +8,7 @@ import yaml
 
 from drift_merge.errors import CheckpointError
 from drift_merge.priors.manifest import open_prior
+from drift_merge.reports.pictures import has_matplotlib
 from drift_merge.storage.checkpoint import open_checkpoint
 from tests.faults.harness import assert_json_refusal, assert_refusal, run
 from tests.hub.places import MERGED, REPO, files_at, shards_of
@@ -47,7 +48,28 @@ def test_what_is_pushed_is_there_byte_for_byte_and_private(hub, built):
     for name in (*shards_of(built.prior), "prior.safetensors.index.json"):
         assert there[name] == (built.prior / name).read_bytes()
     made = {"README.md", "LICENSE.md", "meta.yaml", "prior.json", ".gitattributes"}
+    made |= {"prior.png"} if has_matplotlib() else set()
     assert there.keys() == {*shards_of(built.prior), "prior.safetensors.index.json"} | made
+
+
+def test_the_picture_beside_the_card_is_sent_and_shown(hub, built, own):
+    (own.prior / "prior.png").write_bytes(b"a picture")
+    push(own.prior)
+    there = files_at(hub)
+    assert there["prior.png"] == b"a picture"
+    assert "](prior.png)" in there["README.md"].decode()
+    (own.merged / "merge.png").write_bytes(b"another")
+    push(own.merged, repo_id=MERGED, program="drift-merge")
+    there = files_at(hub, MERGED)
+    assert there["merge.png"] == b"another"
+    assert "](merge.png)" in there["README.md"].decode()
+
+
+def test_a_merge_without_a_picture_shows_none(hub, built):
+    push(built.merged, repo_id=MERGED, program="drift-merge")
+    there = files_at(hub, MERGED)
+    assert "merge.png" not in there
+    assert "merge.png" not in there["README.md"].decode()
 
 
 def test_public_is_public(hub, built):

@@ -112,6 +112,7 @@ def _numbers(shape, seed):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multipart", [False, True])
 def test_a_line_cut_at_every_chunk_of_an_upload_still_gives_the_same_bytes(
     hub, large, waits, multipart

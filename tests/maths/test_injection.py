@@ -30,6 +30,8 @@ def sums_of(gradient: Tensor, delta: Tensor, mllm_norm: float = 2.0) -> Sums:
 
 
 def apply(rule: str, gradient: Tensor, delta: Tensor, alpha: float = 1.0) -> Tensor:
+    if rule == "sign":  # its sums are of what it uses
+        delta = torch.where(gradient * delta < 0, delta, 0.0)
     return gradient - alpha * RULES[rule](sums_of(gradient, delta)) * delta
 
 

@@ -121,7 +121,7 @@ def test_a_step_makes_one_reduction_of_sums_for_each_group(results, name):
         for rule in toy.RULES:
             for shapes in rank[rule]["reductions"][1:]:  # the first step also checks weights
                 assert len(shapes) == case.groups
-                assert all(len(shape) == 2 and shape[1] <= 3 for shape in shapes)  # rows of sums
+                assert all(len(shape) == 2 and shape[1] <= 4 for shape in shapes)  # rows of sums
 
 
 @by_case
@@ -156,7 +156,8 @@ def test_each_rank_reads_its_slice_of_delta_and_no_more(results, name):
 
 
 @pytest.mark.parametrize("name", ["zero2-bf16", "zero3-bf16-fp32", "zero1-bf16-fp32", "zero2-fp16"])
-@pytest.mark.parametrize("rule", toy.RULES)
+# Not `sign`: rounding hides on which side of 0 small entries of the gradient were.
+@pytest.mark.parametrize("rule", [rule for rule in toy.RULES if rule != "sign"])
 def test_the_bias_is_the_formula_of_the_engines_own_gradient(source, results, name, rule):
     """Sharper than by hand in a low dtype: both runs have the same gradient before the bias."""
     deltas, start = toy.deltas(source), dict(toy.load(source).named_parameters())

@@ -21,7 +21,7 @@ HIDDEN, INTERMEDIATE, VOCABULARY, LAYERS, TOKENS = 9, 14, 11, 2, 5
 ROWS, ACCUMULATION, STEPS = 2, 2, 3  # sequences of a micro-batch; micro-batches of a step; steps
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
 ALPHA = 0.7
-RULES = ("absolute", "absolute_param_norm", "gradnorm", "adaptive_cosine")
+RULES = ("absolute", "absolute_param_norm", "gradnorm", "adaptive_cosine", "sign", "anchor")
 
 Weights = dict[str, Tensor]
 
@@ -172,15 +172,22 @@ def deltas(directory: Path) -> Weights:
 def coefficient(rule: str, gradient: Tensor, delta: Tensor, mllm: Tensor) -> Tensor:
     """What delta is multiplied with for alpha = 1, from the definitions of the paper."""
     g, d = gradient.norm(), delta.norm()
-    if rule == "absolute":
+    if rule in ("absolute", "anchor"):
         return torch.ones_like(g)
     if rule == "absolute_param_norm":
         return mllm.norm() / d
-    if rule == "gradnorm":
+    if rule in ("gradnorm", "sign"):
         return g / d
     assert rule == "adaptive_cosine"
     cosine = (gradient * delta).sum() / (g * d)
     return (1 + cosine) / 2 * g / d
+
+
+def used(rule: str, gradient: Tensor, delta: Tensor, moved: Tensor) -> Tensor:
+    """What a rule takes of delta where the weights have moved by `moved`."""
+    if rule == "sign":
+        return torch.where(gradient * delta < 0, delta, 0.0)
+    return delta - moved if rule == "anchor" else delta
 
 
 def train_by_hand(
@@ -215,8 +222,9 @@ def train_by_hand(
         if is_clipped_first:
             gradients = _clipped(gradients, clip)
         for name, delta in bias.items():
-            found = coefficient(rule, gradients[name], delta, origin[name])
-            gradients[name] = gradients[name] - alpha * found * delta
+            taken = used(rule, gradients[name], delta, weights[name] - origin[name])
+            found = coefficient(rule, gradients[name], taken, origin[name])
+            gradients[name] = gradients[name] - alpha * found * taken
         if not is_clipped_first:
             gradients = _clipped(gradients, clip)
         for name, gradient in gradients.items():

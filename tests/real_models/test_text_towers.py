@@ -118,7 +118,7 @@ def test_every_parameter_of_the_tower_is_biased_by_its_own_delta(kind, tmp_path)
     model = transformers.LlavaForConditionalGeneration.from_pretrained(
         tmp_path / "mllm", dtype=torch.float32
     )
-    handle = drift_merge.attach(model, prior, rule="absolute", modules=modules)
+    handle = drift_merge.attach(model, prior, rule="absolute", alpha=1.0, modules=modules)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     handle.apply()

@@ -53,7 +53,7 @@ def trainer_zero(directory: Path, *, source: str, stage: int, steps: int = 1) ->
         args=arguments(directory / "out", deepspeed=config, max_steps=steps, use_cpu=True),
         train_dataset=setup.samples(8 * steps),
         data_collator=setup.collate,
-        callbacks=[Watch(), DriftCallback(setup.prior, rule=rule)],
+        callbacks=[Watch(), DriftCallback(setup.prior, rule=rule, alpha=1.0)],
     )
     trainer.train()
     from deepspeed.utils import safe_get_full_fp32_param
@@ -92,7 +92,7 @@ def _lora_step(source: str, engine: str, rule: str, *, use_dora: bool) -> dict[s
         fully_shard(model)
         trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=RATE)
-    handle = drift_merge.attach(wrapped, setup.prior, rule=rule, optimizer=optimizer)
+    handle = drift_merge.attach(wrapped, setup.prior, rule=rule, alpha=1.0, optimizer=optimizer)
     wrapped(**batch).loss.backward()
     optimizer.step()
     gather = (lambda p: p.full_tensor()) if engine == "fsdp" else (lambda p: p)
@@ -122,7 +122,7 @@ def _lora_zero(
         config=config,
         dist_init_required=False,
     )
-    handle = drift_merge.attach(engine, setup.prior, rule=rule, optimizer=engine)
+    handle = drift_merge.attach(engine, setup.prior, rule=rule, alpha=1.0, optimizer=engine)
     engine.backward(engine(**batch).loss)
     engine.step()
     from deepspeed.utils import safe_get_full_fp32_param

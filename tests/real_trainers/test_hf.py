@@ -113,7 +113,7 @@ def test_the_bias_enters_after_clipping_and_before_the_step_once_per_step(llava,
             norm = torch.cat([gradient.flatten() for gradient in found]).norm().item()
             order.append(f"clipped to {norm:.4f}")
 
-    callbacks = [Watch(), DriftCallback(llava.prior, rule=rule)]
+    callbacks = [Watch(), DriftCallback(llava.prior, rule=rule, alpha=1.0)]
     trainer_for(llava, tmp_path, callbacks, max_steps=2, max_grad_norm=0.01).train()
     one = ["on_substep_end", "clipped to 0.0100", "bias", "on_optimizer_step", "on_step_end"]
     assert [what for what in order if what != "bias"] == [w for w in one if w != "bias"] * 2

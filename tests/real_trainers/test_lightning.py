@@ -83,7 +83,7 @@ def test_the_bias_enters_once_per_step_before_clipping(setup, tmp_path):
     fit(
         setup,
         tmp_path,
-        [DriftCallback(setup.prior, rule=rule)],
+        [DriftCallback(setup.prior, rule=rule, alpha=1.0)],
         module=module,
         steps=2,
         gradient_clip_val=1.0,
@@ -181,7 +181,7 @@ def test_a_fused_optimizer_under_a_scaler_gets_the_bias_of_unscaled_gradients(
         scaler = torch.amp.GradScaler("cpu")
         plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
         plugin.autocast_context_manager = lambda: torch.autocast("cpu", enabled=False)
-        callback = DriftCallback(setup.prior, rule=rule)
+        callback = DriftCallback(setup.prior, rule=rule, alpha=1.0)
         _, module = fit(
             setup, tmp_path, [callback], module=Fused(setup.model(), fused=fused), plugins=[plugin]
         )

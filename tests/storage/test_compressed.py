@@ -4,7 +4,7 @@ import pytest
 
 from drift_merge.errors import CheckpointError
 from drift_merge.storage.checkpoint import open_prior_checkpoint
-from drift_merge.storage.compressed import (
+from drift_merge.storage.forms.compressed import (
     CODES,
     describe_stored,
     find_scales,
@@ -110,8 +110,8 @@ def test_scales_are_known_from_headers_of_the_hub_alone(
     )
     header = read_header(tmp_path / "prior-00001-of-00001.safetensors", "prior")
 
-    def headers(source: Source) -> tuple[Source, list[ShardHeader]]:
-        return source, [header]
+    def headers(source: Source) -> tuple[Source, list[ShardHeader], Path]:
+        return source, [header], tmp_path / "prior.json"
 
     monkeypatch.setattr(artifacts, "fetch_prior_headers", headers)
     opened = open_prior_checkpoint("org/name", headers_only=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from drift_merge.errors import CheckpointError, OutputError, VerificationError
-from drift_merge.storage.output import OutputDirectory, check_output, partial_of
+from drift_merge.storage.output import OutputDirectory
+from drift_merge.storage.outputs.existing import check_output, partial_of
 from tests.checkpoints import read_files
 
 PLAN, OTHER = "xxh3:1", "xxh3:2"
@@ -115,7 +116,7 @@ def test_overwriting_replaces_all_files(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists already"):
         make(tmp_path / "out", plan=OTHER)
     assert read_files(tmp_path) == {"out/a/file.json": b"old", "out/extra": b"old"}
-    make(tmp_path / "out", plan=OTHER, overwrite=True)
+    make(tmp_path / "out", plan=OTHER, overwrite="any")
     assert read_files(tmp_path) == {"out/a/file.json": b"new"}
 
 
@@ -134,7 +135,7 @@ def test_an_old_output_that_a_kill_left_aside_is_put_back_first(tmp_path: Path) 
     with pytest.raises(OutputError, match="exists already"), opened(tmp_path / "out"):
         pass
     assert read_files(tmp_path / "out") == {"a/file.json": b"old"}
-    make(tmp_path / "out", overwrite=True)
+    make(tmp_path / "out", overwrite="any")
     assert read_files(tmp_path / "out")["a/file.json"] == b"new"
     assert os.listdir(tmp_path) == ["out"]
 

@@ -254,7 +254,8 @@ def test_a_disk_that_holds_the_output_and_the_limit_is_enough_for_processes_too(
     assert run.left == ["out"]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_calls_that_fail_stop_a_streamed_run_cleanly(
     number: int, world: World, tmp_path: Path
 ) -> None:

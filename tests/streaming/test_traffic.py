@@ -96,12 +96,13 @@ def test_shards_are_unmapped_before_they_are_deleted(
     real = mapped.MappedCheckpoint.drop
 
     def drop(self: mapped.MappedCheckpoint, shard: str) -> None:
-        found = self._maps.find(shard)
+        found, file = self._maps.find(shard), self._files.find(shard)
         path = self._file(shard)
         assert path.exists()
         real(self, shard)
-        if found is not None:
-            assert found.closed, f"{shard} is still looked at"
+        assert found is None or found.closed, f"{shard} is still looked at"
+        assert self._files.find(shard) is None
+        if found is not None or file is not None:
             dropped.append(shard)
 
     monkeypatch.setattr(mapped.MappedCheckpoint, "drop", drop)

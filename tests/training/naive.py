@@ -5,7 +5,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-RULES = ("absolute", "absolute_param_norm", "gradnorm", "adaptive_cosine")
+RULES = ("absolute", "absolute_param_norm", "gradnorm", "adaptive_cosine", "sign", "anchor")
 
 
 def biased(
@@ -16,13 +16,15 @@ def biased(
     Args:
         rule: one of `RULES`.
         gradient: any shape and dtype.
-        delta: the same shape.
+        delta: the same shape; for `anchor` what is left of it, theta_reasoner - theta.
         alpha: strength.
         mllm_norm: |theta_mllm|, for `absolute_param_norm`.
     """
     g, d = gradient.double(), delta.double()
-    if rule == "absolute":
+    if rule in ("absolute", "anchor"):
         return g - alpha * d
+    if rule == "sign":
+        d = torch.where(g * d < 0, d, 0.0)
     norm_g, norm_d = sqrt(float((g * g).sum())), sqrt(float((d * d).sum()))
     if norm_d == 0.0:
         return g

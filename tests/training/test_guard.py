@@ -94,7 +94,7 @@ def test_apply_with_a_loss_scale_is_that_of_unscaled_gradients(toy):
     found = []
     for scale in (None, 1024.0):
         model = toy.model()
-        handle = drift_merge.attach(model, toy.prior, rule="absolute")
+        handle = drift_merge.attach(model, toy.prior, rule="absolute", alpha=1.0)
         (loss_of(model) * (scale or 1.0)).backward()
         handle.apply(scale=scale)
         found.append({n: p.grad / (scale or 1.0) for n, p in selected(model).items()})
@@ -284,12 +284,32 @@ def test_other_modules_and_other_priors_may_have_handles_of_their_own(toy, other
     assert [handle.steps for handle in handles] == [1, 1, 1]
 
 
-def test_a_handle_that_nobody_holds_is_gone_and_claims_nothing(toy):
+@pytest.mark.parametrize("is_hooked", [False, True])
+def test_a_step_after_the_handle_was_dropped_is_an_error(toy, is_hooked):
     model = toy.model()
-    gone = weakref.ref(drift_merge.attach(model, toy.prior))
-    assert gone() is None  # at once, without the garbage collector
+    options = {"optimizer": sgd(model.parameters())} if is_hooked else {}
+    gone = weakref.ref(drift_merge.attach(model, toy.prior, **options))
+    options.clear()  # with the optimizer goes its hook
+    if is_hooked:  # each holds the other
+        gc.collect()
+    assert gone() is None
+    with pytest.raises(RecipeError, match="was dropped") as caught:
+        step(model, sgd(model.parameters()))
+    assert "attach(model, prior).remove()" in caught.value.remedy
+    model = toy.model()
     drift_merge.attach(model, toy.prior)
+    drift_merge.attach(model, toy.prior).remove()
     step(model, sgd(model.parameters()))
+
+
+def test_a_model_whose_handle_was_dropped_goes_at_once(toy):
+    model = toy.model()
+    drift_merge.attach(model, toy.prior)
+    parameter, layer = next(model.parameters()), weakref.ref(model)
+    guard = weakref.ref(selected(model)["layers.0.mlp.up_proj.weight"]._drift_merge_claims[0].guard)
+    del parameter, model
+    assert layer() is None
+    assert guard() is None
 
 
 def test_many_dropped_handles_leave_one_hook(toy):
@@ -327,7 +347,7 @@ def language_model(toy):
 def run(toy, steps):
     model = language_model(toy)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    handle = drift_merge.attach(model, toy.prior, rule="absolute", optimizer=optimizer)
+    handle = drift_merge.attach(model, toy.prior, rule="absolute", alpha=1.0, optimizer=optimizer)
     for seed in steps:
         step(model, optimizer, seed=seed)
     return model, optimizer, handle
@@ -344,7 +364,9 @@ def test_a_resumed_run_is_exact_in_both_orders(toy, is_attached_first):
     fresh = torch.optim.AdamW(again.parameters(), lr=1e-2)
     if not is_attached_first:
         set_optimizer_state_dict(again, fresh, saved)
-    resumed = drift_merge.attach(again, toy.prior, rule="absolute", optimizer=fresh, state=state)
+    resumed = drift_merge.attach(
+        again, toy.prior, rule="absolute", alpha=1.0, optimizer=fresh, state=state
+    )
     if is_attached_first:
         set_optimizer_state_dict(again, fresh, saved)
     assert resumed.steps == 2
@@ -360,7 +382,7 @@ def test_a_checkpoint_before_the_first_step_has_no_moments_of_the_prior(toy, is_
     model = toy.model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     options = {"optimizer": optimizer} if is_hooked else {}
-    handle = drift_merge.attach(model, toy.prior, rule="absolute", **options)
+    handle = drift_merge.attach(model, toy.prior, rule="absolute", alpha=1.0, **options)
     saved = get_optimizer_state_dict(model, optimizer)["state"]
     assert saved
     assert not any(values["exp_avg"].any() for values in saved.values())
@@ -379,7 +401,12 @@ def test_a_resumed_run_whose_weights_were_not_loaded_is_refused_at_its_first_ste
     _, _, handle = run(toy, range(1))
     model = toy.model()
     optimizer = sgd(model.parameters())
-    options = {"rule": "absolute", "optimizer": optimizer, "state": handle.state_dict()}
+    options = {
+        "rule": "absolute",
+        "alpha": 1.0,
+        "optimizer": optimizer,
+        "state": handle.state_dict(),
+    }
     again = drift_merge.attach(model, toy.prior, **options)
     with pytest.raises(VerificationError, match=r"resumes after 1 steps.*were not loaded"):
         step(model, optimizer)

@@ -51,6 +51,7 @@ print(json.dumps(grown))
 """
 
 
+@pytest.mark.slow
 def test_attach_apply_report_and_refresh_need_a_few_chunks_only(tmp_path):
     layer = {
         "self_attn.q_proj.weight": [16, COLS],

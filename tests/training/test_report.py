@@ -82,6 +82,7 @@ def test_metrics_are_flat_and_finite(toy):
     handle.apply()
     metrics = handle.metrics()
     wanted = {f"drift/{f}" for f in FIGURES} | {"drift/alpha", "drift/missing_gradients"}
+    wanted.add("drift/arrived")
     for module in ("attn", "mlp"):
         wanted |= {f"drift/{module}/{f}" for f in (*FIGURES, "alpha")}
     assert set(metrics) == wanted

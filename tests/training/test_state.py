@@ -110,7 +110,13 @@ def test_alpha_follows_the_schedule(toy):
     model = toy.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     handle = drift_merge.attach(
-        model, toy.prior, optimizer=optimizer, rule="absolute", schedule="linear", total_steps=4
+        model,
+        toy.prior,
+        optimizer=optimizer,
+        rule="absolute",
+        alpha=1.0,
+        schedule="linear",
+        total_steps=4,
     )
     seen = []
     for step in range(5):

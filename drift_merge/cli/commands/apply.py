@@ -11,6 +11,7 @@ from drift_merge.cli.commands.pull import locate
 from drift_merge.cli.planning import plan_run
 from drift_merge.cli.running import CommandOptions
 from drift_merge.cli.traffic import engine_options
+from drift_merge.maths.methods.table import SPECTRAL
 from drift_merge.merges.apply import apply_prior, apply_recipe
 from drift_merge.priors.manifest import open_prior
 
@@ -26,6 +27,7 @@ from drift_merge.priors.manifest import open_prior
     metavar="X",
     help="Factor of delta; 1 gives the reasoner's weights.",
 )
+@options.of_step("inject")
 @options.writing("inject")
 @options.streaming
 @options.running
@@ -42,18 +44,18 @@ def apply(prior: str, mllm: str, scale: float, output: Path, **values: Any) -> N
     """
 
     run = running.take_command_options(values)
-    apply_action(prior, mllm, scale, output, run, **values)
+    given = {name: values.pop(name) for name in SPECTRAL}
+    step = {name: value for name, value in given.items() if value is not None}
+    apply_action(prior, mllm, output, run, scale=scale, options=step, **values)
 
 
-def apply_action(
-    text: str, mllm: str, scale: float, out: Path, run: CommandOptions, **values: Any
-) -> None:
+def apply_action(text: str, mllm: str, out: Path, run: CommandOptions, **values: Any) -> None:
     """Write mllm + scale * delta and say what was done; the prior may be on the Hub."""
 
     silent = run.quiet or run.as_json or run.dry_run
     place, path = locate(text, "PRIOR", whole=not run.dry_run, quiet=silent)
     prior = open_prior(path)
-    recipe = apply_recipe(place, prior.manifest, mllm, scale=scale, **values)
+    recipe = apply_recipe(place, prior.manifest, mllm, **values)
     prepared, plan, transfers = plan_run(recipe, out, run)
     if run.dry_run:
         return

@@ -1,4 +1,4 @@
-"""`drift-prior compress`: a prior on disk in 8 bits."""
+"""`drift-prior compress`: a prior on disk in 8 bits, or by factors of low rank."""
 
 import shlex
 from pathlib import Path
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 @options.output_option
 @click.option(
     "--dtype",
-    type=click.Choice(options.COMPRESSED_DTYPES),
-    required=True,
-    help="Of the output, with a float32 scale per row.",
+    type=click.Choice((*options.COMPRESSED_DTYPES, *options.OUTPUT_DTYPES)),
+    help="8 bits with a float32 scale per row; with --rank that of the factors, default bfloat16.",
 )
+@options.rank_options
 @options.shard_size_option
 @options.running
 def compress_command(prior: str, output: Path, **values: Any) -> None:
-    """Store a prior in 8 bits, with a scale for each row.
+    """Store a prior in 8 bits, with a scale for each row, or as factors of low rank.
 
     PRIOR is a directory, or a Hub id org/name[@revision]. What is kept of every delta is measured,
     and stated in the manifest.
@@ -43,6 +43,7 @@ def compress_command(prior: str, output: Path, **values: Any) -> None:
     \b
     Example:
         drift-prior compress prior/ --dtype int8 -o prior-int8/
+        drift-prior compress prior/ --rank 16 -o prior-r16/
     """
     run = running.take_command_options(values)
     compress_action(prior, output, run, **values)
@@ -85,8 +86,8 @@ def _print_plan(plan: "Plan", run: running.CommandOptions) -> None:
 def _print_sizes(before: "Prior", after: "Prior") -> None:
 
     num_bytes = [prior.manifest["size_bytes"] for prior in (before, after)]
-    names = [prior.manifest["parameters"]["dtype"] for prior in (before, after)]
-    print(
-        f"{names[0]} {size(num_bytes[0])} -> {names[1]} {size(num_bytes[1])} "
-        f"({num_bytes[1] / max(num_bytes[0], 1):.0%})"
-    )
+    stored = [prior.manifest["parameters"] for prior in (before, after)]
+    names = [p["dtype"] + (f" rank {p['rank']}" if p.get("rank") else "") for p in stored]
+    share = num_bytes[1] / max(num_bytes[0], 1)
+    said = f"{share:.0%}" if share > 0.1 else f"{share:.2%}"  # of low rank it is tiny
+    print(f"{names[0]} {size(num_bytes[0])} -> {names[1]} {size(num_bytes[1])} ({said})")

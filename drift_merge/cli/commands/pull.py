@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drift_merge.cli import options
-from drift_merge.cli.entry import print_json
+from drift_merge.cli.entry import print_json, ranks_of_command
 from drift_merge.cli.progress import progress
 from drift_merge.cli.render import note
 from drift_merge.hub import publish
 from drift_merge.hub.publish import MERGE_KIND, PRIOR_KIND, pull_artifact
+from drift_merge.storage.outputs.existing import Overwrite
 from drift_merge.storage.sizes import size
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _OPTIONS = options.chain(
     click.option("-o", "--output", type=options.PATH, required=True, help="Directory to create."),
-    click.option("--overwrite", is_flag=True, help="Replace OUT after success."),
+    options.overwrite_option,
     options.threads_option,
     options.json_option,
     options.quiet_option,
@@ -68,10 +69,13 @@ def locate(text: str, kind: str, *, whole: bool = True, quiet: bool = False) -> 
         quiet: no progress bars.
     """
     path = Path(text).expanduser()
-    if path.exists():
-        return text, path
 
-    return publish.locate(text, getattr(publish, f"{kind}_KIND"), whole=whole, quiet=quiet)
+    def find() -> tuple[str, Path]:
+        if path.exists():
+            return text, path
+        return publish.locate(text, getattr(publish, f"{kind}_KIND"), whole=whole, quiet=quiet)
+
+    return ranks_of_command().host_by_host(find)
 
 
 def _pull(
@@ -79,7 +83,7 @@ def _pull(
     source: str,
     *,
     output: Path,
-    overwrite: bool,
+    overwrite: Overwrite,
     threads: int,
     as_json: bool,
     quiet: bool,

@@ -12,6 +12,7 @@ from drift_merge.cli.commands.compute import compute_action
 from drift_merge.cli.commands.methods import merge_action
 from drift_merge.cli.running import CommandOptions
 from drift_merge.errors import RecipeError
+from drift_merge.merges.apply import applied_again
 from drift_merge.plans.prepare import changed_sources, prepare
 from drift_merge.recipes.files import LoadedRecipe, read_recipe
 from drift_merge.recipes.own_methods import load_methods
@@ -102,8 +103,6 @@ def run_action(loaded: LoadedRecipe, recipe: Recipe, out: Path, run: CommandOpti
     if recipe.method == PRIOR:
         compute_action(recipe, out, run)
     elif recipe.options.get("is_delta"):
-        scale = float(recipe.options.get("scale", 0.1))
-        written = {n: getattr(recipe, n) for n in ("dtype", "max_shard_size", "allow_nonfinite")}
-        apply_action(recipe.reasoners[0], recipe.mllm, scale, out, run, **written)
+        apply_action(recipe.reasoners[0], recipe.mllm, out, run, **applied_again(recipe))
     else:
         merge_action(recipe, out, run)

@@ -1,6 +1,7 @@
 """`drift-prior train`: a minimal supervised fine-tuning with a prior."""
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -13,123 +14,25 @@ from drift_merge.cli import config_file, options
 from drift_merge.cli.entry import OFTEN, print_json
 from drift_merge.cli.render import note, table
 from drift_merge.cli.running import require_device
+from drift_merge.cli.training_options import prior_options, training_options
 from drift_merge.errors import RecipeError
-from drift_merge.storage.output import check_output
-from drift_merge.trainers.sft.request import TrainingRequest, prepare_training
-from drift_merge.training.options import ATTACH_OPTIONS
+from drift_merge.storage.outputs.existing import check_output
+from drift_merge.storage.processes import num_cores
+from drift_merge.storage.sizes import size
+from drift_merge.trainers.sft.memory import (
+    ASSUMED_LENGTH,
+    local_processes,
+    memory_of,
+    require_memory,
+    room_of,
+    summary,
+)
+from drift_merge.trainers.sft.request import TrainingJob, TrainingRequest, prepare_training
 
 Report = Callable[[int, int, Mapping[str, Any]], None]
 
 
-_BIASING = ("alpha", "negate", "rule", "modules", "layers", "schedule")  # of attach()'s options
-
-
-def _parse_alpha(_: click.Context, __: click.Parameter, text: str) -> float | dict[str, float]:
-    """Click callback: `1.0`, or `attn=1.0,mlp=0.5`."""
-    try:
-        if "=" not in str(text):
-            return float(text)
-        pairs = (word.split("=") for word in text.split(","))
-        return {module.strip(): float(value) for module, value in pairs}
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is neither a number nor attn=X,mlp=Y.") from error
-
-
-_prior_options = options.chain(
-    click.option("--prior", help="Directory or Hub id of the prior."),
-    click.option("--no-prior", is_flag=True, help="Plain fine-tuning, to compare with."),
-    *(
-        options.click_option(
-            option, default, callback=_parse_alpha if option.name == "alpha" else None
-        )
-        for option, default in (ATTACH_OPTIONS[name] for name in _BIASING)
-    ),
-)
-_training_options = options.chain(
-    click.option(
-        "--epochs", type=float, default=1.0, show_default=True, metavar="X", help="Over the data."
-    ),
-    click.option(
-        "--steps",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Steps of the optimizer; instead of --epochs.",
-    ),
-    click.option(
-        "--lr",
-        "learning_rate",
-        type=float,
-        default=1e-6,
-        show_default=True,
-        metavar="X",
-        help="Peak learning rate; a cosine brings it to 0.",
-    ),
-    click.option(
-        "--warmup",
-        type=click.FloatRange(0, 1),
-        default=0.03,
-        show_default=True,
-        metavar="FRACTION",
-        help="Of the steps, with a rising learning rate.",
-    ),
-    click.option(
-        "--weight-decay",
-        type=float,
-        default=0.0,
-        show_default=True,
-        metavar="X",
-        help="Of AdamW.",
-    ),
-    click.option(
-        "--max-grad-norm",
-        type=float,
-        default=1.0,
-        show_default=True,
-        metavar="X",
-        help="Clip the gradient before the bias; 0: do not.",
-    ),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        metavar="N",
-        help="Examples in a backward pass.",
-    ),
-    click.option(
-        "--accumulation",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        metavar="N",
-        help="Backward passes in a step of the optimizer.",
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(["fp32", "bf16"]),
-        default="fp32",
-        show_default=True,
-        help="Of activations; weights and AdamW are float32.",
-    ),
-    click.option("--train-all", is_flag=True, help="Vision tower and connector are trained too."),
-    click.option(
-        "--seed",
-        type=int,
-        default=0,
-        show_default=True,
-        metavar="N",
-        help="Of the order of the examples.",
-    ),
-    click.option(
-        "--save-steps",
-        type=click.IntRange(min=1),
-        default=100,
-        show_default=True,
-        metavar="N",
-        help="Steps from one checkpoint to the next; two are kept in OUT.run.",
-    ),
-    click.option("--resume", is_flag=True, help="Continue an unfinished run, exactly."),
-)
+_WORKERS = 4  # that prepare batches for a GPU
 
 
 @click.command()
@@ -138,11 +41,11 @@ _training_options = options.chain(
     "--data",
     type=options.PATH,
     required=True,
-    metavar="FILE",
-    help='JSON Lines: {"image": PATH, "question": TEXT, "answer": TEXT}; paths relative to FILE.',
+    metavar="PATH",
+    help="Conversations: JSON Lines, JSON, Parquet or a folder; see drift-prior guide train.",
 )
-@_prior_options
-@_training_options
+@prior_options
+@training_options
 @click.option(
     "-o",
     "--output",
@@ -165,17 +68,23 @@ _training_options = options.chain(
     show_default=True,
     help="auto: cuda where there is one.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace OUT after success.")
-@click.option("-n", "--dry-run", is_flag=True, help="Check the inputs, print the plan and stop.")
+@options.overwrite_option
+@click.option(
+    "-n",
+    "--dry-run",
+    is_flag=True,
+    help="Check the inputs, print the plan, what memory and disk it needs, and stop.",
+)
 @options.json_option
 @options.quiet_option
 def train(mllm: str, prior: str | None, no_prior: bool, **values: Any) -> None:
-    """Fine-tune an MLLM on images, questions and answers, biased towards a reasoner.
+    """Fine-tune an MLLM on conversations with images, biased towards a reasoner.
 
-    AdamW, a cosine schedule, labels on the answers alone, by transformers' Trainer in one process;
-    for more use DriftCallback in your own trainer. Needs: pip install 'drift_merge[train]'
+    AdamW, a cosine schedule, labels on the assistant's turns alone, by transformers' Trainer; for
+    more use DriftCallback in your own trainer. Several processes: torchrun --nproc-per-node N
+    --no-python drift-prior train ..., or accelerate launch. Needs: pip install 'drift_merge[train]'
 
-    Guide: drift-prior guide own-trainer
+    Guide: drift-prior guide train
 
     \b
     Example:
@@ -196,17 +105,27 @@ def train_action(mllm: str, prior: str | None, values: dict[str, Any]) -> None:
     names = ("device", "overwrite", "dry_run", "as_json", "quiet", "resume")
     run = {name: values.pop(name) for name in names}
     is_silent = run["quiet"] or run["as_json"]
-    prepared = prepare_training(TrainingRequest(mllm=mllm, prior=prior, **values), quiet=is_silent)
+    if values["workers"] is None:
+        values["workers"] = 0 if run["device"] == "cpu" else min(_WORKERS, num_cores())
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate say it
+    request = TrainingRequest(mllm=mllm, prior=prior, processes=processes, **values)
+    prepared = prepare_training(request, quiet=is_silent)
+    room = room_of(run["device"], local_processes())
     if run["dry_run"]:
         check_output(out, prepared.checkpoint.directories, overwrite=run["overwrite"])
-        _print_plan(prepared.plan, prepared.num_steps, as_json=run["as_json"])
+        _print_plan(prepared, room, as_json=run["as_json"])
+        require_memory(prepared, room)
         return
     require_device(run["device"].replace("auto", "cpu"))
+    require_memory(prepared, room)
+    is_first = int(os.environ.get("RANK", "0")) == 0
     # What libraries print must not mix with the answer.
     with redirect_stdout(sys.stderr), _progress(quiet=is_silent) as progress:
         from drift_merge.trainers.sft.run import train as run_training
 
         gc.set_threshold(*OFTEN)  # tensors that hang in a cycle must not wait for long
+        if is_first:
+            _say(prepared, room)
         manifest = run_training(
             prepared,
             out,
@@ -215,6 +134,8 @@ def train_action(mllm: str, prior: str | None, values: dict[str, Any]) -> None:
             device=run["device"],
             progress=progress,
         )
+    if not is_first:
+        return
     if run["as_json"]:
         print_json({"schema": 1, "output": str(out), **manifest})
         return
@@ -223,13 +144,32 @@ def train_action(mllm: str, prior: str | None, values: dict[str, Any]) -> None:
     print(out)
 
 
-def _print_plan(plan: dict[str, Any], num_steps: int, *, as_json: bool) -> None:
+def _print_plan(prepared: TrainingJob, room: int | None, *, as_json: bool) -> None:
+    estimate = summary(prepared, room)
     if as_json:
-        print_json({"schema": 1, "num_steps": num_steps, **plan})
+        plan = {"schema": 1, "num_steps": prepared.num_steps, **prepared.plan}
+        print_json(plan | {"estimate": estimate})
         return
-    rows = [[key, str(value)] for key, value in plan.items() if value is not None]
-    table(["option", "value"], [["optimizer steps", f"{num_steps:,}"], *rows])
+    rows = [[key, str(value)] for key, value in prepared.plan.items() if value is not None]
+    table(["option", "value"], [["optimizer steps", f"{prepared.num_steps:,}"], *rows])
+    need = memory_of(prepared.request, prepared.trained)
+    table(["memory of a process", "bytes"], need.rows())
+    table(["disk", "bytes"], [[key, size(value)] for key, value in estimate["disk"].items()])
+    _say(prepared, room)
     note("Nothing was written (--dry-run).")
+
+
+def _say(prepared: TrainingJob, room: int | None) -> None:
+    """What should be known before the first step."""
+    for text in prepared.notes:
+        note(text)
+    need = memory_of(prepared.request, prepared.trained)
+    if room is not None and need.exact <= room < need.total:
+        length = prepared.request.max_length or ASSUMED_LENGTH
+        note(
+            f"Warning [memory]: an estimated {size(need.total)} of {size(room)} that are free, for"
+            f" {length:,} tokens an example. To need less: --max-length, --batch-size 1, --lora 16"
+        )
 
 
 def _describe(manifest: dict[str, Any], out: Path) -> None:
@@ -243,6 +183,8 @@ def _describe(manifest: dict[str, Any], out: Path) -> None:
             " changes rounded back to the mllm's values.\n  To keep it on average, with noise:"
             " --round stochastic. To keep all: --dtype float32"
         )
+    if manifest["plan"]["lora"]:
+        note("OUT is an adapter: PeftModel.from_pretrained(MLLM, OUT).")
     if not (out / "train.png").exists():
         note(
             "No train.png: matplotlib is not installed. For pictures: pip install"

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from drift_merge.artifacts.checks import TOLERANCE
 from drift_merge.cli import options
 from drift_merge.cli.commands.pull import locate
-from drift_merge.cli.entry import print_json
+from drift_merge.cli.entry import print_json, ranks_of_command
 from drift_merge.cli.progress import progress
 from drift_merge.merges.manifest import open_merge
 from drift_merge.merges.verify import verify_merge
@@ -41,19 +42,32 @@ def _verify(
     as_json: bool,
     quiet: bool,
 ) -> None:
+    ranks = ranks_of_command()
     seed = values["seed"] if values["seed"] is not None else secrets.randbelow(2**31)
-    with progress("Verifying", manifest["size_bytes"], quiet=quiet or as_json) as advance:
-        report = check(artifact, **values | {"seed": seed}, progress=advance)
+    how = {"seed": ranks.share(seed), "ranks": ranks}
+    with (
+        progress("Verifying", manifest["size_bytes"], quiet=quiet or as_json) as advance,
+        ranks.failing_together(),
+    ):
+        report = check(artifact, **values | how, progress=ranks.count_progress(advance))
+        ranks.wait()
     if as_json:
         value = {"schema": 1, "ok": True, "tensors": report.num_tensors}
-        print_json(value | {"bytes": report.size_bytes, "recomputed": list(report.recomputed)})
+        value |= {"bytes": report.size_bytes, "recomputed": list(report.recomputed)}
+        print_json(value | ({"near": list(report.near)} if report.near else {}))
         return
     print(
         f"OK: {report.num_tensors:,} tensors, {sizes.size(report.size_bytes)}: "
         "files, headers, fingerprints and finiteness."
     )
     if report.recomputed:
-        print(f"Computed again from the sources, equal: {len(report.recomputed)} (seed {seed}).")
+        equal = len(report.recomputed) - len(report.near)
+        print(f"Computed again from the sources, equal: {equal} (seed {seed}).")
+    if report.near:
+        print(
+            f"Equal within {TOLERANCE:.0%} of what their singular directions add, as made on "
+            f"another processor: {len(report.near)}."
+        )
 
 
 @click.command("verify")

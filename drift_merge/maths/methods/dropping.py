@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from drift_merge.maths.chunks import Chunk, MethodSettings, Read, blocks, pieces
-from drift_merge.maths.methods.masks import keep_mask, mixed_key, uniform
+from drift_merge.maths.masks import keep_mask, mixed_key, uniform
 from drift_merge.maths.methods.taus import negated_deltas, piecewise, restored, weighted_sum
 from drift_merge.maths.methods.trimming import elected
 from drift_merge.maths.order.ranks import by_rank

@@ -1,6 +1,6 @@
 """The table's rows for methods that need no base: combinations of weights, and angles."""
 
-from drift_merge.maths.methods.table import Method
+from drift_merge.maths.methods.table import SPECTRAL, Method
 
 _MERGEKIT_WEIGHTS = {"mergekit": ("weight",)}  # options that have no default there
 
@@ -11,11 +11,15 @@ INTERPOLATIONS = (
         formula="(1 - sum w) mllm + sum w_i reasoner_i",
         paper="arXiv 2203.05482, section 2; w = 0.1: arXiv 2505.05464",
         base="none",
-        defaults={"paper": {"weight": 0.1}, "mergekit": {"mllm_weight": 1.0, "normalize": True}},
+        defaults={
+            "paper": {"weight": 0.1, **SPECTRAL},
+            "mergekit": {"mllm_weight": 1.0, "normalize": True},
+        },
         required=_MERGEKIT_WEIGHTS,
         notes={"mergekit": "the mllm has a weight too; all are divided by their sum"},
         adds_to_mllm=True,
-        combined_by="elementwise.linear",
+        measured_by="spectral.leading.measure",
+        combined_by="spectral.leading.linear",
     ),
     Method(
         name="inject",
@@ -23,9 +27,10 @@ INTERPOLATIONS = (
         formula="mllm + scale sum w_i (reasoner_i - mllm)",
         paper="arXiv 2510.15050, section 3",
         base="optional",
-        defaults={"paper": {"weight": 1.0, "scale": 0.1, "is_delta": False}},
+        defaults={"paper": {"weight": 1.0, "scale": 0.1, "is_delta": False, **SPECTRAL}},
         adds_to_mllm=True,
-        combined_by="elementwise.inject",
+        measured_by="spectral.leading.measure",
+        combined_by="spectral.leading.inject",
     ),
     Method(
         name="layer-swap",

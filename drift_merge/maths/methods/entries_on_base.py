@@ -3,15 +3,20 @@
 What they are and what they need; the functions are in the modules beside this one.
 """
 
-from drift_merge.maths.methods.table import Method, Survey
+from typing import Any
+
+from drift_merge.maths.methods.table import SPECTRAL, Method, Survey
 
 _SUM = {"weight": 1.0, "mllm_weight": 1.0, "scale": 1.0}
 _GIVEN = {"mllm_weight": 1.0, "scale": 1.0}  # mergekit and PEFT: every weight must be given
 _TRIM, _SEED = {"trim": "tensor"}, {"seed": 0}
+_RAM_PLUS = {"scale": 1.0, "threshold": 1e-5, "boost": 0.1, "max_overlap": 0.2}
 _WEIGHT = ("weight",)
 _MERGEKIT_WEIGHTS = {"mergekit": _WEIGHT}
 _MERGEKIT_SIGNS = "elects and divides by weights; an exact tie of signs is +"
 _PEFT_SIGNS = "elects unweighted, divides by the count; an exact tie of signs is +"
+
+_MEASURED: Any = {"option": "weight", "walks": 1, "gives_weights": True}
 
 TASK_VECTORS = (
     Method(
@@ -21,21 +26,16 @@ TASK_VECTORS = (
         paper="arXiv 2212.04089, section 2",
         base="required",
         defaults={
-            "paper": {**_SUM, "normalize": False},
+            "paper": {**_SUM, "normalize": False, "frank_decay": 0.0, **SPECTRAL},
             "mergekit": {**_GIVEN, "normalize": False},
         },
         required=_MERGEKIT_WEIGHTS,
         surveys=(
-            Survey(
-                option="weight",
-                value="frank",
-                walks=1,
-                by="frank.survey",
-                by_layer=True,
-                gives_weights=True,
-            ),
+            Survey(value="frank", by="frank.survey", by_layer=True, **_MEASURED),
+            Survey(value="metagpt", by="frank.survey", **_MEASURED),
         ),
-        combined_by="elementwise.task_arithmetic",
+        measured_by="spectral.leading.measure",
+        combined_by="spectral.leading.task_arithmetic",
     ),
     Method(
         name="chat-vector",
@@ -43,9 +43,10 @@ TASK_VECTORS = (
         formula="mllm + scale sum w_i (reasoner_i - base)",
         paper="arXiv 2310.04799, section 3",
         base="required",
-        defaults={"paper": {"weight": 1.0, "scale": 1.0}},
+        defaults={"paper": {"weight": 1.0, "scale": 1.0, **SPECTRAL}},
         adds_to_mllm=True,
-        combined_by="elementwise.chat_vector",
+        measured_by="spectral.leading.measure",
+        combined_by="spectral.leading.chat_vector",
     ),
     Method(
         name="consensus-ta",
@@ -190,5 +191,38 @@ TASK_VECTORS = (
         notes={"mergekit": "divides by the sum of the agreeing eta_i"},
         measured_by="importance.measure_sce",
         combined_by="importance.sce",
+    ),
+    Method(
+        name="ram",
+        summary="keep what one model alone has changed, average what several have",
+        formula="base + scale tau, tau = tau_i where one alone has |tau_i| > threshold, else mean",
+        paper="arXiv 2601.13572",
+        base="required",
+        defaults={"paper": {"scale": 1.0, "threshold": 1e-5}},
+        combined_by="overlap.ram",
+    ),
+    Method(
+        name="ram-plus",
+        summary="the same, with what one model alone has changed made a little larger",
+        formula="ram with (1 + boost clip(shared_i / unique_i, 0, max_overlap)) tau_i where alone",
+        paper="arXiv 2601.13572",
+        base="required",
+        defaults={
+            "paper": {**_RAM_PLUS, "counts": "global"},
+            "mergekit": {**_RAM_PLUS, "counts": "tensor"},
+        },
+        notes={"mergekit": "counts per tensor: its ramplus_tl"},
+        measured_by="overlap.measure_ram_plus",
+        surveys=(Survey(option="counts", value="global", walks=1, by="overlap.survey"),),
+        combined_by="overlap.ram",
+    ),
+    Method(
+        name="magmax",
+        summary="take of each entry the largest change",
+        formula="base + scale tau, tau: the tau_i of largest |tau_i|, of equal ones the last",
+        paper="arXiv 2407.06322, section 4",
+        base="required",
+        defaults={"paper": {"scale": 0.5}},
+        combined_by="overlap.magmax",
     ),
 )

@@ -25,7 +25,14 @@ Defaults = Mapping[str, Mapping[str, Value]]
 # Sums what a function counts of each tensor, by group, in the order of the plan.
 Total = Callable[[Callable[["Read"], "Tensor"]], dict[str, "Tensor"]]
 
+LAYER = "layer "  # and its number: a group of a survey by layer
 WEIGHTS = ("weight", "mllm_weight")  # options of every row that are numbers per tensor, not of it
+# Of rows that may take a spectral step; these values ask for none.
+SPECTRAL: Mapping[str, Value] = {
+    **{"rank": 0, "eta": 0.0, "bands": "none", "gates": "none", "norm": "frobenius"},
+}
+# Of rows on a base: what may become of their result.
+CALIBRATION: Mapping[str, Value] = {"calibrate": "none", "calibrate_alpha": 0.1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +45,7 @@ class Survey:
     option: str  # "weight", or an option of the method
     value: str
     walks: int  # over all inputs
-    by: str  # "module.function" in this package
+    by: str  # "module.function" in this room
     by_layer: bool = False  # a group for each layer, and each module outside; else all are one
     gives_weights: bool = False  # found: the weights (mllm, reasoners...); else combine's state
 
@@ -63,6 +70,7 @@ class Method:
     # per variant: options without a default, which the user must give
     notes: Mapping[str, str] = field(default_factory=dict)  # per variant: what differs
     adds_to_mllm: bool = False  # mllm + weight * something: with weight 0 the mllm is copied
+    takes_matrices: bool = False  # whole projections; what is none of them gets the plain mean
     row_wise: bool = False  # chunks must be whole rows of shape[-1]; a 1-D tensor is one row
     combined_by: str | Combine  # "module.function" in this package, or a user's own
     measured_by: str | Measure = ""  # likewise; "": the chunks need no look at the whole tensor
@@ -104,6 +112,6 @@ class Method:
 
 @cache
 def _function(path: str) -> Callable[..., Any]:
-    module, name = path.split(".")
+    module, name = path.rsplit(".", 1)
     function: Callable[..., Any] = getattr(import_module(f"{__package__}.{module}"), name)
     return function

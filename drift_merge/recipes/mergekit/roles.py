@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from drift_merge.maths.methods import METHODS
 from drift_merge.recipes.mergekit.document import Document
 
+_OURS = {"ramplus_tl": "ram-plus"}  # names that are not ours with underscores
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
@@ -79,9 +81,14 @@ def look_at(source: str) -> SourceFacts:
     return SourceFacts(is_multimodal, tower.num_layers)
 
 
+def our_name(method: str) -> str:
+    """Our name of a method of mergekit."""
+    return _OURS.get(method, method.replace("_", "-"))
+
+
 def _task_vectors(document: Document, mllm: str) -> Roles:
     others = [model for model in document.merged if model != mllm]
-    if document.base is None and METHODS[document.method.replace("_", "-")].base == "required":
+    if document.base is None and METHODS[our_name(document.method)].base == "required":
         raise document.refuse("base_model", "it is missing", "Name the common ancestor.")
     if not others:
         raise document.refuse("models", "there is no text LLM to merge", "Add one.")

@@ -17,7 +17,15 @@ from drift_merge.errors import nearest
 from drift_merge.maths.methods import METHODS
 from drift_merge.recipes.mergekit.document import Document, read_document
 from drift_merge.recipes.mergekit.parameters import Parameters
-from drift_merge.recipes.mergekit.roles import ROLES, Look, Roles, find_mllm, look_at, not_origin
+from drift_merge.recipes.mergekit.roles import (
+    ROLES,
+    Look,
+    Roles,
+    find_mllm,
+    look_at,
+    not_origin,
+    our_name,
+)
 from drift_merge.recipes.yaml import Entries
 
 
@@ -61,6 +69,11 @@ _KINDS = {
     "multislerp": _Kind(
         "delta", once={"normalize_weights": "normalize", "eps": "eps"}, weighted=True
     ),
+    "ram": _Kind("delta", once={"epsilon": "threshold"}),
+    "ramplus_tl": _Kind(
+        "delta",
+        once={"epsilon": "threshold", "r": "boost", "alpha": "max_overlap"},
+    ),
     "karcher": _Kind("set", once={"max_iter": "max_iter", "tol": "tol"}),
     "nearswap": _Kind("pair", once={"t": "t"}),
     "arcee_fusion": _Kind("pair"),
@@ -100,7 +113,7 @@ def translate(
     for model in document.models:
         reader.check_names(document.models[model], known, document.method)
     roles = ROLES[kind.roles](document, find_mllm(document, look))
-    ours = document.method.replace("_", "-")
+    ours = our_name(document.method)
     values: dict[str, Any] = {"method": ours, "mllm": roles.mllm, "modules": "full"}
     values["reasoner"] = roles.reasoners[0] if len(roles.reasoners) == 1 else roles.reasoners
     values |= {"base": roles.base} if roles.base else {}

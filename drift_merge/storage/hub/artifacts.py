@@ -165,8 +165,8 @@ def fetch_artifact(source: Source, manifest: str, *, quiet: bool = False) -> tup
     return source, path.parent
 
 
-def fetch_prior_headers(source: Source) -> tuple[Source, list[ShardHeader]]:
-    """The headers of a prior's shards by range requests; kilobytes instead of its tensors.
+def fetch_prior_headers(source: Source) -> tuple[Source, list[ShardHeader], Path]:
+    """The headers of a prior's shards by range requests, and its manifest; kilobytes.
 
     Raises:
         SourceError, CheckpointError: as `fetch_artifact`.
@@ -177,7 +177,8 @@ def fetch_prior_headers(source: Source) -> tuple[Source, list[ShardHeader]]:
     if files:
         require_files(source, names, files)
     sizes = {name: files[name].size_bytes if files else -1 for name in names}
-    return source, [shard_header(source, name, size, _FIRST_BYTES) for name, size in sizes.items()]
+    headers = [shard_header(source, name, size, _FIRST_BYTES) for name, size in sizes.items()]
+    return source, headers, path
 
 
 def read_listed(source: Source, manifest: Path) -> list[str]:

@@ -1,6 +1,6 @@
-"""Fine-tuning with a prior for people without a trainer: transformers' Trainer, one process.
+"""Fine-tuning with a prior for people without a trainer: transformers' Trainer.
 
 Must not know how gradients are biased: a DriftCallback does that, as for anybody else.
 
-Read: examples, curves, request, disk, run.
+Read: data, encode, trained, curves, request, memory, disk, ranks, model, publish, watch, run.
 """

@@ -6,17 +6,14 @@ Both depend on the logged numbers alone, so that the same run gives the same fil
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
+
+from drift_merge.reports.pages.runs import describe_panels
+from drift_merge.reports.pictures import curves, has_matplotlib
 
 Log = Mapping[str, Any]  # one entry of the trainer's history
 
 _FIRST = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-_PANELS = (
-    ("loss", "loss"),
-    ("drift/cosine", "cos(g, delta)"),
-    ("drift/bias_ratio", "|bias| / |g|"),
-)
 
 
 def steps_of(history: Sequence[Log]) -> list[Log]:
@@ -37,23 +34,8 @@ def to_csv(history: Sequence[Log]) -> bytes:
 
 
 def to_png(history: Sequence[Log], *, title: str) -> bytes | None:
-    """Loss, cosine and bias ratio over the steps; None where matplotlib is not installed."""
-    try:
-        figure_of: Any = import_module("matplotlib.figure").Figure
-    except ImportError:
+    """Loss, cosine, bias ratio and distance over the steps; None where matplotlib is not there."""
+    if not has_matplotlib():
         return None
-    rows = steps_of(history)
-    panels = [(key, label) for key, label in _PANELS if any(key in row for row in rows)]
-    figure = figure_of(figsize=(7, 2.2 * max(1, len(panels))), layout="constrained")
-    axes = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (key, label) in zip(axes, panels, strict=False):
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        axis.plot(*zip(*points, strict=True), color="tab:blue", linewidth=1.2)
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].set_title(title, fontsize=10)
-    axes[-1].set_xlabel("optimizer step")
-    axes[-1].xaxis.get_major_locator().set_params(integer=True)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120, metadata={"Software": None})
-    return image.getvalue()
+    panels = [p for p in describe_panels(steps_of(history)) if p["key"] != "alpha"]
+    return curves(panels, title=title, x_label="optimizer step")

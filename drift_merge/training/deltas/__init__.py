@@ -2,5 +2,6 @@
 
 Must not know gradients or rules: whoever asks says which block of which unit.
 
-Read: files, placement, refresh.
+Read: controls, opened, files, factored, packed, held, queues, streamed, gathered, placement,
+refresh, beginning.
 """

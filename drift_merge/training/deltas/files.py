@@ -7,96 +7,21 @@ way. How a delta is stored (or compressed) is known to `priors.deltas` alone.
 Shapes: a stored delta is seen as a matrix, see `names.tensors.matrix_shape`.
 """
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from drift_merge.errors import AlignmentError, RecipeError
+from drift_merge.maths.lowrank import LowRank, Rectangle, product, side_by_side
 from drift_merge.names.tensors import matrix_shape
-from drift_merge.priors.deltas import Deltas, open_deltas
-from drift_merge.priors.manifest import MANIFEST, Prior, open_prior
-from drift_merge.storage.manifests import check_seal
-from drift_merge.storage.sources import parse_source
-from drift_merge.training.units import Block, Unit
+from drift_merge.priors.deltas import Deltas
+from drift_merge.training.deltas.opened import OpenPrior
+from drift_merge.training.units import Block, Region, Unit, region_shape, run_of
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OpenPrior:
-    """A prior with its shards mapped."""
-
-    prior: Prior
-    deltas: Deltas
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Canonical name -> shape of every delta."""
-        return self.deltas.shapes
-
-    @property
-    def seal(self) -> str:
-        """The fingerprint of the manifest, which holds those of all deltas."""
-        return str(self.prior.manifest.get("seal"))
-
-    def command(self, *, modules: str | None = None, mllm: str | None = None) -> str:
-        """The command that computes a prior like this one.
-
-        Args:
-            modules: other ones, as `--modules`.
-            mllm: another checkpoint, or a word that stands for it.
-        """
-        parameters, sources = (self.prior.manifest[key] for key in ("parameters", "sources"))
-        named = {
-            side: f"{source['repo_id']}@{source['revision']}"
-            if source["repo_id"]
-            else source["source"]
-            for side, source in sources.items()
-        }
-        options = {
-            "-o": f"{self.prior.path.name}-2",
-            "--base": named.get("base"),
-            "--modules": modules or parameters["modules"],
-            "--layers": parameters["layers"],
-        }
-        words = ["drift-prior", "compute", named["reasoner"], mllm or named["mllm"]]
-        words += [word for pair in options.items() if pair[1] is not None for word in pair]
-        return shlex.join(words)
-
-
-def load_prior(where: str | Path) -> Prior:
-    """Open a prior: its manifest is read and its seal checked, no delta is.
-
-    Args:
-        where: a directory, or a Hub id `org/name[@revision]`, which is downloaded.
-
-    Raises:
-        SourceError: there is no prior.
-        CheckpointError: its manifest is broken, or of a newer format.
-        VerificationError: its manifest was changed after it was written.
-    """
-    path = Path(where)
-    if not path.is_dir() and parse_source(str(where)).kind != "local":
-        from drift_merge.hub.cache import fetch_prior
-        from drift_merge.priors.verify import verify_prior
-
-        _, path = fetch_prior(str(where), verify=lambda found: verify_prior(open_prior(found)))
-    prior = open_prior(path)
-    check_seal(prior.manifest, path / MANIFEST)
-    return prior
-
-
-def open_for_training(prior: Prior | str | Path) -> OpenPrior:
-    """Map a prior's shards and compare their headers with the manifest.
-
-    Raises:
-        CheckpointError: a tensor is missing or has another shape; see also `load_prior`.
-    """
-    loaded = prior if isinstance(prior, Prior) else load_prior(prior)
-    return OpenPrior(loaded, open_deltas(loaded))
+_MOST_HELD = 16  # deltas whose factors are kept widened on a CPU
 
 
 def read_delta(opened: OpenPrior, name: str, block: Block, out: Tensor) -> None:
@@ -120,8 +45,31 @@ def read_delta(opened: OpenPrior, name: str, block: Block, out: Tensor) -> None:
         out.copy_(target)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Direct:
+    """A region's delta as it lies in memory, for kernels that expand it themselves."""
+
+    elements: Tensor  # (n,), contiguous, as stored, in the order of the flattened region
+    scales: Tensor | None = None  # float32, where elements are codes
+    first: int = 0  # of the first element: its place in a matrix of `width` columns
+    width: int = 1
+    is_by_column: bool = False  # element i has the scale of its column, else of its row
+
+
 class DeltaSource(Protocol):
     """Where the values of delta come from."""
+
+    def factors(self, unit: Unit, block: Block, like: Tensor) -> Sequence[Rectangle] | None:
+        """A block of a unit's delta by factors, so that it need not be made.
+
+        Args:
+            unit: whose.
+            block: of the unit.
+            like: gives the dtype (float32 or float64) and the device of the factors.
+
+        Returns:
+            Parts that add up to the block; None where delta is stored otherwise.
+        """
 
     def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
         """Write a chunk of a unit's delta to `out`.
@@ -140,12 +88,71 @@ class DeltaSource(Protocol):
             Shape (end - first, cols), any float dtype.
         """
 
+    def direct(self, unit: Unit, region: Region) -> Direct | None:
+        """The region of a unit where it lies in one piece; None: read it with `chunk`.
+
+        Valid until the gradients of its layer are biased.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """The delta of a tensor as one prior's file holds it; windows on the map."""
+
+    values: Tensor  # (rows, cols), any stored dtype
+    scales: Tensor | None  # of the rows, where values are codes
+    weight: float  # of the prior
+
 
 class FileDeltas:
     """Deltas as they lie in the files of one or several priors."""
 
     def __init__(self, priors: Sequence[OpenPrior], weights: Sequence[float]) -> None:
         self.priors, self.weights = tuple(priors), tuple(weights)
+        self._factors: dict[tuple[str, torch.device, torch.dtype], LowRank | None] = {}
+
+    def is_factored(self, unit: Unit) -> bool:
+        """Whether a unit's delta is known by its factors, in all priors."""
+        return all(
+            isinstance(opened.deltas, Deltas) and opened.deltas.is_factored(unit.name)
+            for opened in self.priors
+        )
+
+    def factor_bytes(self, unit: Unit) -> int:
+        """Bytes of the factors of the tensor that a unit's delta lies in; 0 if it has none."""
+        if not self.is_factored(unit):
+            return 0
+        return sum(one.u.nbytes + one.v.nbytes for one in self._lowranks(unit.name))
+
+    def _lowranks(self, name: str) -> list[LowRank]:
+        """The factors of a delta in every prior that has some."""
+        held = [o.deltas.factors(name) for o in self.priors if isinstance(o.deltas, Deltas)]
+        return [one for one in held if one is not None]
+
+    def factors(self, unit: Unit, block: Block, like: Tensor) -> list[Rectangle] | None:
+        """A block of a unit's delta by factors; of several priors side by side."""
+        if not self.is_factored(unit):
+            return None
+        found = self._held(unit.name, like)
+        if found is None:
+            return None
+        place = unit.origin.span(block)
+        rows, cols = (place.row, place.row + place.rows), (place.col, place.col + place.cols)
+        parts = found.rectangles(rows, cols)
+        if unit.origin.is_transposed:
+            return [part.turned() for part in parts]
+        picked = (part.every(unit.origin.step) for part in parts)
+        return [part for part in picked if len(part.left)]
+
+    def _held(self, name: str, like: Tensor) -> LowRank | None:
+        """The factors of a delta in a dtype on a device: all on a GPU, the last few on a CPU."""
+        key = (name, like.device, like.dtype)
+        if key not in self._factors:
+            while like.device.type == "cpu" and len(self._factors) >= _MOST_HELD:
+                del self._factors[next(iter(self._factors))]
+            kept = [one.to(like) for one in self._lowranks(name)]
+            self._factors[key] = side_by_side(kept, self.weights)
+        return self._factors[key]
 
     def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
         """Read a chunk: the weighted sum of all priors."""
@@ -157,10 +164,40 @@ class FileDeltas:
             if number:
                 out.add_(target)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether what `chunk` gives lies in files; products and controls are computed."""
+        deltas = (opened.deltas for opened in self.priors)
+        return all(isinstance(one, Deltas) and not one.has_factors for one in deltas)
+
+    def stored(self, unit: Unit) -> list[Stored]:
+        """The whole tensor that a unit's delta lies in, of every prior; only if `is_stored`."""
+        found = []
+        for opened, weight in zip(self.priors, self.weights, strict=True):
+            assert isinstance(opened.deltas, Deltas)
+            found.append(Stored(*opened.deltas.stored(unit.name), weight))
+        return found
+
+    def direct(self, unit: Unit, region: Region) -> Direct | None:
+        """The region on the map, where one prior holds it in one piece."""
+        begin, origin, cols = run_of(unit, region), unit.origin, matrix_shape(unit.shape)[1]
+        is_turned = origin.is_transposed or origin.step != 1
+        if begin is None or is_turned or self.weights != (1.0,) or not self.is_stored:
+            return None
+        (stored,) = self.stored(unit)
+        if stored.values.shape[1] != cols:
+            return None
+        first = origin.row * cols + begin
+        elements = stored.values.reshape(-1)[first : first + prod(region_shape(unit, region))]
+        return Direct(elements, stored.scales, first, cols)
+
     def rows(self, unit: Unit, first: int, end: int) -> Tensor:
         """Rows [first, end) of a unit's matrix, float32, shape (end - first, cols)."""
         cols = matrix_shape(unit.shape)[1]
         out = torch.empty((end - first) * cols)
+        parts = self.factors(unit, Block(first, end - first, 0, cols), out)
+        if parts is not None:
+            return product(parts, out.view(-1, cols))
         self.chunk(unit, first * cols, Block(first, end - first, 0, cols), out)
         return out.view(-1, cols)
 
@@ -174,42 +211,3 @@ def _read_unit(opened: OpenPrior, unit: Unit, block: Block, out: Tensor) -> None
     stored = torch.empty(place.rows, place.cols, dtype=out.dtype)
     read_delta(opened, unit.name, place, stored)
     target.copy_(unit.origin.pick(stored))
-
-
-def combine_weights(count: int, weights: Sequence[float] | None) -> tuple[float, ...]:
-    """The weight of every prior: what the user gave, or 1 each.
-
-    Raises:
-        RecipeError: another number of weights than priors, or all are 0.
-    """
-    found = tuple(map(float, weights)) if weights is not None else (1.0,) * count
-    if len(found) != count or not any(found):
-        raise RecipeError(
-            f"weights is {weights!r}; expected {count} numbers, one per prior, not all 0.",
-            remedy="E.g. attach(model, [first, second], weights=[1.0, -0.5])",
-        )
-    return found
-
-
-def open_all(priors: Sequence[Prior | str | Path]) -> list[OpenPrior]:
-    """Open one or several priors; all must hold the same tensors.
-
-    Raises:
-        RecipeError: none is given.
-        AlignmentError: they hold other tensors, or of other shapes.
-    """
-    if not priors:
-        raise RecipeError("there is no prior: the list is empty.", remedy="Give one at least.")
-    opened = [open_for_training(prior) for prior in priors]
-    first = opened[0]
-    for other in opened[1:]:
-        names = sorted(first.shapes.keys() | other.shapes.keys())
-        differ = [name for name in names if first.shapes.get(name) != other.shapes.get(name)]
-        if differ:
-            raise AlignmentError(
-                f"{len(differ):,} tensors of {first.prior.path} and {other.prior.path} differ in"
-                f" shape or are in one of them only, e.g. {differ[0]}.",
-                remedy="Compute all priors against the same mllm, with the same --modules and"
-                " --layers.",
-            )
-    return opened

@@ -1,182 +1,166 @@
-"""Keeps deltas where the gradients are: read from the map, resident on the GPU, or streamed to it.
+"""Chooses where deltas wait: in the mapped files, resident on the GPU, shared out, or streamed.
 
-On a CPU the map of the prior's files is read directly. For gradients on a GPU all regions of
-this rank are made resident there if they fit; otherwise one unit at a time passes through
-pinned memory, the next one on a side stream while this one is used.
+On a CPU the map of the prior's files is read directly. For gradients on a GPU all regions of this
+rank are made resident there if they fit beside what training needs at its peak. If they do not,
+ranks of DDP hold 1/N each and gather layer by layer; else a few units at a time pass through.
 """
 
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
-from math import prod
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from drift_merge.names.tensors import matrix_shape
-from drift_merge.training.deltas.files import DeltaSource
-from drift_merge.training.units import Block, Region, Unit, blocks_of, region_shape
+from drift_merge.training.deltas.factored import WithFactors
+from drift_merge.training.deltas.files import DeltaSource, FileDeltas
+from drift_merge.training.deltas.gathered import GatheredDeltas
+from drift_merge.training.deltas.held import Resident
+from drift_merge.training.deltas.packed import Packs, Regions, packs_of
+from drift_merge.training.deltas.streamed import StreamedDeltas
 
-_PASS = 2**22  # elements that are widened on the host at once
-_HEADROOM = 0.9  # of the memory that is free; activations and fragments need the rest
-Regions = Mapping[Unit, Region]
+_HEADROOM = 0.9  # of the memory that is free at the peak; fragments need the rest
+KINDS = ("streamed", "gathered", "resident")  # the more memory the later; ranks take the least
+
+
+class Memory(Protocol):
+    """What a device's memory is used for."""
+
+    def whole_bytes(self) -> int:
+        """What torch can hold at most: what it has, and what is free on the device."""
+
+    def peak_bytes(self) -> int:
+        """The most that was held at once: weights, gradients and the activations of a pass."""
+
+
+class CudaMemory:
+    """The memory of a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def whole_bytes(self) -> int:
+        """As `Memory.whole_bytes`."""
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return int(free) + torch.cuda.memory_reserved(self._device)
+
+    def peak_bytes(self) -> int:
+        """As `Memory.peak_bytes`; before a step activations are freed, but the next pass comes."""
+        return torch.cuda.max_memory_allocated(self._device)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where deltas wait, and why."""
+
+    source: DeltaSource
+    kind: str  # "mapped", or one of KINDS
+    step_bytes: int  # that travel to this rank's device in a step; on a CPU, that are read
+    text: str  # one line for a log
+
+
+def mapped(source: DeltaSource, size_bytes: int, device: torch.device) -> Placement:
+    """Delta stays where it is, in mapped files."""
+    text = (
+        f"delta is read from mapped files, {_gb(size_bytes)} a step: gradients are on the"
+        f" {'CPU' if device.type == 'cpu' else device}"
+    )
+    return Placement(source, "mapped", size_bytes, text)
 
 
 def place(
-    source: DeltaSource,
+    source: FileDeltas | Resident,
     regions: Regions,
     device: torch.device,
     *,
     wanted: str,
-    dtype: torch.dtype,
     state_bytes: int,
-) -> DeltaSource:
+    passes: int = 1,
+    group: ProcessGroup | None = None,
+    memory: Memory | None = None,
+) -> Placement:
     """Choose where deltas wait.
 
     Args:
-        source: of the priors' files.
+        source: of the priors' files, or of a file that `refresh` made.
         regions: the region of every unit on this rank, in the order of use.
         device: where gradients lie.
         wanted: one of `training.options.DEVICES`.
-        dtype: in which deltas are held on the device, that of the prior.
         state_bytes: what the optimizer will still allocate on the device.
+        passes: how often a step goes through all of delta: 2 where a group is waited for.
+        group: ranks that have the same whole gradients (DDP) and choose together.
+        memory: of the device; by default that of a GPU.
     """
-    if device.type != "cuda":
-        return source
-    size = sum(numel_of(unit, region) for unit, region in regions.items()) * dtype.itemsize
-    if wanted == "cuda" or (wanted == "auto" and size + state_bytes < _free_bytes(device)):
-        return _resident(source, regions, device, dtype)
-    return StreamedDeltas(source, regions, device, dtype)
+    packs = source if isinstance(source, Resident) else packs_of(source)
+    files = source if isinstance(source, FileDeltas) else None
+    by_factors = {unit: files.factor_bytes(unit) for unit in regions} if files else {}
+    whole = {unit: region for unit, region in regions.items() if not by_factors.get(unit)}
+    size = sum(packs.packing(unit, region).size_bytes for unit, region in whole.items())
+    if memory is None:
+        if device.type != "cuda":
+            return mapped(source, passes * (size + sum(by_factors.values())), device)
+        memory = CudaMemory(device)
+    ranks = 1 if group is None else torch.distributed.get_world_size(group)
+    room = int(_HEADROOM * (memory.whole_bytes() - memory.peak_bytes())) - state_bytes
+    kind = _agreed(_kind(wanted, size, room, ranks), device, group)
+    why = (
+        f"{_gb(max(room, 0))} are free beside the peak of activations ({_gb(memory.peak_bytes())}"
+        f" in use then) and {_gb(state_bytes)} of optimizer state to come"
+        if wanted == "auto"
+        else f"device={wanted!r} was asked for"
+    )
+    said = f"{_gb(size)} in all; {why}"
+    placed = _placed(kind, packs, whole, device, group, said, passes * size)
+    if files is None or len(whole) == len(regions):
+        return placed
+    said = f"{placed.text}; beside it {_gb(sum(by_factors.values()))} of factors"
+    return replace(placed, source=WithFactors(placed.source, files), text=said)
 
 
-def _free_bytes(device: torch.device) -> float:
-    """What torch can still allocate on a GPU."""
-    free, _ = torch.cuda.mem_get_info(device)
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return _HEADROOM * (free + cached)
+def _kind(wanted: str, size: int, room: int, ranks: int) -> str:
+    if wanted != "auto":
+        return "resident" if wanted == "cuda" else "streamed"
+    if size <= room:
+        return "resident"
+    return "gathered" if ranks > 1 and size / ranks <= room else "streamed"
 
 
-def numel_of(unit: Unit, region: Region) -> int:
-    """Number of elements of a region."""
-    return prod(region_shape(unit, region))
+def _agreed(kind: str, device: torch.device, group: ProcessGroup | None) -> str:
+    """What all ranks of a group have room for: they gather together or not at all."""
+    if group is None:
+        return kind
+    number = torch.tensor(KINDS.index(kind), device=device)
+    torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MIN, group=group)
+    return KINDS[int(number)]
 
 
-def _fill(source: DeltaSource, unit: Unit, region: Region, out: Tensor) -> None:
-    """Write the whole region of a unit to host memory, flat, in the dtype of `out`."""
-    begin = 0
-    for block in blocks_of(unit, region, _PASS):
-        wide = torch.empty(block.numel)
-        source.chunk(unit, begin, block, wide)
-        out[begin : begin + block.numel].copy_(wide)
-        begin += block.numel
+def _placed(
+    kind: str,
+    packs: Packs,
+    regions: Regions,
+    device: torch.device,
+    group: ProcessGroup | None,
+    why: str,
+    step_bytes: int,
+) -> Placement:
+    if kind == "resident":
+        held = Resident.copied(packs, regions, device)
+        return Placement(held, kind, 0, f"delta is resident on {device}, 0 bytes a step: {why}")
+    if kind == "gathered":
+        assert group is not None
+        ranks = torch.distributed.get_world_size(group)
+        gathered = GatheredDeltas(packs, regions, device, group)
+        size = step_bytes * (ranks - 1) // ranks
+        text = (
+            f"delta is resident in {ranks} shares, {_gb(size)} gathered by {device} a step: {why}"
+        )
+        return Placement(gathered, kind, size, text)
+    streamed = StreamedDeltas(packs, regions, device)
+    text = (
+        f"delta is streamed to {device}, {_gb(step_bytes)} a step through a ring of"
+        f" {_gb(streamed.ring_bytes)}: {why}"
+    )
+    return Placement(streamed, kind, step_bytes, text)
 
 
-class Resident:
-    """Every region of this rank in tensors: on the device, or mapped from a file."""
-
-    def __init__(self, held: Mapping[Unit, Tensor]) -> None:
-        self._held = dict(held)  # flat, in the order of the region
-
-    def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
-        """Widen a chunk of what is held."""
-        out.copy_(self._held[unit][begin : begin + block.numel])
-
-    def rows(self, unit: Unit, first: int, end: int) -> Tensor:
-        """Rows of what is held."""
-        return self._held[unit].view(matrix_shape(unit.shape))[first:end]
-
-
-def _resident(
-    source: DeltaSource, regions: Regions, device: torch.device, dtype: torch.dtype
-) -> Resident:
-    held = {}
-    for unit, region in regions.items():
-        host = torch.empty(numel_of(unit, region), dtype=dtype)
-        _fill(source, unit, region, host)
-        held[unit] = host.to(device)
-    return Resident(held)
-
-
-@dataclass(slots=True)
-class _Slot:
-    """One place of the ring: pinned host memory, memory of the device, and who is in it."""
-
-    host: Tensor
-    device: Tensor
-    arrived: Any = None  # event of the side stream: the copy is complete
-    used: Any = None  # event of the main stream: nothing queued reads it any more
-    unit: Unit | None = None
-    filling: "Future[None] | None" = None
-
-
-class StreamedDeltas:
-    """One unit on the device at a time, and the next one on its way."""
-
-    def __init__(
-        self, source: DeltaSource, regions: Regions, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self._source, self._regions, self._device = source, dict(regions), device
-        order = list(regions)
-        self._next = dict(zip(order, order[1:] + order[:1], strict=True))
-        self._is_cuda = device.type == "cuda"
-        numel = max((numel_of(unit, region) for unit, region in regions.items()), default=0)
-        self._slots = [
-            _Slot(
-                torch.empty(numel, dtype=dtype, pin_memory=self._is_cuda),
-                torch.empty(numel, dtype=dtype, device=device),
-            )
-            for _ in range(2)
-        ]
-        self._stream: Any = torch.cuda.Stream(device) if self._is_cuda else None  # type: ignore[no-untyped-call]
-        # Reading the map takes a core for a while; the training loop must not wait for it.
-        self._reader = ThreadPoolExecutor(1, "drift_merge")
-
-    def chunk(self, unit: Unit, begin: int, block: Block, out: Tensor) -> None:
-        """Widen a chunk of the unit that is on the device."""
-        out.copy_(self._arrive(unit)[begin : begin + block.numel])
-
-    def rows(self, unit: Unit, first: int, end: int) -> Tensor:
-        """Rows of the unit that is on the device."""
-        return self._arrive(unit)[: unit.numel].view(matrix_shape(unit.shape))[first:end]
-
-    def _arrive(self, unit: Unit) -> Tensor:
-        """Wait for a unit on the main stream, and send for the one after it."""
-        slot = next((slot for slot in self._slots if slot.unit is unit), None)
-        if slot is None:
-            slot = self._slots[0] if self._slots[0].filling is None else self._slots[1]
-            self._send(unit, slot)
-        if slot.filling is not None:
-            slot.filling.result()
-            slot.filling = None
-            if self._is_cuda:
-                torch.cuda.current_stream(self._device).wait_event(slot.arrived)
-            other = self._slots[0] if slot is self._slots[1] else self._slots[1]
-            if len(self._next) > 1:
-                self._send(self._next[unit], other)
-        return slot.device
-
-    def _send(self, unit: Unit, slot: _Slot) -> None:
-        """Read a unit into pinned memory and copy it to the device, behind the caller's back."""
-        if slot.filling is not None:
-            slot.filling.result()
-        if self._is_cuda:
-            slot.used = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            slot.used.record(torch.cuda.current_stream(self._device))
-        slot.unit = unit
-        slot.filling = self._reader.submit(self._carry, unit, slot)
-
-    def _carry(self, unit: Unit, slot: _Slot) -> None:
-        region = self._regions[unit]
-        numel = numel_of(unit, region)
-        if self._is_cuda and slot.arrived is not None:
-            slot.arrived.synchronize()  # the pinned memory is still being copied from
-        _fill(self._source, unit, region, slot.host[:numel])
-        with torch.cuda.stream(self._stream) if self._is_cuda else nullcontext():
-            if self._is_cuda:
-                self._stream.wait_event(slot.used)
-            slot.device[:numel].copy_(slot.host[:numel], non_blocking=True)
-            if self._is_cuda:
-                slot.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                slot.arrived.record(self._stream)
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.2f} MB"

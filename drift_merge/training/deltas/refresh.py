@@ -7,7 +7,7 @@ more: no anonymous memory, and nothing is left behind however the process ends.
 import errno
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,13 +33,43 @@ from drift_merge.storage.adapters.factors import is_adapter
 from drift_merge.storage.adapters.fields import base_of
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
 from drift_merge.storage.sources import parse_source
-from drift_merge.training.deltas.files import OpenPrior
-from drift_merge.training.deltas.placement import Regions, Resident, numel_of
+from drift_merge.training.deltas.held import Resident
+from drift_merge.training.deltas.opened import OpenPrior
+from drift_merge.training.deltas.packed import Regions, numel_of
 from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.units import Block, Unit, blocks_of
 
-_CHUNK = 2**18  # elements
+CHUNK = 2**18  # elements
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+def require_refreshable(
+    priors: Sequence[OpenPrior], weights: Sequence[float], control: str | None
+) -> None:
+    """Refuse what cannot be taken anew.
+
+    Raises:
+        RecipeError: there are several priors, a control, or deltas of low rank.
+    """
+    if control is not None:
+        raise RecipeError(
+            f"refresh() would put the reasoner's delta in place of {control!r}.",
+            remedy="Leave refresh() out of a run with a control.",
+        )
+    if len(priors) > 1 or tuple(weights) != (1.0,):
+        raise RecipeError(
+            "refresh() is defined for one prior of weight 1.",
+            remedy="Compute priors against the current weights, and attach those.",
+        )
+    entries = priors[0].prior.tensors
+    low = [name for name, entry in entries.items() if "rank" in entry]
+    if low:
+        raise RecipeError(
+            f"refresh() takes all of delta anew, but {low[0]} is of rank "
+            f"{entries[low[0]]['rank']} in this prior.",
+            remedy="Attach a prior that was computed without --rank, or compute one of this "
+            "rank against the current weights.",
+        )
 
 
 def refreshed_deltas(
@@ -73,16 +103,30 @@ def refreshed_deltas(
             f" through adapters, e.g. {adapted[0]}.",
             remedy="Merge the adapters, compute a prior for the result, and attach that.",
         )
-    source = opened.prior.manifest["sources"]["reasoner"]
-    named = f"{source['repo_id']}@{source['revision']}" if source["repo_id"] else source["source"]
-    checkpoint = _open(str(reasoner if reasoner is not None else named))
-    alignment = _align(checkpoint, opened, {unit.name for unit in regions})
-    # In a thread of its own: the reader of the engine gives its thread one core only.
+    named = str(reasoner if reasoner is not None else opened.source("reasoner"))
+    with reading(opened, "reasoner", named, regions) as (pool, values):
+        return pool.submit(_Recompute(values, layout).regions, regions, dtype, directory).result()
+
+
+@contextmanager
+def reading(
+    opened: OpenPrior, side: str, named: str, regions: Regions
+) -> Iterator[tuple[ThreadPoolExecutor, "SideValues"]]:
+    """Open a checkpoint of a prior, to be read in the pool's one thread.
+
+    That is one of its own, since the reader of the engine gives its thread one core only.
+
+    Args:
+        opened: the prior; names and shapes are those of its tensors.
+        side: "reasoner" or "mllm".
+        named: the checkpoint, or a Hub id.
+        regions: what will be read.
+    """
+    checkpoint = _open(named)
+    alignment = _align(checkpoint, opened, side, {unit.name for unit in regions})
     with ThreadPoolExecutor(1) as pool, Inputs([checkpoint]) as inputs:
         run = WorkerContext(inputs, torch.device("cpu"), lambda size: None)
-        return pool.submit(
-            _Recompute(run, checkpoint, alignment, layout).regions, regions, dtype, directory
-        ).result()
+        yield pool, SideValues(run, checkpoint, alignment)
 
 
 def _open(text: str) -> Checkpoint:
@@ -92,8 +136,8 @@ def _open(text: str) -> Checkpoint:
     return join_adapter(source, open_checkpoint(base_of(source)))
 
 
-def _align(checkpoint: Checkpoint, opened: OpenPrior, names: set[str]) -> Alignment:
-    """Pair the reasoner with the tensors of the prior, which stand for those of the mllm."""
+def _align(checkpoint: Checkpoint, opened: OpenPrior, side: str, names: set[str]) -> Alignment:
+    """Pair a checkpoint with the tensors of the prior, which stand for those of the mllm."""
     manifest = opened.prior.manifest
     map_file = manifest["parameters"]["map_file"]
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
@@ -102,7 +146,7 @@ def _align(checkpoint: Checkpoint, opened: OpenPrior, names: set[str]) -> Alignm
         Model(checkpoint.source.given, shapes, checkpoint.config),
         Model(str(opened.prior.path), dict(opened.shapes)),
         modules=manifest["parameters"]["modules"],
-        name_map=NameMap(reasoner=maps.reasoner, mllm=SideMap(tower="")),
+        name_map=NameMap(reasoner=getattr(maps, side), mllm=SideMap(tower="")),
         is_tower=True,
         vocabularies=lambda: _vocabularies(checkpoint, manifest["sources"]["mllm"], names),
     )
@@ -111,8 +155,8 @@ def _align(checkpoint: Checkpoint, opened: OpenPrior, names: set[str]) -> Alignm
         raise AlignmentError(
             f"{checkpoint.source.given} has no partner for {len(missing):,} of the {len(names):,}"
             f" tensors in use, e.g. {missing[0]}.",
-            remedy="Give the reasoner that the prior was computed from:"
-            " handle.refresh(reasoner=...)",
+            remedy=f"Give the {side} that the prior was computed from"
+            + (": handle.refresh(reasoner=...)" if side == "reasoner" else "."),
         )
     return alignment
 
@@ -127,12 +171,36 @@ def _vocabularies(
 
 
 @dataclass(slots=True)
-class _Recompute:
-    """The reading half: values of the reasoner in the layout of the prior."""
+class SideValues:
+    """Values of a checkpoint in the layout of the prior."""
 
     run: WorkerContext
-    reasoner: Checkpoint
+    checkpoint: Checkpoint
     alignment: Alignment
+
+    def blocks(self, unit: Unit, cuts: Iterable[Block]) -> Iterator[tuple[Block, Tensor, Tensor]]:
+        """Blocks of a unit, their values (flat, float32), and which rows have a partner (bool)."""
+        pair = next(pair for pair in self.alignment.pairs if pair.canonical == unit.name)
+        view = view_of(0, pair, self.alignment.rows, self.checkpoint)
+        step = Step(unit.name, "cast", "F32", pair.shape, (view,))
+        reader, cols = Reader(self.run, step), matrix_shape(pair.shape)[1]
+        for block in cuts:
+            place = unit.origin.span(block)
+            row, rows = place.row, place.rows
+            begin, end = row * cols, (row + rows) * cols
+            (loaded,) = reader.load(reader.raw(begin, end), begin, end)
+            stored = loaded.view(rows, cols)[:, place.col : place.col + place.cols]
+            missing = torch.zeros(block.rows, dtype=torch.bool)
+            if view.rows is not None:
+                missing[self.run.inputs.missing_rows(view, row, row + rows)] = True
+            yield block, unit.origin.pick(stored).reshape(-1), missing
+
+
+@dataclass(slots=True)
+class _Recompute:
+    """Writes theta_reasoner - theta."""
+
+    reasoner: SideValues
     layout: GradientLayout
 
     def regions(
@@ -146,29 +214,17 @@ class _Recompute:
             held, begin = {}, 0
             for unit, size in sizes.items():
                 held[unit] = whole[begin : begin + size]
-                self._unit(unit, blocks_of(unit, regions[unit], _CHUNK), held[unit])
+                self._unit(unit, blocks_of(unit, regions[unit], CHUNK), held[unit])
                 begin += size
-        return Resident(held)
+        return Resident.of_values(held)
 
     def _unit(self, unit: Unit, cuts: Iterable[Block], target: Tensor) -> None:
-        pair = next(pair for pair in self.alignment.pairs if pair.canonical == unit.name)
-        view = view_of(0, pair, self.alignment.rows, self.reasoner)
-        step = Step(unit.name, "cast", "F32", pair.shape, (view,))
-        reader, cols = Reader(self.run, step), matrix_shape(pair.shape)[1]
         values = self.layout.values(unit)
         assert values is not None
         theta, at = values.reshape(-1), 0
-        for block in cuts:
-            place = unit.origin.span(block)
-            row, rows = place.row, place.rows
-            begin, end = row * cols, (row + rows) * cols
-            (loaded,) = reader.load(reader.raw(begin, end), begin, end)
-            stored = loaded.view(rows, cols)[:, place.col : place.col + place.cols]
-            wanted = unit.origin.pick(stored).reshape(-1)
+        for block, wanted, missing in self.reasoner.blocks(unit, cuts):
             delta = wanted - theta[at : at + block.numel].to("cpu", wanted.dtype)
-            if view.rows is not None:  # rows without a partner keep what they have
-                missing = self.run.inputs.missing_rows(view, row, row + rows)
-                delta.view(block.rows, block.cols)[missing] = 0.0
+            delta.view(block.rows, block.cols)[missing] = 0.0  # without a partner: as it is
             target[at : at + block.numel].copy_(delta)
             at += block.numel
 

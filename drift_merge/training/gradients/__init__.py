@@ -3,5 +3,5 @@
 Must not know deltas, rules or alpha: it gives a gradient, takes it back, and names the ranks.
 
 Read: layout, zero_partitions, deepspeed, sharded, hooks, choose, microbatch,
-takers, rounding.
+takers, rounding, optimizer_state.
 """

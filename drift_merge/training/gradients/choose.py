@@ -4,10 +4,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
 
 from drift_merge.errors import RecipeError
 from drift_merge.training.gradients.hooks import unwrap_accelerated
 from drift_merge.training.gradients.layout import GradientLayout, PlainLayout
+from drift_merge.training.gradients.zero_partitions import several
 from drift_merge.training.units import Unit
 
 _SHARDED = ("placements", "_hp_mapping", "ds_id")  # of parameters: DTensor, ZeRO-1 and 2, ZeRO-3
@@ -25,7 +28,16 @@ def layout_for(model: nn.Module, optimizer: Any = None) -> GradientLayout:
     optimizer = unwrap_accelerated(optimizer)
     if deepspeed.is_deepspeed(optimizer) or deepspeed.is_deepspeed(model):
         return deepspeed.deepspeed_layout(model, optimizer)
-    return sharded.ShardedLayout() if sharded.is_sharded(model) else PlainLayout()
+    if sharded.is_sharded(model):
+        return sharded.ShardedLayout()
+    return PlainLayout(_replicas(model))
+
+
+def _replicas(model: nn.Module) -> ProcessGroup | None:
+    """The ranks of DDP, if there are several; all of a model's parts have the same."""
+    wrapped = (m for m in model.modules() if isinstance(m, DistributedDataParallel))
+    group: ProcessGroup | None = next((m.process_group for m in wrapped), None)
+    return None if group is None else several(group)
 
 
 def require_current(model: nn.Module, units: Iterable[Unit], layout: GradientLayout) -> None:

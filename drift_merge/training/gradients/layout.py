@@ -47,6 +47,10 @@ class PlainLayout:
 
     loss_scale = None
 
+    def __init__(self, replicas: ProcessGroup | None = None) -> None:
+        """Keep the ranks whose gradients are equal after backward (DDP's), if there are several."""
+        self.replicas = replicas
+
     def wait(self) -> None:
         """Nothing to wait for."""
 

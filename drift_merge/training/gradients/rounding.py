@@ -15,7 +15,7 @@ from drift_merge.training.gradients.sharded import is_dtensor
 
 _SAMPLE = 4096  # weights of each parameter
 _ENOUGH = 0.5  # fraction of the weights that a step must be able to change
-_LIKE_ADAM = ("adam", "lion", "adopt")  # by the name of the class: a step is about lr
+LIKE_ADAM = ("adam", "lion", "adopt")  # by the name of the class: a step is about lr
 _CAREFUL = ("bf16_stochastic_round", "stochastic_rounding", "kahan_sum", "use_kahan_summation")
 
 
@@ -77,7 +77,7 @@ def _rounds(optimizer: torch.optim.Optimizer) -> bool:
     name = type(optimizer).__name__.lower()
     flags = [vars(optimizer), optimizer.defaults, *optimizer.param_groups]
     is_careful = any(values.get(flag) for values in flags for flag in _CAREFUL)
-    return any(word in name for word in _LIKE_ADAM) and not is_careful
+    return any(word in name for word in LIKE_ADAM) and not is_careful
 
 
 def _rate(group: Mapping[str, Any]) -> float | None:

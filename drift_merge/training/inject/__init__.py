@@ -2,5 +2,5 @@
 
 Must not know how gradients are stored or where deltas lie: layouts and sources give both.
 
-Read: pieces, adapted, injector, build.
+Read: kernels, uses, scratch, pieces, scatter, adapted, injector, build.
 """

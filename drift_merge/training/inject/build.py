@@ -13,6 +13,7 @@ from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.inject.adapted import AdaptedPiece
 from drift_merge.training.inject.injector import TensorSlots
 from drift_merge.training.inject.pieces import DensePiece, Piece
+from drift_merge.training.inject.uses import DeltaUse
 from drift_merge.training.match.matching import Matching
 from drift_merge.training.units import Region, Unit
 
@@ -31,6 +32,7 @@ def build(
     entries: Mapping[str, TensorRecord],
     layout: GradientLayout,
     alphas: Mapping[str, float],
+    use: DeltaUse | None = None,
 ) -> BuiltPieces:
     """Make a slot for each tensor of the prior, and a piece for what this rank holds of it.
 
@@ -39,9 +41,11 @@ def build(
         entries: the manifest's tensors by canonical name.
         layout: where gradients lie.
         alphas: strength by module.
+        use: what the rule uses of delta; all of it by default.
 
     Raises:
         CheckpointError: the prior holds NaN or Inf.
+        RecipeError: an adapter under a rule that needs the weights themselves.
     """
     numbers: dict[str, int] = {}
     pieces: list[Piece] = []
@@ -54,11 +58,11 @@ def build(
             regions[unit] = Region(flat=(0, unit.numel))
             continue
         region = layout.region(unit)
-        pieces.append(DensePiece(unit, slot, region, layout))
+        pieces.append(DensePiece(unit, slot, region, layout, use))
         if region is not None:
             regions[unit] = region
     for (slot, name), units in adapted.items():
-        pieces.append(AdaptedPiece(units, slot, matching.adapted[name], layout))
+        pieces.append(AdaptedPiece(units, slot, matching.adapted[name], layout, use))
     names = tuple(numbers)
     return BuiltPieces(_slots(names, matching.units, alphas, entries), tuple(pieces), regions)
 
@@ -118,6 +122,7 @@ def _slots(
         mllm_norm=torch.tensor(norms, dtype=torch.float64),
         delta_sq=torch.zeros(len(names), dtype=torch.float64),
         whole_sq=torch.zeros(len(names), dtype=torch.float64),
+        aim_sq=torch.zeros(len(names), dtype=torch.float64),
     )
 
 

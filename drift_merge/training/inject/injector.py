@@ -14,20 +14,19 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from drift_merge.maths.injection import Rule, Sums
+from drift_merge.training.inject.kernels.choose import LazyKernels
+from drift_merge.training.inject.kernels.runs import Run
 from drift_merge.training.inject.pieces import (
     COLUMNS,
     DELTA_SQ,
     DOT,
     GRAD_SQ,
+    PLACE,
     Piece,
-    ScatterAdd,
-    Scratch,
 )
+from drift_merge.training.inject.scatter import ScatterAdd
+from drift_merge.training.inject.scratch import Scratch
 
-# Elements that are measured together where no group is waited for: tensors share the arithmetic
-# of the rule (about 70 microseconds), while their gradients and deltas stay in the last cache.
-_CPU_BATCH = 2**21
-_GPU_BATCH = 2**26
 _TINY = 1e-300
 
 
@@ -42,10 +41,11 @@ class TensorSlots:
     mllm_norm: Tensor  # |theta_mllm| as the prior recorded it
     delta_sq: Tensor  # sum of delta*delta of what is added; 0 where it is another at each step
     whole_sq: Tensor  # sum of delta*delta of the prior's whole tensor
+    aim_sq: Tensor  # of what the weights that are trained would have to move
 
     def to(self, device: torch.device) -> None:
         """Move to where the gradients are."""
-        for name in ("alpha", "mllm_norm", "delta_sq", "whole_sq"):
+        for name in ("alpha", "mllm_norm", "delta_sq", "whole_sq", "aim_sq"):
             setattr(self, name, getattr(self, name).to(device))
 
 
@@ -62,39 +62,66 @@ class _Batch:
 class Injector:
     """Biases the gradients of all pieces, once a call."""
 
-    def __init__(self, pieces: Sequence[Piece], slots: TensorSlots, rule: Rule) -> None:
-        self.pieces, self.slots, self.rule = tuple(pieces), slots, rule
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        slots: TensorSlots,
+        rule: Rule,
+        until: float | None = None,
+    ) -> None:
+        """Take over pieces and slots.
+
+        Args:
+            pieces: of this rank.
+            slots: of all ranks.
+            rule: gives the coefficients.
+            until: a tensor that has come this share of its way is not pulled.
+        """
+        self.pieces, self.slots, self.rule, self.until = tuple(pieces), slots, rule, until
+        self.start = torch.zeros_like(slots.alpha)  # theta_0 * delta, for `until`
         self.missing: set[Piece] = set()  # without a gradient at the last step
         self._scatter_add = ScatterAdd()
         self._norms: dict[_Batch, tuple[Tensor, Tensor]] = {}
         self._groups = _by_group(self.pieces)
+        self._known_batches: list[tuple[ProcessGroup | None, list[_Batch]]] | None
         self.to(slots.alpha.device)
 
-    def to(self, device: torch.device, *, one_by_one: bool = False) -> None:
+    def to(self, device: torch.device, *, cut: str | None = None) -> None:
         """Work on the device where the gradients are.
 
         Args:
             device: of the sums, and of nearly all gradients.
-            one_by_one: bias each slot before the next one is measured, since delta passes through
-                the device's memory but once.
+            cut: "slot" or "layer": bias each before the next one is measured, since delta passes
+                through the device's memory but once.
         """
         self.device = device
         self.slots.to(device)
+        self.start = self.start.to(device)
         self._norms.clear()
         self._scratch = Scratch(device)
+        self._kernels = LazyKernels(device, sum(piece.numel for piece in self.pieces))
+        self._runs: dict[Piece, Run] = {}  # of the batch at hand
         shape = (len(self.slots.names), COLUMNS)
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)  # of the last step
         self.strength = torch.zeros(shape[0], dtype=torch.float64, device=device)  # alpha * c
-        size = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
-        size = 1 if one_by_one else size
-        self._batches = [
-            (group, list(_cut(pieces, size if group is None else None, device)))
-            for group, pieces in self._groups
-        ]
+        self.arrived = torch.zeros(shape[0], dtype=torch.bool, device=device)  # at the last step
+        self._cut_by, self._known_batches = cut, None
 
-    def set_norms(self, delta_sq: Tensor, whole_sq: Tensor) -> None:
-        """Take over what `positions` has measured of delta, both of shape (P,)."""
-        self.slots.delta_sq, self.slots.whole_sq = delta_sq, whole_sq
+    @property
+    def _batches(self) -> list[tuple[ProcessGroup | None, list[_Batch]]]:
+        """What is measured before any of it is biased; cut when the device is known for good."""
+        if self._known_batches is None:
+            size = 1 if self._cut_by == "slot" else self._kernels.batch_elements
+            by_layer = self._cut_by == "layer"
+            self._known_batches = [
+                (group, list(_cut(own, size if group is None else None, self.device, by_layer)))
+                for group, own in self._groups
+            ]
+        return self._known_batches
+
+    def set_norms(self, delta_sq: Tensor, whole_sq: Tensor, aim_sq: Tensor) -> None:
+        """Take over what `positions` has measured of delta, each of shape (P,)."""
+        self.slots.delta_sq, self.slots.whole_sq, self.slots.aim_sq = delta_sq, whole_sq, aim_sq
         self._norms.clear()
 
     def positions(self) -> Tensor:
@@ -129,12 +156,20 @@ class Injector:
         cells = []
         self._scratch.forget()
         self.sums[batch.rows] = 0.0
+        kernels = self._kernels.get()
+        self._runs.clear()
         for piece in batch.pieces:
+            run = None if kernels is None else piece.run(self.device)
+            if run is not None:
+                self._runs[piece] = run
+                continue
             found = piece.measure(self._scratch)
             if found is None:
                 self.missing.add(piece)
             cells += found or []
         self._scatter_add.add(self.sums, cells)
+        if kernels is not None and self._runs:
+            kernels.sums(list(self._runs.values()), self.sums)
 
     def _bias(self, batch: _Batch, factor: float, scale: float | Tensor | None) -> None:
         rows, slots = batch.rows, self.slots
@@ -144,13 +179,32 @@ class Injector:
         delta_norm, mllm_norm = self._norms_of(batch)
         sums = Sums(self.sums[rows, GRAD_SQ], self.sums[rows, DOT], delta_norm, mllm_norm)
         strength = self.rule(sums) * slots.alpha[rows] * factor
+        if self.until is not None:
+            moved = (self.sums[rows, PLACE] - self.start[rows]) * slots.alpha[rows].sign()
+            self.arrived[rows] = moved >= self.until * slots.aim_sq[rows]
+            strength = strength.masked_fill(self.arrived[rows], 0.0)
         self.strength[rows] = strength
-        coefficients = (strength if scale is None else strength * scale).unbind()
+        strength = strength if scale is None else strength * scale
+        # Bit for bit: g - 0 * delta would lose the sign of a zero.
+        pieces = [p for p in batch.pieces if factor * slots.alphas[p.slot] != 0.0]
+        self._bias_runs(pieces, batch, strength)
+        rest = [piece for piece in pieces if piece not in self._runs]
+        coefficients = strength.unbind() if rest else ()
         is_cpu = self.device.type == "cpu"  # on which the last piece is still in the cache
-        for piece in reversed(batch.pieces) if is_cpu else batch.pieces:
-            if factor * slots.alphas[piece.slot] == 0.0:
-                continue  # bit for bit: g - 0 * delta would lose the sign of a zero
+        for piece in reversed(rest) if is_cpu else rest:
             piece.bias(coefficients[batch.places[piece.slot]], self._scratch)
+
+    def _bias_runs(self, pieces: Sequence[Piece], batch: _Batch, strength: Tensor) -> None:
+        """Bias those that kernels have measured."""
+        kernels = self._kernels.get()
+        runs = {piece: self._runs[piece] for piece in pieces if piece in self._runs}
+        if kernels is None or not runs:
+            return
+        coefficients = torch.zeros_like(self.strength)
+        coefficients[batch.rows] = strength
+        kernels.bias(list(runs.values()), coefficients)
+        for piece, run in runs.items():
+            piece.put(run)
 
     def _norms_of(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         """|delta| of what is added, and the |theta| that belongs to it."""
@@ -175,13 +229,18 @@ def _by_group(pieces: Sequence[Piece]) -> list[tuple[ProcessGroup | None, list[P
     return list(groups.values())
 
 
-def _cut(pieces: Sequence[Piece], size: int | None, device: torch.device) -> Iterator[_Batch]:
-    """Batches of about `size` elements, or one; slots and ties stay together."""
+def _cut(
+    pieces: Sequence[Piece], size: int | None, device: torch.device, by_layer: bool
+) -> Iterator[_Batch]:
+    """Batches of about `size` elements, of a layer, or one; slots and ties stay together."""
     batch: list[Piece] = []
     numel = 0
     for piece in sorted(pieces, key=lambda piece: piece.slot):
         is_tied = bool(batch) and (piece.slot == batch[-1].slot or piece.tie == batch[-1].tie)
-        if batch and size is not None and numel + piece.numel > size and not is_tied:
+        is_full = size is not None and numel + piece.numel > size
+        if batch and by_layer:
+            is_full = piece.layer != batch[-1].layer
+        if batch and is_full and not is_tied:
             yield _batch(batch, device)
             batch, numel = [], 0
         batch.append(piece)

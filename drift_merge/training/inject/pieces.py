@@ -3,76 +3,26 @@
 Shapes: a chunk is flat, n elements; float32 arithmetic (float64 for float64 gradients).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from drift_merge.maths.lowrank import Rectangle, inner, squared, subtract_
 from drift_merge.training.deltas.files import DeltaSource
 from drift_merge.training.gradients.layout import GradientLayout
+from drift_merge.training.inject.kernels.runs import Run, can_take
+from drift_merge.training.inject.scratch import CPU_GRADIENT_CHUNK, Scratch, computed
+from drift_merge.training.inject.uses import DeltaUse
 from drift_merge.training.units import Block, Region, Unit, blocks_of
 
-# Elements. Smaller chunks stay in a smaller cache, but cost more in calls: 2**17 a tenth more.
-CPU_GRADIENT_CHUNK = 2**19
-GPU_GRADIENT_CHUNK = 2**23
-_KEPT = 2**21  # elements of widened deltas that are kept on a CPU from the first pass to the second
-GRAD_SQ, DOT, DELTA_SQ = 0, 1, 2  # columns of sums: g*g, g*delta (or theta*delta), delta*delta
-COLUMNS = 3
-_MOST_INDICES = 10_000  # that are kept; gradients that come and go (experts) make ever new ones
+# Columns of sums: g*g, g*delta (or theta*delta), delta*delta, and theta*delta beside the others.
+GRAD_SQ, DOT, DELTA_SQ, PLACE = 0, 1, 2, 3
+COLUMNS = 4
 
 Cell = tuple[int, int, Tensor]  # row and column of the sums, and what is added there, 0-dim
-
-
-class Scratch:
-    """Buffers on one device, made once however large the tensors are."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.elements = CPU_GRADIENT_CHUNK if device.type == "cpu" else GPU_GRADIENT_CHUNK
-        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
-        self._kept: dict[tuple[object, int], Tensor] = {}
-        self._used = 0  # elements of the buffer of kept deltas
-        self._others: dict[torch.device, Scratch] = {}
-
-    def at(self, device: torch.device) -> "Scratch":
-        """The same on another device, where a model lies on several."""
-        if device == self.device:
-            return self
-        if device not in self._others:
-            self._others[device] = Scratch(device)
-        return self._others[device]
-
-    def get(self, name: str, numel: int, dtype: torch.dtype, *, capacity: int = 0) -> Tensor:
-        """The first `numel` elements of a buffer, which holds `capacity` at least."""
-        buffer = self._buffers.get((name, dtype))
-        if buffer is None or buffer.numel() < numel:
-            size = max(numel, capacity, self.elements)
-            buffer = torch.empty(size, dtype=dtype, device=self.device)
-            self._buffers[name, dtype] = buffer
-        return buffer[:numel]
-
-    def keep(self, key: tuple[object, int], numel: int, dtype: torch.dtype) -> Tensor:
-        """Memory for a delta; `kept` finds it again until `forget`, if there was room for it."""
-        room = _KEPT if self.device.type == "cpu" else 0
-        if self._used + numel > room:
-            return self.get("delta", numel, dtype)
-        whole = self.get("kept", room, dtype, capacity=room)
-        self._kept[key] = whole[self._used : self._used + numel]
-        self._used += numel
-        return self._kept[key]
-
-    def kept(self, key: tuple[object, int]) -> Tensor | None:
-        """A delta that was kept."""
-        return self._kept.get(key)
-
-    def forget(self) -> None:
-        """Start anew with what is kept."""
-        self._kept.clear()
-        self._used = 0
-        for other in self._others.values():
-            other.forget()
 
 
 class Piece(Protocol):
@@ -87,6 +37,10 @@ class Piece(Protocol):
     @property
     def slot(self) -> int:
         """Row of the sums."""
+
+    @property
+    def layer(self) -> int | None:
+        """Of the model."""
 
     @property
     def numel(self) -> int:
@@ -117,6 +71,12 @@ class Piece(Protocol):
     def bias(self, coefficient: Tensor, scratch: Scratch) -> None:
         """Subtract coefficient (0-dim) * delta from the gradient."""
 
+    def run(self, device: torch.device) -> Run | None:
+        """Gradient and delta for the kernels of a device; None: `measure` and `bias` are called."""
+
+    def put(self, run: Run) -> None:
+        """Store a gradient that a kernel has biased."""
+
     def position(self, scratch: Scratch) -> list[Cell]:
         """This rank's theta*delta, and delta*delta where that is the same at every step."""
 
@@ -124,16 +84,26 @@ class Piece(Protocol):
 class DensePiece:
     """The gradient of a region of a parameter, and the same region of delta."""
 
-    is_fixed = True
-
     def __init__(
-        self, unit: Unit, slot: int, region: Region | None, layout: GradientLayout
+        self,
+        unit: Unit,
+        slot: int,
+        region: Region | None,
+        layout: GradientLayout,
+        use: DeltaUse | None = None,
     ) -> None:
+        self.use = use or DeltaUse()
         self.unit, self.slot, self.region, self.tie = unit, slot, region, (slot,)
+        self.layer = unit.layer
         self.source: DeltaSource | None = None  # set when it is known where gradients lie
         self._layout = layout
         self._chunks: dict[int, tuple[tuple[int, Block], ...]] = {}
         self.numel = sum(block.numel for _, block in self.chunks(CPU_GRADIENT_CHUNK))
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether delta is the same at every step."""
+        return self.use.is_stored
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -177,11 +147,28 @@ class DensePiece:
         cells: list[Cell] = []
         for begin, block in self.chunks(scratch.elements):
             gradient = computed(flat[begin : begin + block.numel], scratch)
-            delta = scratch.keep((self, begin), block.numel, gradient.dtype)
-            self._read(begin, block, delta)
-            cells.append((self.slot, DOT, torch.dot(gradient, delta)))
+            parts = self._step_factors(block, gradient)
+            if parts is None:
+                cells += self._read_sums(begin, block, gradient, scratch)
+            else:
+                product = inner(gradient.view(block.rows, block.cols), parts)
+                cells.append((self.slot, DOT, product))
             cells.append((self.slot, GRAD_SQ, torch.dot(gradient, gradient)))
         return cells
+
+    def _read_sums(
+        self, begin: int, block: Block, gradient: Tensor, scratch: Scratch
+    ) -> Iterator[Cell]:
+        """The sums of a chunk with delta, which is read and kept."""
+        delta = scratch.keep((self, begin), block.numel, gradient.dtype)
+        self._read(begin, block, delta)
+        if self.use.is_placed:
+            theta = self._theta(begin, delta)
+            yield self.slot, PLACE, torch.dot(theta.to(delta), delta)
+        if not self.use.is_stored:
+            self._use(begin, gradient, delta)
+            yield self.slot, DELTA_SQ, torch.dot(delta, delta)
+        yield self.slot, DOT, torch.dot(gradient, delta)
 
     def bias(self, coefficient: Tensor, scratch: Scratch) -> None:
         """Subtract coefficient * delta, the last chunk first: it is still in the cache."""
@@ -194,16 +181,45 @@ class DensePiece:
         for begin, block in reversed(self.chunks(scratch.elements)):
             stored = flat[begin : begin + block.numel]
             gradient = computed(stored, scratch)
-            delta = scratch.kept((self, begin))
-            if delta is None:
-                delta = scratch.get("delta", block.numel, gradient.dtype)
-                self._read(begin, block, delta)
-            gradient.addcmul_(delta, coefficient, value=-1)
+            self._subtract(gradient, coefficient, begin, block, scratch)
             if gradient is not stored:
                 stored.copy_(gradient)
         if flat.data_ptr() != found.data_ptr():  # reshape made a copy
             found.copy_(flat.view(found.shape))
         self._layout.put(self.unit, found)
+
+    def run(self, device: torch.device) -> Run | None:
+        """Gradient and delta where each lies in one piece; None where kernels cannot do it."""
+        if not self.use.is_stored or self.use.is_placed:
+            return None
+        found = self._layout.gradient(self.unit) if self.numel else None
+        if found is None or found.device != device or not found.is_contiguous():
+            return None
+        assert self.source is not None
+        assert self.region is not None
+        delta = self.source.direct(self.unit, self.region)
+        if delta is None or not can_take(found, delta.elements):
+            return None
+        return Run(self.slot, found.view(-1), delta, found)
+
+    def put(self, run: Run) -> None:
+        """Store the gradient."""
+        self._layout.put(self.unit, run.whole)
+
+    def _subtract(
+        self, gradient: Tensor, coefficient: Tensor, begin: int, block: Block, scratch: Scratch
+    ) -> None:
+        """Bias a chunk of the gradient, flat, in place."""
+        parts = self._step_factors(block, gradient)
+        if parts is not None:
+            subtract_(gradient.view(block.rows, block.cols), parts, coefficient)
+            return
+        delta = scratch.kept((self, begin))
+        if delta is None:
+            delta = scratch.get("delta", block.numel, gradient.dtype)
+            self._read(begin, block, delta)
+            self._use(begin, gradient, delta)
+        gradient.addcmul_(delta, coefficient, value=-1)
 
     def position(self, scratch: Scratch) -> list[Cell]:
         """This rank's theta*delta and delta*delta."""
@@ -216,6 +232,14 @@ class DensePiece:
             if flat is not None:
                 theta = computed(flat[begin : begin + block.numel], scratch)
             dtype = torch.float32 if theta is None else theta.dtype
+            like = torch.empty(0, dtype=dtype, device=scratch.device) if theta is None else theta
+            parts = self._factors(block, like)
+            if parts is not None:
+                cells.append((self.slot, DELTA_SQ, squared(parts)))
+                if theta is not None:
+                    product = inner(theta.view(block.rows, block.cols), parts)
+                    cells.append((self.slot, DOT, product))
+                continue
             delta = scratch.get("delta", block.numel, dtype)
             self._read(begin, block, delta)
             cells.append((self.slot, DELTA_SQ, torch.dot(delta, delta)))
@@ -223,39 +247,31 @@ class DensePiece:
                 cells.append((self.slot, DOT, torch.dot(theta, delta)))
         return cells
 
+    def _factors(self, block: Block, like: Tensor) -> Sequence[Rectangle] | None:
+        """A block of delta by factors; None where it must be read."""
+        assert self.source is not None
+        return self.source.factors(self.unit, block, like)
+
+    def _step_factors(self, block: Block, like: Tensor) -> Sequence[Rectangle] | None:
+        """The same in a step: None too where the rule goes entry by entry, or by the weights."""
+        if not self.use.is_stored or self.use.is_placed:
+            return None
+        return self._factors(block, like)
+
     def _read(self, begin: int, block: Block, delta: Tensor) -> None:
         assert self.source is not None
         self.source.chunk(self.unit, begin, block, delta)
 
+    def _use(self, begin: int, gradient: Tensor, delta: Tensor) -> None:
+        """Make delta what the rule uses of it, in place; the gradient is not biased yet."""
+        if self.use.needs_weights:
+            assert self.use.beginning is not None
+            theta = self._theta(begin, delta)
+            self.use.beginning.take_away(self.unit, begin, theta, delta)
+        self.use.keep_unopposed(gradient, delta)
 
-class ScatterAdd:
-    """Adds 0-dim values to rows and columns of sums, many by one kernel."""
-
-    def __init__(self) -> None:
-        # Where the cells of a batch go is the same at every step; to send it to a device each
-        # time would wait for the host.
-        self._index: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
-
-    def add(self, sums: Tensor, cells: Sequence[Cell]) -> None:
-        """Add `cells` to `sums`, shape (P, COLUMNS)."""
-        by_kind: dict[tuple[torch.device, torch.dtype], list[Cell]] = {}
-        for cell in cells:
-            by_kind.setdefault((cell[2].device, cell[2].dtype), []).append(cell)
-        for kind in by_kind.values():  # nearly always one
-            places = tuple(row * COLUMNS + column for row, column, _ in kind)
-            index = self._index.get((sums.device, places))
-            if index is None:
-                if len(self._index) >= _MOST_INDICES:
-                    self._index.clear()
-                index = torch.tensor(places, device=sums.device)
-                self._index[sums.device, places] = index
-            values = torch.stack([value for _, _, value in kind]).to(sums.device, sums.dtype)
-            sums.view(-1).index_add_(0, index, values)
-
-
-def computed(stored: Tensor, scratch: Scratch) -> Tensor:
-    """A chunk of gradients or weights in the dtype of the arithmetic; itself where it has it."""
-    dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
-    if stored.dtype == dtype:
-        return stored
-    return scratch.get("wide", stored.numel(), dtype).copy_(stored)
+    def _theta(self, begin: int, delta: Tensor) -> Tensor:
+        """The weights of a chunk as they are now, flat."""
+        values = self._layout.values(self.unit)
+        assert values is not None
+        return values.reshape(-1)[begin : begin + delta.numel()]

@@ -9,11 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from drift_merge.training.lora.layers import _DORA, Adapted, Adapter, _tensor
-from drift_merge.training.lora.projection import FactorBlock, Magnitude, ReadRows, project
+from drift_merge.training.lora.projection import (
+    FactorBlock,
+    Magnitude,
+    ReadFactors,
+    ReadRows,
+    project,
+)
 
 
 def directions(
-    adapted: Adapted, read_rows: ReadRows, first_row: int, num_rows: int
+    adapted: Adapted,
+    read_rows: ReadRows,
+    first_row: int,
+    num_rows: int,
+    read_factors: ReadFactors | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the direction D of every trained factor, whole, for one delta.
 
@@ -25,6 +35,7 @@ def directions(
         read_rows: rows of delta as a matrix, counted from delta's own first row.
         first_row: of the weight as a matrix where delta begins; not 0 in a fused weight.
         num_rows: of delta.
+        read_factors: the same rows by factors, where delta has some.
 
     Returns:
         For every factor of `adapted.factors` a tensor of its shape; 0 where delta has no part.
@@ -40,7 +51,8 @@ def directions(
             into["m"] = torch.zeros_like(values)
             magnitude = Magnitude(_base_weight(adapter.layer), values, into["m"])
         blocks = list(_blocks(adapted, (a, b), (into["a"], into["b"])))
-        project(read_rows, rows, blocks, adapter.scale, magnitude)
+        scale = adapter.scale
+        project(read_rows, rows, blocks, scale, magnitude, read_factors=read_factors)
         found += (into[factor.role] for factor in adapter.factors)
     return tuple(found)
 

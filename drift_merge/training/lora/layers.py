@@ -14,6 +14,7 @@ weight is only read for DoRA, which reads it in every forward pass too; a packed
 GPTQ) is never touched, since delta has the shape of the weight as it acts.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +73,21 @@ class Adapted:
     def factors(self) -> tuple[Factor, ...]:
         """Every trained factor, in the order of `directions`."""
         return tuple(factor for adapter in self.adapters for factor in adapter.factors)
+
+
+def at_beginning(weights: Iterable[Adapted]) -> bool:
+    """Whether every B is 0 as PEFT begins: nothing was trained, or nothing loaded what was.
+
+    Where factors are sharded all ranks call this together.
+    """
+    for weight in weights:
+        for factor in weight.factors:
+            if factor.role == "b":
+                count = factor.parameter.detach().count_nonzero()
+                whole = count.full_tensor() if hasattr(count, "full_tensor") else count
+                if int(whole) or not factor.parameter.numel():  # ZeRO-3's are not to be seen
+                    return False
+    return True
 
 
 def find_adapted(model: nn.Module) -> dict[str, Adapted]:

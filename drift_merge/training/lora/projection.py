@@ -23,7 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drift_merge.maths.lowrank import Rectangle
+
 ReadRows = Callable[[int, int], Tensor]  # rows [first, last) of delta, (rows, I), any float dtype
+# The same by factors, in the dtype and on the device of a tensor; None where delta has none.
+ReadFactors = Callable[[int, int, Tensor], Sequence[Rectangle] | None]
 
 _CHUNK_ELEMENTS = {"cpu": 2**18}  # of delta in float32; on a CPU what stays in cache
 _CHUNK_ELSEWHERE = 2**24
@@ -55,6 +59,8 @@ def project(
     blocks: Sequence[FactorBlock],
     scale: float,
     magnitude: Magnitude | None = None,
+    *,
+    read_factors: ReadFactors | None = None,
 ) -> None:
     """Add the directions of all factors to `into_left`, `into_right` and `magnitude.into`.
 
@@ -67,10 +73,18 @@ def project(
         blocks: of the weight, in any order.
         scale: s.
         magnitude: with DoRA; there is one block then, and it begins at row 0.
+        read_factors: the same rows by factors, so that delta is not made; unused with DoRA, which
+            takes each of its entries.
     """
     for block in blocks:
         low = max(rows.start, block.first_row)
         high = min(rows.stop, block.first_row + block.right.shape[0])
+        if read_factors is not None and magnitude is None and low < high:
+            parts = read_factors(low - rows.start, high - rows.start, block.left)
+            if parts is not None:
+                inside = slice(low - block.first_row, high - block.first_row)
+                _project_factors(parts, inside, block, scale)
+                continue
         for start, stop in _cut(low, high, block.left):
             inside = slice(start - block.first_row, stop - block.first_row)
             delta = read_rows(start - rows.start, stop - rows.start).to(block.left)
@@ -78,6 +92,18 @@ def project(
                 delta = _scale_by_magnitude(delta, block, inside, scale, magnitude)
             block.into_right[inside].add_(delta @ block.left.T, alpha=scale)
             block.into_left.add_(block.right[inside].T @ delta, alpha=scale)
+
+
+def _project_factors(
+    parts: Sequence[Rectangle], rows: slice, block: FactorBlock, scale: float
+) -> None:
+    """D_B += s L (R^T A^T) and D_A += s (B^T L) R^T for every part L R^T of delta."""
+    right, into_right = block.right[rows], block.into_right[rows]
+    for part in parts:
+        narrow = part.right.T @ block.left[:, part.cols].T
+        into_right[part.rows].addmm_(part.left, narrow, alpha=scale)
+        narrow = right[part.rows].T @ part.left
+        block.into_left[:, part.cols].addmm_(narrow, part.right.T, alpha=scale)
 
 
 def _scale_by_magnitude(

@@ -40,8 +40,12 @@ class LiveModel:
         return Model(LABEL, dict(self.shapes), self.config)
 
 
-def list_parameters(model: nn.Module) -> LiveModel:
+def list_parameters(model: nn.Module, *, needs_values: bool = True) -> LiveModel:
     """List the parameters of a model.
+
+    Args:
+        model: wrapped or not.
+        needs_values: refuse parameters on the meta device.
 
     Raises:
         AlignmentError: FSDP1 has flattened them, or some are on the meta device.
@@ -64,7 +68,7 @@ def list_parameters(model: nn.Module) -> LiveModel:
     for name, adapted in live.adapted.items():
         live.parameters.setdefault(name, None)
         live.shapes[name] = adapted.shape
-    _refuse_meta(live.parameters)
+    _refuse_meta(live.parameters if needs_values else {})
     return live
 
 

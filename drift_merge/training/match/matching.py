@@ -60,6 +60,7 @@ def match(
     is_strict: bool = True,
     command: str | None = None,
     hints: Hints | None = None,
+    needs_values: bool = True,
 ) -> Matching:
     """Match a prior's tensors to the parameters of a model.
 
@@ -72,12 +73,13 @@ def match(
         is_strict: refuse selected tensors without a partner; otherwise warn with their number.
         command: how to compute a prior of these modules, for messages.
         hints: of the prior's manifest and of the user, where names alone do not tell.
+        needs_values: refuse a model on the meta device, whose names and shapes are enough here.
 
     Raises:
         AlignmentError: no tower, tensors without a partner, nothing to train, quantized weights.
         RecipeError: modules, layers or the map cannot be read.
     """
-    live = list_parameters(model)
+    live = list_parameters(model, needs_values=needs_values)
     ours = _prior_side(tensors, label)
     paired = pair_live(model, live, ours, hints or Hints())
     words = joined(modules) or ""

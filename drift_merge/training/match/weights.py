@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, prod, sqrt
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,13 +23,25 @@ from drift_merge.maths.measures import positions
 from drift_merge.names.tensors import matrix_shape
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.measured import TensorRecord
-from drift_merge.training.gradients.layout import GradientLayout
 from drift_merge.training.match.live import is_quantized
 from drift_merge.training.match.samples import NARROW, is_recorded, rounding
-from drift_merge.training.units import Unit
+from drift_merge.training.units import Region, Unit
 
 _CHUNK = 2**18  # elements
 _RECORDED = 2e-5  # relative error of a recorded norm, and of ours: sums in float32 over chunks
+
+
+class WeightLayout(Protocol):
+    """Where weights lie: a `GradientLayout`, or what has read them from a file."""
+
+    def region(self, unit: Unit) -> Region | None:
+        """The part of a unit on this rank; None: nothing of it."""
+
+    def values(self, unit: Unit) -> Tensor | None:
+        """Its values."""
+
+    def group(self, unit: Unit) -> ProcessGroup | None:
+        """The ranks that share the unit."""
 
 
 @dataclass(slots=True)
@@ -65,7 +78,7 @@ class Comparison:
 
 
 def compare_weights(
-    units: Sequence[Unit], entries: Mapping[str, TensorRecord], layout: GradientLayout
+    units: Sequence[Unit], entries: Mapping[str, TensorRecord], layout: WeightLayout
 ) -> Comparison:
     """Compare the live weights with what the prior recorded of the mllm.
 
@@ -99,7 +112,7 @@ def _inspect(
     name: str,
     units: Sequence[Unit],
     entry: TensorRecord,
-    layout: GradientLayout,
+    layout: WeightLayout,
     group: ProcessGroup | None,
 ) -> _Found:
     found = _Found(name, entry)
@@ -121,7 +134,7 @@ def _inspect(
     return found
 
 
-def _measure(found: _Found, unit: Unit, values: Tensor, layout: GradientLayout) -> None:
+def _measure(found: _Found, unit: Unit, values: Tensor, layout: WeightLayout) -> None:
     """Add what a unit shows to what was found of its tensor."""
     for chunk in _chunks(values):
         found.square += float(torch.dot(chunk, chunk))
@@ -162,7 +175,7 @@ def _chunks(values: Tensor) -> Iterator[Tensor]:
 
 
 def _recorded(
-    unit: Unit, values: Tensor, entry: TensorRecord, layout: GradientLayout
+    unit: Unit, values: Tensor, entry: TensorRecord, layout: WeightLayout
 ) -> Iterator[tuple[float, float]]:
     """The recorded values that this rank holds: as they are here, and as they were stored."""
     sample = entry.get("sample_mllm", ())
@@ -173,7 +186,7 @@ def _recorded(
 
 
 def _local_index(
-    unit: Unit, position: int, stored: tuple[int, ...], layout: GradientLayout
+    unit: Unit, position: int, stored: tuple[int, ...], layout: WeightLayout
 ) -> tuple[int, ...] | None:
     """Where an element of the prior's tensor lies in this rank's values of a unit."""
     row, col = divmod(position, matrix_shape(stored)[1])

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from drift_merge.maths.chunks import MethodSettings, in_memory
 from drift_merge.maths.methods import METHODS
+from drift_merge.maths.methods.spectral import calibration
+from drift_merge.maths.spectra.matrices import whole
 
 SPECIAL = ("weight", "mllm_weight")
 
@@ -21,6 +23,7 @@ def settings_for(
     mllm_weight: float | None = None,
     reasoners: int = 1,
     key: int = 1234,
+    gates: Tensor | None = None,
     **options: Any,
 ) -> MethodSettings:
     """Defaults of a method, overridden by what is given; unknown options are an error."""
@@ -40,6 +43,8 @@ def settings_for(
         key=key,
         shape=tuple(shape),
         is_weighted=weights is not None,
+        matrices=whole(shape),
+        gates=gates,
     )
 
 
@@ -56,7 +61,10 @@ def merge_with(
     method = METHODS[name]
     read = in_memory(mllm, reasoners, base, chunk_elements or max(mllm.numel(), 1))
     state = method.measure(read, settings) if method.measure else None
-    parts = [method.combine(chunk, state, settings).clone() for chunk in read()]
+    combine = method.combine
+    if calibration.is_asked(settings):
+        state, combine = calibration.calibrated(read, settings, method, state)
+    parts = [combine(chunk, state, settings).clone() for chunk in read()]
     return torch.cat(parts).reshape(mllm.shape) if parts else mllm.float().clone()
 
 

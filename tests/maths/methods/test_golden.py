@@ -84,7 +84,8 @@ def test_the_records_name_their_versions_and_cover_every_variant():
         assert record["versions"].keys() == {package, "torch"}
         recorded = {case["method"] for case in record["cases"]}
         with_variant = {n for n, method in METHODS.items() if package in method.variants}
-        assert with_variant <= recorded
+        # mergekit has had RAM since January 2026 only, after 0.1.5.
+        assert with_variant - {"ram-plus"} <= recorded
 
 
 def test_peft_and_mergekit_disagree_on_the_same_tensors_and_call_both_ties():

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drift_merge.maths.masks import keep_mask, mixed_key, uniform
 from drift_merge.maths.methods import METHODS
-from drift_merge.maths.methods.masks import keep_mask, mixed_key, uniform
 from tests import reference_methods as reference
 from tests.maths.methods.driver import merge, settings_for
 from tests.strategies import few

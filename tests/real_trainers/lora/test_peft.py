@@ -220,7 +220,7 @@ def test_at_pefts_start_with_b_zero_every_rule_is_finite(setup):
             if "lora_B" in name:
                 nn.init.zeros_(parameter)
         optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
-        drift_merge.attach(model, setup.prior, rule=rule, optimizer=optimizer)
+        drift_merge.attach(model, setup.prior, rule=rule, alpha=1.0, optimizer=optimizer)
         before = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_A" in n}
         for _ in range(2):  # A moves from the second step on
             model(**setup.collate(setup.samples(2))).loss.backward()
@@ -235,7 +235,7 @@ def test_at_pefts_start_with_b_zero_every_rule_is_finite(setup):
 def test_descent_with_the_prior_alone_moves_an_adapter_towards_the_reasoner(setup):
     model = tiny.with_lora(setup, torch.float64)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    handle = drift_merge.attach(model, setup.prior, rule="absolute", optimizer=optimizer)
+    handle = drift_merge.attach(model, setup.prior, rule="absolute", alpha=1.0, optimizer=optimizer)
     layers = tiny.lora_layers(model)
 
     def distance():
@@ -254,7 +254,7 @@ def test_descent_with_the_prior_alone_moves_an_adapter_towards_the_reasoner(setu
 
 def test_a_copy_that_peft_saves_is_trained_and_biased_as_an_ordinary_weight(setup):
     model = tiny.with_lora(setup, modules_to_save=["gate_proj"])
-    handle = drift_merge.attach(model, setup.prior, rule="absolute")
+    handle = drift_merge.attach(model, setup.prior, rule="absolute", alpha=1.0)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)

@@ -7,7 +7,8 @@ from torch import nn
 
 import drift_merge
 from drift_merge.priors.manifest import open_prior
-from drift_merge.training.deltas.files import FileDeltas, open_for_training
+from drift_merge.training.deltas.files import FileDeltas
+from drift_merge.training.deltas.opened import open_for_training
 from drift_merge.training.units import Block, Origin, Unit
 from tests import checkpoints as c
 from tests.runs import run_prior

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import drift_merge
 from drift_merge.errors import AlignmentError, CheckpointError, SourceError, VerificationError
 from drift_merge.training.deltas import files as module
-from drift_merge.training.deltas.files import FileDeltas, open_for_training
+from drift_merge.training.deltas.files import FileDeltas
+from drift_merge.training.deltas.opened import open_for_training
 from drift_merge.training.units import Block, Origin, Region, Unit
 from tests.strategies import few
 from tests.training.toys import make_toy, read_region

@@ -82,7 +82,7 @@ def test_the_reasoner_may_have_a_vision_tower_of_its_own(toy, tmp_path):
     found = []
     for reasoner in (toy.pair.reasoner, seeing):
         model = toy.model()
-        handle = drift_merge.attach(model, toy.prior, rule="absolute")
+        handle = drift_merge.attach(model, toy.prior, rule="absolute", alpha=1.0)
         train(model, handle)
         handle.refresh(reasoner)
         for parameter in model.parameters():
@@ -98,7 +98,9 @@ def test_fused_weights_and_embeddings_are_refreshed(tmp_path):
     toy = make_toy(tmp_path, modules="attn,mlp,embed")
     tensors = memory_tensors(toy.pair.mllm)
     model = holder(fuse(tensors))
-    handle = drift_merge.attach(model, toy.prior, modules="attn,mlp,embed", rule="absolute")
+    handle = drift_merge.attach(
+        model, toy.prior, modules="attn,mlp,embed", rule="absolute", alpha=1.0
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.25)

@@ -16,16 +16,19 @@ def reference_hooks(toy, model, rule):
     deltas, entries = toy.deltas(), toy.prior.tensors
     for name, parameter in selected(model).items():
         norm = entries[name]["norm_mllm"]  # normalize_delta_to_param: at the start, per tensor
-        delta = deltas[name]
-        parameter.register_hook(
-            lambda g, d=delta, n=norm: biased(rule, g, d, mllm_norm=n).to(g.dtype)
-        )
+        delta, begin = deltas[name], parameter.detach().clone()
+
+        def hook(g, d=delta, n=norm, p=parameter, b=begin):
+            left = d + b - p.detach() if rule == "anchor" else d
+            return biased(rule, g, left, mllm_norm=n).to(g.dtype)
+
+        parameter.register_hook(hook)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_step_equals_that_of_the_reference_formula(toy, rule):
     ours, theirs = toy.model(), toy.model()
-    drift_merge.attach(ours, toy.prior, rule=rule, when="microbatch")
+    drift_merge.attach(ours, toy.prior, rule=rule, alpha=1.0, when="microbatch")
     reference_hooks(toy, theirs, rule)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.05) for m in (ours, theirs)]
     for step in range(STEPS):
@@ -84,7 +87,13 @@ def test_apply_is_refused(toy):
 
 def test_a_schedule_needs_the_optimizer_that_counts_the_steps(toy):
     model = toy.model()
-    options = {"when": "microbatch", "schedule": "linear", "total_steps": 2, "rule": "absolute"}
+    options = {
+        "when": "microbatch",
+        "schedule": "linear",
+        "total_steps": 2,
+        "rule": "absolute",
+        "alpha": 1.0,
+    }
     with pytest.raises(RecipeError, match="must know the steps"):
         drift_merge.attach(model, toy.prior, **options)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

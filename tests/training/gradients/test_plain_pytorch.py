@@ -36,7 +36,9 @@ def run(toy, train, *, rule="adaptive_cosine"):
     """Train twice, hooked and by hand; `train(model, bias)` builds its optimizer through bias."""
     ours, hand = toy.model(), toy.model()
     start = weights_of(ours)
-    handle = train(ours, lambda opt: drift_merge.attach(ours, toy.prior, rule=rule, optimizer=opt))
+    handle = train(
+        ours, lambda opt: drift_merge.attach(ours, toy.prior, rule=rule, alpha=1.0, optimizer=opt)
+    )
     train(hand, None)
     require_close(weights_of(ours), weights_of(hand), start)
     return handle
@@ -214,7 +216,7 @@ def test_tied_weights_are_biased_once(toy, tmp_path):
     model = tied.model()
     model.lm_head.weight = model.model.language_model.embed_tokens.weight
     handle = drift_merge.attach(
-        model, tied.prior, modules="embed,head", rule="absolute", strict=True
+        model, tied.prior, modules="embed,head", rule="absolute", alpha=1.0, strict=True
     )
     loss_of(model).backward()
     weight = model.model.language_model.embed_tokens.weight
@@ -228,7 +230,7 @@ def test_tied_weights_are_biased_once(toy, tmp_path):
 
 def test_gradients_with_other_strides_are_biased(toy):
     model = toy.model()
-    handle = drift_merge.attach(model, toy.prior, rule="absolute")
+    handle = drift_merge.attach(model, toy.prior, rule="absolute", alpha=1.0)
     loss_of(model).backward()
     parameter = selected(model)["layers.0.mlp.up_proj.weight"]
     before = parameter.grad.clone()
@@ -241,7 +243,7 @@ def test_gradients_with_other_strides_are_biased(toy):
 
 def test_gradients_that_are_part_of_a_graph_are_biased(toy):
     model = toy.model()
-    handle = drift_merge.attach(model, toy.prior, rule="absolute")
+    handle = drift_merge.attach(model, toy.prior, rule="absolute", alpha=1.0)
     parameters = list(selected(model).values())
     found = torch.autograd.grad(loss_of(model), parameters, create_graph=True)
     for parameter, gradient in zip(parameters, found, strict=True):

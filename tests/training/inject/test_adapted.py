@@ -7,7 +7,7 @@ from torch import nn
 import drift_merge
 from drift_merge.errors import RecipeError
 from tests.training.lora.layers import ToyLora
-from tests.training.naive import biased
+from tests.training.naive import RULES, biased
 from tests.training.toys import make_toy, memory_tensors
 
 AT = "model.language_model.layers.0."
@@ -58,10 +58,10 @@ def joined(a, b):
     return torch.cat([a.flatten(), b.flatten()])
 
 
-@pytest.mark.parametrize("rule", ["absolute", "absolute_param_norm", "gradnorm", "adaptive_cosine"])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "anchor"])
 def test_the_factors_share_one_coefficient(plain, rule):
     model = adapted_model(plain)
-    handle = drift_merge.attach(model, plain.prior, rule=rule, modules="re:proj.weight")
+    handle = drift_merge.attach(model, plain.prior, rule=rule, alpha=1.0, modules="re:proj.weight")
     give_gradients(model)
     wanted = {}
     for path in PATHS:
@@ -87,7 +87,12 @@ def test_descent_by_the_prior_alone_shortens_the_distance(plain):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.05)
     handle = drift_merge.attach(
-        model, plain.prior, rule="absolute", modules="re:proj.weight", optimizer=optimizer
+        model,
+        plain.prior,
+        rule="absolute",
+        alpha=1.0,
+        modules="re:proj.weight",
+        optimizer=optimizer,
     )
     assert handle.report()["distance"] == 0.0
     for _ in range(3):
@@ -144,6 +149,35 @@ def test_microbatch_and_refresh_are_refused_with_adapters(plain):
         handle.refresh()
 
 
+def test_anchor_is_refused_with_adapters_by_name(plain):
+    with pytest.raises(RecipeError, match="rule='anchor' needs the weights themselves"):
+        drift_merge.attach(
+            adapted_model(plain), plain.prior, rule="anchor", modules="re:proj.weight"
+        )
+
+
+def test_until_stops_the_factors_of_a_weight_that_has_arrived(plain):
+    model = adapted_model(plain)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    handle = drift_merge.attach(
+        model,
+        plain.prior,
+        rule="absolute",
+        alpha=1.0,
+        until=0.02,
+        modules="re:proj.weight",
+        optimizer=optimizer,
+    )
+    for _ in range(40):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    report = handle.report()
+    assert report["arrived"]["count"] == len(report["tensors"])
+    assert all(0.02 <= one["distance"] < 0.2 for one in report["tensors"].values())
+
+
 def test_an_optimizer_without_the_factors_is_refused(plain):
     model = adapted_model(plain)
     layer = model.get_submodule(f"{AT}mlp.up_proj")
@@ -182,6 +216,7 @@ def test_two_priors_combine_before_the_projection(plain, tmp_path):
         [plain.prior, other.prior],
         weights=[1.0, 0.5],
         rule="absolute",
+        alpha=1.0,
         modules="re:proj.weight",
     )
     give_gradients(model)

@@ -58,7 +58,7 @@ def live(tensors: dict[str, Tensor], *conversions) -> nn.Module:
 
 def biases(model: nn.Module, prior, **options) -> dict[str, Tensor]:
     """What attach puts into gradients of zero under the rule absolute: -delta."""
-    handle = drift_merge.attach(model, prior, rule="absolute", **options)
+    handle = drift_merge.attach(model, prior, rule="absolute", alpha=1.0, **options)
     assert handle.coverage.by_value == ()  # the conversion is enough
     assert handle.coverage.matched == handle.coverage.selected == len(prior.tensors)
     for parameter in model.parameters():
@@ -244,7 +244,7 @@ def test_rows_that_the_disk_interleaves_are_read_one_after_the_other(made):
         Converter(["mlp.w13_dn"], ["mlp.gate_proj", "mlp.up_proj"], deal[0], halves),
     )
     require_deltas(model, prior, lay, reasoner, mllm)
-    refreshed = drift_merge.attach(model, prior, rule="absolute")
+    refreshed = drift_merge.attach(model, prior, rule="absolute", alpha=1.0)
     refreshed.refresh()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

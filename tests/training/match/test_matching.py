@@ -102,7 +102,7 @@ def biased_under_ddp(toy):
     for parameter in model.model.visual.parameters():
         parameter.requires_grad_(False)
     wrapped = nn.parallel.DistributedDataParallel(model)
-    handle = drift_merge.attach(wrapped, toy.prior, rule="absolute")
+    handle = drift_merge.attach(wrapped, toy.prior, rule="absolute", alpha=1.0)
     loss_of(wrapped).backward()
     weight = model.model.language_model.layers[0].mlp.up_proj.weight
     before = weight.grad.clone()
@@ -146,7 +146,7 @@ def test_the_result_does_not_depend_on_fusing(toy, rule):
     generator = torch.Generator().manual_seed(0)
     noise = {n: torch.randn(t.shape, generator=generator) for n, t in tensors.items()}
     for model, gradients in ((split, noise), (fused, fuse(noise))):
-        handle = drift_merge.attach(model, toy.prior, rule=rule)
+        handle = drift_merge.attach(model, toy.prior, rule=rule, alpha=1.0)
         assert handle.coverage.matched == 20
         for name, parameter in model.named_parameters():
             parameter.grad = gradients[name].clone()
@@ -227,7 +227,7 @@ def test_of_a_tensor_that_is_partly_frozen_the_rest_is_biased(fused_prior, rule)
     model = holder(tensors)
     own = [dict(model.named_parameters())[f"{LAYER}self_attn.{x}_proj.weight"] for x in "qkv"]
     own[0].requires_grad_(False)
-    handle = drift_merge.attach(model, prior, rule=rule, modules="attn")
+    handle = drift_merge.attach(model, prior, rule=rule, alpha=1.0, modules="attn")
     assert handle.coverage.frozen == (f"{LAYER}self_attn.q_proj.weight",)
     for parameter in own[1:]:
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
@@ -299,7 +299,7 @@ def test_transposed_experts_are_read_transposed(tmp_path):
     model = holder(
         {k: v.transpose(1, 2).contiguous() if v.ndim == 3 else v for k, v in stored.items()}
     )
-    handle = drift_merge.attach(model, prior, rule="absolute")
+    handle = drift_merge.attach(model, prior, rule="absolute", alpha=1.0)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     handle.apply()
@@ -401,7 +401,7 @@ def test_rows_without_a_partner_get_no_bias(tmp_path):
     ).prior
     model = Mllm()
     model.load_state_dict(memory_tensors(tmp_path / "m"))
-    handle = drift_merge.attach(model, prior, modules="embed", rule="absolute")
+    handle = drift_merge.attach(model, prior, modules="embed", rule="absolute", alpha=1.0)
     weight = model.model.language_model.embed_tokens.weight
     weight.grad = torch.zeros_like(weight)
     handle.apply()

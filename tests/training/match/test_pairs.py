@@ -84,7 +84,7 @@ def two_towers(toy, *, is_first):
 @pytest.mark.parametrize("is_first", [True, False])
 def test_of_two_towers_the_one_with_the_values_of_the_prior_is_biased(toy, is_first):
     model = two_towers(toy, is_first=is_first)
-    found = biases(drift_merge.attach(model, toy.prior, rule="absolute"), model)
+    found = biases(drift_merge.attach(model, toy.prior, rule="absolute", alpha=1.0), model)
     prefix = "model.encoder." if is_first else "model.decoder."
     assert len(found) == 20
     for name, bias in found.items():
@@ -117,7 +117,9 @@ def test_towers_that_are_tied_are_one(toy):
     }
     both = renamed(tensors, (TOWER, "model.encoder.")) | renamed(tensors, (TOWER, "model.decoder."))
     model = holder(both)
-    assert len(biases(drift_merge.attach(model, toy.prior, rule="absolute"), model)) == 20
+    assert (
+        len(biases(drift_merge.attach(model, toy.prior, rule="absolute", alpha=1.0), model)) == 20
+    )
 
 
 def test_a_tower_may_be_said_and_one_that_is_not_there_is_refused_with_those_that_are(toy):
@@ -127,7 +129,7 @@ def test_a_tower_may_be_said_and_one_that_is_not_there_is_refused_with_those_tha
     assert all(name.startswith("model.decoder.") for name in biases(handle, model))
     with pytest.raises(AlignmentError, match=r"no list of layers under 'model\.thinker'") as e:
         drift_merge.attach(model, toy.prior, tower="model.thinker")
-    found = biases(remedy_call(e.value.remedy, model, toy.prior, rule="absolute"), model)
+    found = biases(remedy_call(e.value.remedy, model, toy.prior, rule="absolute", alpha=1.0), model)
     assert len(found) == 20
 
 
@@ -135,7 +137,7 @@ def test_a_tower_may_be_said_and_one_that_is_not_there_is_refused_with_those_tha
 def test_a_model_inside_a_model_is_found(toy, outer):
     tensors = {f"{outer}.{n}": t for n, t in memory_tensors(toy.pair.mllm).items()}
     model = holder(tensors | {"score.weight": torch.zeros(2, c.HIDDEN)})
-    found = biases(drift_merge.attach(model, toy.prior, rule="absolute"), model)
+    found = biases(drift_merge.attach(model, toy.prior, rule="absolute", alpha=1.0), model)
     assert len(found) == 20
     assert all(name.startswith(f"{outer}.") for name in found)
 
@@ -150,7 +152,7 @@ OTHER = (
 
 def test_names_that_nothing_explains_are_paired_by_shape_and_recorded_values(toy):
     model = holder(renamed(memory_tensors(toy.pair.mllm), *OTHER))
-    handle = drift_merge.attach(model, toy.prior, rule="absolute")
+    handle = drift_merge.attach(model, toy.prior, rule="absolute", alpha=1.0)
     assert handle.coverage.matched == handle.coverage.selected == 20
     assert set(handle.coverage.by_value) == {
         f"layers.{n}.{name}.weight" for n in range(2) for name in ("mlp.up_proj", "mlp.gate_proj")
@@ -166,7 +168,7 @@ def test_names_that_nothing_explains_are_paired_by_shape_and_recorded_values(toy
 def test_gate_and_up_under_names_of_their_own_are_told_by_their_values(toy):
     places = ((".up_proj.", ".one."), (".gate_proj.", ".two."))
     model = holder(renamed(memory_tensors(toy.pair.mllm), *places))
-    found = biases(drift_merge.attach(model, toy.prior, rule="absolute"), model)
+    found = biases(drift_merge.attach(model, toy.prior, rule="absolute", alpha=1.0), model)
     deltas = toy.deltas()
     for layer in range(2):
         at = f"layers.{layer}.mlp."
@@ -339,7 +341,9 @@ def test_a_model_without_a_tower_is_refused_and_the_remedy_works(toy):
     with pytest.raises(AlignmentError, match="no language tower") as e:
         drift_merge.attach(model, toy.prior)
     with pytest.warns(UserWarning, match="does not have the weights"):
-        handle = remedy_call(e.value.remedy, model, toy.prior, rule="absolute", strict=False)
+        handle = remedy_call(
+            e.value.remedy, model, toy.prior, rule="absolute", alpha=1.0, strict=False
+        )
     assert len(biases(handle, model)) == 20
 
 
@@ -355,7 +359,7 @@ def test_a_model_whose_structure_says_nothing_is_paired_by_values_alone(toy):
     tensors = without_embedding(memory_tensors(toy.pair.mllm))
     numbered = {f"w{number}": name for number, name in enumerate(sorted(tensors))}
     model = holder({short: tensors[name] for short, name in numbered.items()})
-    handle = drift_merge.attach(model, toy.prior, rule="absolute")
+    handle = drift_merge.attach(model, toy.prior, rule="absolute", alpha=1.0)
     assert len(handle.coverage.by_value) == handle.coverage.matched == 20
     found = biases(handle, model)
     for short, bias in found.items():
