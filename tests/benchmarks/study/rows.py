@@ -65,7 +65,7 @@ ROWS: tuple[Row, ...] = (
     _merged("task-arithmetic", "task-arithmetic"),
     _merged("ties", "ties", _SPARSE),
     _merged("dare-ties", "dare-ties", _SPARSE),
-    _merged("chat-vector, rank 1", "chat-vector", {"rank": 1}),
+    _merged("chat-vector, rank 1", "chat-vector", {"options": {"rank": 1}}),
     Row("linear, then SFT", merge={"method": "linear"}),
     Row("SFT, then linear", merge_after={"method": "linear"}),
     _merged("linear in bfloat16, nearest", "linear", _ROUNDED, tuned_as="linear"),

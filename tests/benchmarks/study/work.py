@@ -92,7 +92,7 @@ def _measure(model: nn.Module, name: str, split: str, count: int | None = None) 
 def _merge(how: dict[str, Any], weight: float | None, mllm: Path, to: Path, out: Path) -> Path:
     how = dict(how)
     method = how.pop("method")
-    needs_base = drift_merge.METHODS[method].needs_base
+    needs_base = drift_merge.METHODS[method].base == "required"
     key = "weights" if "weights" not in how else ""
     drift_merge.merge(
         method,
