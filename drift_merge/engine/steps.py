@@ -7,7 +7,7 @@ inputs alone; threads, order and interruption are the stream's business.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -310,5 +310,4 @@ def _of_merge(work: _StepWork) -> TensorRecord:
 def _statistics(sums: PairSums) -> TensorRecord:
     found, norms = sums.summary(), ("norm_delta", "norm_mllm", "norm_reasoner")
     keys = (*norms, "cosine", "max_abs_delta", "equal")
-    record: TensorRecord = {key: found[key] for key in keys}  # type: ignore[assignment]
-    return record
+    return cast(TensorRecord, {key: found[key] for key in keys})

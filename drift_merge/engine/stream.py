@@ -5,7 +5,7 @@ threads, their order or an interruption.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from drift_merge.engine.steps import Bundle, Made, OutputTarget, run_bundle
 from drift_merge.engine.storing.compressing import Sink
 from drift_merge.engine.whole_model import Surveyed, survey
 from drift_merge.engine.workers import start
+from drift_merge.maths.spectra.leading import one_thread
 from drift_merge.plans.plan import Plan, Step
 from drift_merge.storage.forms.compressed import stored_fingerprints
 from drift_merge.storage.headers import TensorInfo
@@ -86,7 +87,7 @@ def stream(
         ]
         if ranks.size > 1:
             _share_files(writers, ranks)
-        stack.enter_context(_one_torch_thread())
+        stack.enter_context(one_thread())
         flushers = [
             stack.enter_context(Flusher(writer, output, plan))
             for writer, (plan, output) in zip(writers, jobs, strict=True)
@@ -178,7 +179,7 @@ def recompute(
     downloads, sinks = downloads or Downloads(), sinks or {}
     by_name = {step.name: step for step in steps}
     results = {}
-    with Inputs(plan.sources, downloads.cache) as inputs, _one_torch_thread():
+    with Inputs(plan.sources, downloads.cache) as inputs, one_thread():
         run = WorkerContext(inputs, torch.device(device), lambda _: None, downloads)
         surveyed = _survey(run, plan, 1)
         for name in downloads.begin(by_name):
@@ -187,16 +188,6 @@ def recompute(
                 made = run_bundle(run, [OutputTarget(0, plan, by_name[name], sink, surveyed)])
             results[name] = made[0][2]
     return results
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _finished(

@@ -33,7 +33,7 @@ from drift_merge.priors.manifest import (
 )
 from drift_merge.priors.verify import verify_prior
 from drift_merge.recipes.recipe import Recipe
-from drift_merge.recipes.words import PRIOR
+from drift_merge.recipes.words import NORMS, PRIOR
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.manifests import describe_tool, seal, to_json
 from drift_merge.storage.measured import Results
@@ -71,7 +71,9 @@ def plan_combination(
     used = _weights(priors, weights, orthogonal=orthogonal)
     first = priors[0]
     given = {key: value for key, value in stored.items() if value is not None}
-    parameters = first.manifest["parameters"] | {"through": None, "rank": 0} | given
+    parameters = (
+        first.manifest["parameters"] | {"through": None, "rank": 0, "norm": NORMS[0]} | given
+    )
     parameters["modules"] = modules or parameters["modules"]
     chosen = _chosen(first, parameters["modules"], layers)
     if layers is not None:  # as numbers, since the prior need not hold the last layers

@@ -28,16 +28,31 @@ def check_stored(
             f"--dtype {dtype} cannot hold NaN or Inf, which --allow-nonfinite allows.",
             remedy="Leave one of them out.",
         )
-    if rank < 0 or (rank and method != PRIOR):
-        raise RecipeError(
-            f"--rank is {rank}; expected 1 or more, of a prior.",
-            remedy="To keep all of delta, leave it out.",
-        )
+    _check_factors(method, rank, norm)
     if rank and (dtype in COMPRESSED or allow_nonfinite):
         other = "--allow-nonfinite" if allow_nonfinite else f"--dtype {dtype}"
         raise RecipeError(
             f"--rank {rank} stores factors, which do not go with {other}.",
             remedy="Leave one of them out; factors are bfloat16 by default.",
+        )
+
+
+def _check_factors(method: str, rank: int, norm: str) -> None:
+    """Refuse a rank or a norm that would be of no effect."""
+    if method != PRIOR and (rank or norm != NORMS[0]):
+        raise RecipeError(
+            f"rank={rank}, norm={norm!r} are of a prior that is computed; {method} takes them among"
+            " the options of a method.",
+            remedy=f'In Python: options={{"rank": {rank or 1}, "norm": "{norm}"}}',
+        )
+    if rank < 0:
+        raise RecipeError(
+            f"--rank is {rank}; expected 1 or more.", remedy="To keep all of delta, leave it out."
+        )
+    if norm != NORMS[0] and not rank:
+        raise RecipeError(
+            f"--norm {norm} has no effect: it is for the directions that --rank keeps.",
+            remedy="Add --rank 16, or leave --norm out.",
         )
 
 

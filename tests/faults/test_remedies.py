@@ -372,6 +372,12 @@ ROWS = [
         lambda t: compute(t, "--through", "bfloat16"),
         r"--dtype float8_e4m3fn",
     ),
+    Row(
+        "recipes/stored_rules.py",
+        "Add --rank 16",
+        lambda t: compute(t, "--norm", "nuclear"),
+        r"--rank 16",
+    ),
     Row("recipes/remade.py", "Give that file: --map", mapped, r"--map .*names\.yaml"),
     Row("storage/folder/faults.py", "_TAKE_OUT", two_shards, r"python -c .*"),
     Row("recipes/sources.py", "Write where its base is", without_base, r"python -c .*"),

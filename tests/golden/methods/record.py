@@ -1,7 +1,7 @@
 """Record what mergekit and PEFT give on small tensors; run once, in an environment of its own.
 
-    python -m venv /tmp/golden && /tmp/golden/bin/pip install mergekit==0.1.5 peft==0.21.2
-    /tmp/golden/bin/python tests/golden/methods/record.py
+    python -m venv golden-venv && golden-venv/bin/pip install mergekit==0.1.5 peft==0.21.2
+    golden-venv/bin/python tests/golden/methods/record.py
 
 Both packages are called, none of their code is here. Where they draw random masks,
 `torch.bernoulli` is replaced by a comparison with recorded chances, one tensor per model, so that

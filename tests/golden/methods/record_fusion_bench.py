@@ -1,7 +1,7 @@
 """Record what fusion-bench gives on small matrices; run once, in an environment of its own.
 
-    python -m venv /tmp/golden && /tmp/golden/bin/pip install fusion-bench==0.2.33
-    /tmp/golden/bin/python tests/golden/methods/record_fusion_bench.py
+    python -m venv golden-venv && golden-venv/bin/pip install fusion-bench==0.2.33
+    golden-venv/bin/python tests/golden/methods/record_fusion_bench.py
 
 The package is called, none of its code is here. Writes fusion_bench.json beside this file.
 """
