@@ -4,6 +4,7 @@ Rows are odd (9) or single (k and v), so that shards are uneven and some ranks h
 of a tensor; every weight is representable in bfloat16.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -172,6 +173,8 @@ def deltas(directory: Path) -> Weights:
 def coefficient(rule: str, gradient: Tensor, delta: Tensor, mllm: Tensor) -> Tensor:
     """What delta is multiplied with for alpha = 1, from the definitions of the paper."""
     g, d = gradient.norm(), delta.norm()
+    if not d:  # sign, where the gradient opposes no entry: there is nothing to add
+        return torch.zeros_like(g)
     if rule in ("absolute", "anchor"):
         return torch.ones_like(g)
     if rule == "absolute_param_norm":
@@ -255,13 +258,17 @@ def _gradients(toy: Toy, micro_batches: Tensor) -> Weights:
 
 
 def largest_error(directory: Path, found: Mapping[str, Tensor], expected: Weights) -> float:
-    """The largest of |found - expected| / |expected - start| over the tensors, in the 2-norm."""
+    """The largest of |found - expected| / |expected - start| over the tensors, in the 2-norm.
+
+    A number that is not finite on either side is an error of inf.
+    """
     start = {n: p.detach() for n, p in load(directory, torch.float64).named_parameters()}
     errors = [0.0]
     for name, values in found.items():
         moved = (expected[name] - start[name]).norm()
         difference = (values.double() - expected[name]).norm()
-        errors.append(float(difference / moved) if moved or difference else 0.0)
+        error = float(difference / moved) if moved or difference else 0.0
+        errors.append(error if math.isfinite(error) else math.inf)  # max() passes over a NaN
     assert found.keys() == expected.keys()
     return max(errors)
 
