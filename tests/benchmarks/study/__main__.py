@@ -147,7 +147,7 @@ def final_jobs(
     rows: Iterable[Row], chosen: dict[str, float], rate: float, seeds: int
 ) -> Iterator[Job]:
     for row in rows:
-        value = chosen.get(row.tuned_as or row.name)
+        value = row.value(chosen)
         for seed in range(seeds if row.is_trained else 1):
             yield Job(row, value, seed, rate, "test")
 

@@ -56,7 +56,8 @@ def table(out: Path) -> list[dict[str, Any]]:
             found.append({"row": row.name, "verdict": "; ".join(sorted(errors)) or "not run"})
             continue
         line: dict[str, Any] = {"row": row.name, "seeds": len(good)}
-        line["value"] = chosen.get(row.tuned_as or row.name, "")
+        value = row.value(chosen)
+        line["value"] = "" if value is None else f"{value:g}"
         line |= {m: f"{np.mean([share(run[m]) for run in good.values()]):.3f}" for m in MEASURES}
         line["seconds"] = f"{np.mean([run['seconds'] for run in good.values()]):.0f}"
         found.append(line | _difference(good, runs["SFT"]))

@@ -22,15 +22,23 @@ class Row:
     lora: int = 0
     examples: int = 300
     tuned_as: str = ""  # the row whose chosen value is taken over
+    times: float = 1.0  # and multiplied with this
+    knob: str = "weights"  # of a merge: what is chosen; another word is an option, "" is nothing
+    knob_values: tuple[float, ...] = WEIGHTS
 
     @property
     def choices(self) -> tuple[float, ...]:
         """What is tried on validation: strengths of the prior, or weights of the merge."""
-        if self.tuned_as:
+        if self.tuned_as or not self.knob:
             return ()
         if self.prior is not None:
             return ALPHAS
-        return WEIGHTS if self.merge is not None or self.merge_after is not None else ()
+        return self.knob_values if self.merge is not None or self.merge_after is not None else ()
+
+    def value(self, chosen: dict[str, float]) -> float | None:
+        """What it is run with, given what was chosen for each row."""
+        found = chosen.get(self.tuned_as or self.name)
+        return None if found is None else found * self.times
 
 
 def _drift(name: str, rule: str, prior: str = "delta", **more: Any) -> Row:
@@ -41,7 +49,11 @@ def _merged(name: str, method: str, rest: dict[str, Any] | None = None, **more: 
     return Row(name, merge={"method": method} | (rest or {}), is_trained=False, **more)
 
 
-_SPARSE = {"options": {"density": 0.2}}
+_WEIGHTED = (
+    *("linear", "layer-swap", "nuslerp", "multislerp", "karcher", "task-arithmetic"),
+    *("chat-vector", "consensus-ta", "ties", "breadcrumbs", "breadcrumbs-ties", "dare-linear"),
+    *("dare-ties", "della", "della-linear", "star", "tsv-m", "iso-c", "iso-cts", "swudi", "aswudi"),
+)  # but inject, which is linear's formula, and passthrough, which is R's tower
 _ROUNDED = {"dtype": "bfloat16"}
 _DRIFT = "DRIFT adaptive_cosine"
 ROWS: tuple[Row, ...] = (
@@ -52,6 +64,7 @@ ROWS: tuple[Row, ...] = (
     _drift(f"{_DRIFT}, permuted delta", "adaptive_cosine", "permuted:7", tuned_as=_DRIFT),
     _drift(f"{_DRIFT}, random delta, own alpha", "adaptive_cosine", "random:7"),
     _drift("DRIFT gradnorm", "gradnorm"),
+    _drift("DRIFT gradnorm, half alpha", "gradnorm", tuned_as="DRIFT gradnorm", times=0.5),
     _drift("DRIFT gradnorm, random delta", "gradnorm", "random:7", tuned_as="DRIFT gradnorm"),
     _drift("DRIFT absolute", "absolute"),
     _drift("DRIFT anchor", "anchor"),
@@ -61,11 +74,17 @@ ROWS: tuple[Row, ...] = (
     _drift(f"{_DRIFT}, rank 16", "adaptive_cosine", "rank16"),
     Row("LoRA 16", lora=16),
     _drift("LoRA 16, DRIFT adaptive_cosine", "adaptive_cosine", lora=16),
-    _merged("linear", "linear"),
-    _merged("task-arithmetic", "task-arithmetic"),
-    _merged("ties", "ties", _SPARSE),
-    _merged("dare-ties", "dare-ties", _SPARSE),
-    _merged("chat-vector, rank 1", "chat-vector", {"options": {"rank": 1}}),
+    *(_merged(method, method) for method in _WEIGHTED),
+    *(_merged(method, method, knob="scale") for method in ("sce", "ram", "ram-plus", "magmax")),
+    _merged("slerp", "slerp", knob="t"),
+    _merged("nearswap", "nearswap", knob="t", knob_values=(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)),
+    _merged("arcee-fusion", "arcee-fusion", knob=""),
+    _merged("model-stock", "model-stock", knob=""),
+    *(
+        _merged(f"{method}, rank {rank}", method, {"options": {"rank": rank}})
+        for method in ("linear", "chat-vector")
+        for rank in (1, 16)
+    ),
     Row("linear, then SFT", merge={"method": "linear"}),
     Row("SFT, then linear", merge_after={"method": "linear"}),
     _merged("linear in bfloat16, nearest", "linear", _ROUNDED, tuned_as="linear"),
