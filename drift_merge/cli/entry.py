@@ -98,6 +98,13 @@ class CommandGroup(click.Group):
             with formatter.section(title):
                 formatter.write_dl(rows)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The help on stderr where nothing is given: click's own way differs by version."""
+        if not args and not ctx.resilient_parsing:
+            print(ctx.get_help(), file=sys.stderr)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -189,9 +196,6 @@ def run(group: click.Group, program: str) -> NoReturn:
         # `drift-prior inspect P | head`: the reader has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        sys.exit(2)
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt | click.Abort):
             _maybe_raise(error)

@@ -15,6 +15,8 @@ from typing import Any
 
 _KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 _CLASSES = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForCausalLM")
+# Said each time: without it transformers asks on the terminal whether to run a checkpoint's code.
+_NO_CODE = {"trust_remote_code": False}
 
 
 def probe(request: dict[str, Any]) -> dict[str, Any]:
@@ -51,21 +53,30 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
 
 def _load(transformers: Any, request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """By the first class that knows the config."""
-    place = {"revision": request["revision"]} if request.get("revision") else {}
+    place = _place(request)
     config = transformers.AutoConfig.from_pretrained(request["model"], **place)
     for name in _CLASSES:
         auto = getattr(transformers, name, None)
         if auto is None or type(config) not in auto._model_mapping:
             continue
         model, info = auto.from_pretrained(
-            request["model"], dtype=request["dtype"], output_loading_info=True, **place
+            request["model"],
+            dtype=request["dtype"],
+            output_loading_info=True,
+            use_safetensors=True,
+            **place,
         )
         return model, info
     raise ValueError(f"no model class of transformers generates text from {type(config).__name__}")
 
 
+def _place(request: dict[str, Any]) -> dict[str, Any]:
+    revision = request.get("revision")
+    return {"revision": revision, **_NO_CODE} if revision else dict(_NO_CODE)
+
+
 def _processor(transformers: Any, request: dict[str, Any], notes: list[str]) -> Any:
-    place = {"revision": request["revision"]} if request.get("revision") else {}
+    place = _place(request)
     for auto in (transformers.AutoProcessor, transformers.AutoTokenizer):
         try:
             found = auto.from_pretrained(request["model"], **place)

@@ -2,5 +2,5 @@
 
 Must not know how an artifact was made, only what its manifest names.
 
-Read: licenses, files, refusals, repository, push, progress, pull, cache, publish.
+Read: licenses, files, signing, refusals, repository, push, progress, pull, cache, publish.
 """

@@ -15,10 +15,11 @@ from typing import Any
 
 from drift_merge.errors import SourceError
 from drift_merge.storage.folder.scan import list_files
-from drift_merge.storage.hub.artifacts import RemoteFile, listed_files
-from drift_merge.storage.manifests import seal, to_json
+from drift_merge.storage.hub.artifacts import RemoteFile
+from drift_merge.storage.manifests import listed_files, seal, to_json
 
 CARD = "README.md"
+SIGNATURE = "drift_merge.sig"
 SHARDS, BESIDE, MANIFEST, LAST = range(4)  # stages of an upload
 COMMIT_FILES = 8  # shards of one commit at most: a kill loses at most one that was under way
 COMMIT_BYTES = 20 * 10**9

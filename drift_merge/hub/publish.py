@@ -1,14 +1,13 @@
 """Push and pull as functions: what `drift-prior push` and its like do, for Python too.
 
 import drift_merge
-
 drift_merge.push("prior/", "org/name")                     # private, unless public=True
 drift_merge.pull("org/name", "here/")
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,16 @@ from typing import Any
 from drift_merge.artifacts.card import Published
 from drift_merge.errors import DriftMergeError, SourceError
 from drift_merge.hub.cache import fetch_verified
-from drift_merge.hub.files import CARD, collect, hash_files, parents, published, strays, title_of
+from drift_merge.hub.files import (
+    CARD,
+    SIGNATURE,
+    collect,
+    hash_files,
+    parents,
+    published,
+    strays,
+    title_of,
+)
 from drift_merge.hub.licenses import FILE, RolledUp, read_license, roll_up
 from drift_merge.hub.progress import ProgressBar, no_progress
 from drift_merge.hub.pull import Pulled, fetch_files, hub_source
@@ -29,6 +37,7 @@ from drift_merge.hub.repository import (
     require_account,
     to_delete,
 )
+from drift_merge.hub.signing import Signer, signer
 from drift_merge.merges.card import merge_card
 from drift_merge.merges.manifest import open_merge
 from drift_merge.merges.verify import verify_merge
@@ -42,6 +51,7 @@ from drift_merge.storage.hub.artifacts import (
     fetch_manifest,
     list_remote,
 )
+from drift_merge.storage.manifests import describe_tool
 from drift_merge.storage.outputs.existing import Overwrite
 from drift_merge.storage.sources import Source, parse_source
 
@@ -71,6 +81,7 @@ class PreparedPush:
     artifact: Any  # Prior or Merge
     licenses: RolledUp
     strays: tuple[str, ...]  # files of the directory that are not sent
+    signer: Signer | None = None
 
 
 def prepare_push(
@@ -91,6 +102,7 @@ def prepare_push(
         RecipeError: the request is not valid.
     """
     target = parse_target(request.repo_id, request.revision)
+    signs = None if request.sign is None else signer(request.sign)
     artifact = kind.open(directory)
     if not dry_run:
         require_account(target)
@@ -107,7 +119,9 @@ def prepare_push(
     asked = (request.public, request.pull_request)
     plan = PushPlan(target, state, tuple(files), tuple(delete), title, *asked)
     check_visibility(plan, say)
-    return PreparedPush(plan, artifact, licenses, tuple(strays(directory, files)))
+    if SIGNATURE in state.files and not signs and plan.to_send:
+        plan = replace(plan, delete=tuple(dict.fromkeys((*plan.delete, SIGNATURE))))
+    return PreparedPush(plan, artifact, licenses, tuple(strays(directory, files)), signs)
 
 
 def _made(
@@ -144,8 +158,6 @@ def _made(
 
 def _say_edited(kind: ArtifactKind, artifact: Any, request: PushRequest, say: Notify) -> None:
     """Tell the user whose edited card would otherwise be left behind in silence."""
-    from drift_merge.storage.manifests import describe_tool
-
     card = artifact.path / CARD
     if request.card is not None or not card.is_file():
         return
@@ -183,7 +195,10 @@ def push_prepared(
     _verify(kind, ready.artifact.path, threads=threads, progress=progress)
     with progress("Hashing", sum(file.size_bytes for file in ready.plan.files)) as advance:
         hash_files(ready.plan.files, advance)
-    return send_files(ready.plan, say, quiet=quiet)
+    files = ready.plan.files
+    if ready.signer is not None:
+        files = (*files, ready.signer(ready.plan.target.repo_id, files))
+    return send_files(replace(ready.plan, files=files), say, quiet=quiet)
 
 
 def pull_artifact(
@@ -261,6 +276,7 @@ def push(
     overwrite: bool = False,
     license: str | None = None,
     card: str | Path | None = None,
+    sign: str | None = None,
 ) -> str:
     """Verify a prior or a merge and push it to the Hub; return its address there.
 
@@ -273,6 +289,7 @@ def push(
         overwrite: replace another prior or merge that is there.
         license: identifier, in the place of what the parents' cards say.
         card: file, in the place of the card that is made from the manifest.
+        sign: private key (PEM) to sign what is sent with, or "sigstore"; extra `sign`.
 
     Raises:
         VerificationError: the artifact is damaged (nothing was sent), or the Hub has other bytes.
@@ -282,7 +299,7 @@ def push(
     path = Path(directory)
     kind = MERGE_KIND if (path / MERGE_MANIFEST).is_file() else PRIOR_KIND
     own_card = Path(card) if card is not None else None
-    wishes = (public, revision, pull_request, overwrite, license, own_card)
+    wishes = (public, revision, pull_request, overwrite, license, own_card, sign)
     ready = prepare_push(kind, path, PushRequest(repo_id, *wishes), _log.warning)
     return push_prepared(kind, ready, _log.info).url
 

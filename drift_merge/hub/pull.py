@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import OutputError, RecipeError, SourceError
-from drift_merge.hub.files import BESIDE, CARD, PushFile
+from drift_merge.hub.files import BESIDE, CARD, SIGNATURE, PushFile
 from drift_merge.hub.licenses import FILE as LICENSES
 from drift_merge.hub.progress import ProgressBar, no_progress, watched
+from drift_merge.reports.beside import MERGE_PNG, PRIOR_PNG
 from drift_merge.storage.hub import models
 from drift_merge.storage.hub.artifacts import (
     RemoteFile,
@@ -31,7 +32,8 @@ from drift_merge.storage.output import OutputDirectory
 from drift_merge.storage.outputs.existing import Overwrite, check_output
 from drift_merge.storage.sources import Source, parse_source
 
-BESIDE_MANIFEST = (CARD, LICENSES, "meta.yaml")  # taken along where they are
+# Taken along where they are; with the pictures, since a signature covers all that was sent.
+BESIDE_MANIFEST = (CARD, LICENSES, "meta.yaml", PRIOR_PNG, MERGE_PNG, SIGNATURE)
 _STAGING = ".arriving"  # folder of the payload
 _ATTEMPTS = 2  # for a file that arrives with other bytes than the Hub lists
 

@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import DriftMergeError, OutputError, RecipeError
-from drift_merge.hub.files import CARD, PushFile
+from drift_merge.hub.files import CARD, SIGNATURE, PushFile
 from drift_merge.hub.refusals import RepositoryRef, no_token, persistently
 from drift_merge.storage.hub import models
-from drift_merge.storage.hub.artifacts import WORDS, RemoteFile, list_remote, listed_files
+from drift_merge.storage.hub.artifacts import WORDS, RemoteFile, list_remote
 from drift_merge.storage.hub.faults import LIBRARY, endpoint, is_offline
+from drift_merge.storage.manifests import listed_files
 from drift_merge.storage.sources import Source, parse_source
 
 MAIN = "main"
 PULL_REQUEST = "refs/pr/"
 # Files that neither make a repository a model nor belong to an artifact of ours.
 _HARMLESS = (
-    *(".gitattributes", ".gitignore", "*.md", "LICENSE*", "NOTICE*", "meta.yaml"),
+    *(".gitattributes", ".gitignore", "*.md", "LICENSE*", "NOTICE*", "meta.yaml", SIGNATURE),
     *(".eval_results/*", "assets/*", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.svg", "*.gif"),
 )
 # Of an artifact, beside what its manifest names.
-_REWRITTEN = (CARD, "LICENSE.md", "meta.yaml", "prior.png", "merge.png")
+_REWRITTEN = (CARD, SIGNATURE, "LICENSE.md", "meta.yaml", "prior.png", "merge.png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class PushRequest:
     overwrite: bool = False  # another artifact of ours may be replaced
     license: str | None = None  # in the place of what the parents say
     card: Path | None = None  # in the place of the one made from the manifest
+    sign: str | None = None  # see `hub.signing.signer`
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,8 @@ def read_manifest(file: Path, *, kind: str, format_version: int) -> dict[str, An
     """Read a manifest of ours and check that it is one.
 
     Raises:
-        CheckpointError: broken JSON, another kind, or a newer format version.
+        CheckpointError: broken JSON, another kind, a newer format version, or the name of a file
+            outside the manifest's own directory.
     """
     try:
         manifest = json.loads(file.read_bytes())
@@ -110,4 +111,29 @@ def read_manifest(file: Path, *, kind: str, format_version: int) -> dict[str, An
             f"{file} lacks {', '.join(missing) or 'its table of tensors'}.",
             remedy="Make or download the directory again.",
         )
+    listed_files(manifest, where=str(file))
     return manifest
+
+
+def listed_files(manifest: Mapping[str, Any], *, where: str) -> list[str]:
+    """The files that a manifest vouches for: shards, index, sidecars. The manifest not included.
+
+    Raises:
+        CheckpointError: the manifest names a file outside its own directory.
+    """
+    names: list[object] = []
+    for key in ("shards", "index", "sidecars"):
+        found = manifest.get(key) or ()
+        names += found if isinstance(found, list | tuple | dict) else [found]
+    for name in names:
+        if not isinstance(name, str) or not _is_plain(name):
+            raise CheckpointError(
+                f"{where} names {name!r}, which is not a plain path below its own directory.",
+                remedy="No honest manifest does this. Find out who made it before you use it.",
+            )
+    return [str(name) for name in names]
+
+
+def _is_plain(name: str) -> bool:
+    parts = name.split("/")
+    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)

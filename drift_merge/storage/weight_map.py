@@ -30,7 +30,8 @@ _MODEL_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _MODEL_LIKE = re.compile(r"(?:pytorch_)?model\b")
 
 _CONVERT = (
-    "Only safetensors is read: a pickle can run code. Convert each file once, running none:\n"
+    "Only safetensors is read: a pickle can run code. Convert each file once, running none (with\n"
+    "torch 2.6 or newer: in older ones weights_only can be tricked, CVE-2025-32434):\n"
     '{download}  python -c "import sys, torch; from safetensors.torch import save_file; '
     "save_file({{k: v.clone() for k, v in torch.load(sys.argv[1], weights_only=True, "
     "mmap=True).items()}}, sys.argv[2], metadata={{'format': 'pt'}})\" '{old}' '{new}'"

@@ -12,6 +12,7 @@ from drift_merge.cli import options
 from drift_merge.cli.entry import print_json
 from drift_merge.cli.progress import progress
 from drift_merge.cli.render import note, table
+from drift_merge.hub.files import SIGNATURE
 from drift_merge.hub.publish import MERGE_KIND, PRIOR_KIND, prepare_push, push_prepared
 from drift_merge.hub.repository import PushRequest
 from drift_merge.storage.sizes import size
@@ -28,6 +29,7 @@ _OPTIONS = options.chain(
     click.option("--overwrite", is_flag=True, help="Replace another prior or merge that is there."),
     click.option("--license", metavar="ID", help="In the place of what the parents' cards say."),
     click.option("--card", type=options.PATH, help="Your README.md in the place of ours."),
+    click.option("--sign", metavar="KEY", help="Sign it: a private key (PEM), or sigstore."),
     options.threads_option,
     click.option("-n", "--dry-run", is_flag=True, help="List files and bytes, and stop."),
     options.json_option,
@@ -143,6 +145,8 @@ def _print_plan(ready: "PreparedPush", request: "PushRequest", *, as_json: bool)
         rows.insert(0, [name, "", "delete"])
     table(["file", "bytes", ""], rows)
     print(f"{len(sent):,} of {len(plan.files):,} files to send, {size(total)}")
+    if request.sign is not None:
+        note(f"{SIGNATURE} is made when they are sent (--sign).")
     note("Nothing was sent or verified (--dry-run).")
 
 

@@ -9,13 +9,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from drift_merge.errors import CheckpointError, SourceError
 from drift_merge.storage.headers import ShardHeader
 from drift_merge.storage.hub import models
 from drift_merge.storage.hub.faults import LIBRARY, endpoint, is_offline, offline_error, patiently
 from drift_merge.storage.hub.ranges import shard_header
+from drift_merge.storage.manifests import listed_files
 from drift_merge.storage.sources import Source
 
 PRIOR_MANIFEST = "prior.json"
@@ -56,29 +56,6 @@ def list_remote(source: Source) -> dict[str, RemoteFile]:
         }
 
     return patiently(ask, source)
-
-
-def listed_files(manifest: Mapping[str, Any], *, where: str) -> list[str]:
-    """The files that a manifest vouches for: shards, index, sidecars. The manifest not included.
-
-    Raises:
-        CheckpointError: the manifest names a file outside its own directory.
-    """
-    names: list[object] = []
-    for key in ("shards", "index", "sidecars"):
-        names += list(manifest.get(key) or ())
-    for name in names:
-        if not isinstance(name, str) or not _is_plain(name):
-            raise CheckpointError(
-                f"{where} names {name!r}, which is not a plain path below its own directory.",
-                remedy="No honest manifest does this. Find out who made it before you use it.",
-            )
-    return [str(name) for name in names]
-
-
-def _is_plain(name: str) -> bool:
-    parts = name.split("/")
-    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
 
 
 def fetch_manifest(source: Source, manifest: str) -> tuple[Source, Path]:

@@ -109,9 +109,21 @@ def open_range(
         opened = session.get(url, headers=headers, timeout=timeout, stream=True)
     with opened as response:
         utils.hf_raise_for_status(response)
-        # As they arrive: where chunks of a size are asked for, a broken connection loses the last.
         is_httpx = hasattr(response, "iter_bytes")
-        yield response, response.iter_bytes() if is_httpx else response.iter_content(65_536)
+        yield response, response.iter_bytes() if is_httpx else _as_they_arrive(response)
+
+
+def _as_they_arrive(response: Any) -> Iterator[bytes]:
+    """The body of a response of requests, whose own chunks of a size lose the last that broke."""
+    raw = response.raw  # of urllib3, with errors of its own
+    if not hasattr(raw, "read1"):  # urllib3 < 2.1
+        yield from response.iter_content(65_536)
+        return
+    try:
+        while data := raw.read1(65_536):
+            yield data
+    except import_module("urllib3.exceptions").HTTPError as error:
+        raise ConnectionError(str(error)) from error
 
 
 def join_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:

@@ -69,13 +69,15 @@ def build(transformers: Any, source: str, revision: str | None) -> nn.Module:
     where = str(path.parent if path.is_file() else path)
     try:
         config = transformers.AutoConfig.from_pretrained(
-            where, **({"revision": revision} if revision and not path.exists() else {})
+            where,
+            trust_remote_code=False,  # unsaid, transformers asks on the terminal
+            **({"revision": revision} if revision and not path.exists() else {}),
         )
         for name in _CLASSES:
             auto = getattr(transformers, name, None)
             if auto is not None and type(config) in auto._model_mapping:
                 with torch.device("meta"):
-                    model: nn.Module = auto.from_config(config)
+                    model: nn.Module = auto.from_config(config, trust_remote_code=False)
                 return model
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(

@@ -49,7 +49,10 @@ def load_model(prepared: TrainingJob, last: Path | None) -> Any:
 def base_model(directory: Path, dtype: torch.dtype) -> Any:
     """An MLLM from its folder."""
     transformers = optional("transformers", install="pip install 'drift_merge[train]'")
-    return transformers.AutoModelForImageTextToText.from_pretrained(directory, dtype=dtype)
+    # Unsaid, transformers asks on the terminal whether to run the checkpoint's own code.
+    return transformers.AutoModelForImageTextToText.from_pretrained(
+        directory, dtype=dtype, trust_remote_code=False, use_safetensors=True
+    )
 
 
 def _tower(model: nn.Module, prepared: TrainingJob) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ def load_processor(directory: Path, label: str) -> Any:
     """
     transformers = optional("transformers", install="pip install 'drift_merge[train]'")
     try:
-        processor = transformers.AutoProcessor.from_pretrained(directory)
+        processor = transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # the library raises whatever its parts raise
         raise CheckpointError(
             f"the processor of {label} cannot be loaded: {type(error).__name__}: {error}",
