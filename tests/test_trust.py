@@ -1,4 +1,4 @@
-"""What `guide security` says is never done, tried: nothing that is read is run, nothing else read."""
+"""What `guide security` says is never done, tried: nothing that is read is run."""
 
 import ast
 import json
@@ -16,7 +16,7 @@ from tests.runs import run_linear, run_prior
 
 PACKAGE = Path(__file__).parents[1] / "drift_merge"
 
-# Every call of the package that starts a program, or runs what it reads; the guide names the reason.
+# Every call that starts a program, or runs what it reads; the guide names the reason.
 RUNS = {
     "recipes/own_methods.py": {"runpy.run_path"},  # --methods FILE
     "evaluation/command.py": {"subprocess.Popen"},  # --evaluate, --with CMD

@@ -16,7 +16,8 @@ from typing import Any
 from drift_merge.errors import SourceError
 from drift_merge.storage.folder.scan import list_files
 from drift_merge.storage.hub.artifacts import RemoteFile
-from drift_merge.storage.manifests import listed_files, seal, to_json
+from drift_merge.storage.listed import listed_files
+from drift_merge.storage.manifests import seal, to_json
 
 CARD = "README.md"
 SIGNATURE = "drift_merge.sig"

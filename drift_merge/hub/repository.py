@@ -13,7 +13,7 @@ from drift_merge.hub.refusals import RepositoryRef, no_token, persistently
 from drift_merge.storage.hub import models
 from drift_merge.storage.hub.artifacts import WORDS, RemoteFile, list_remote
 from drift_merge.storage.hub.faults import LIBRARY, endpoint, is_offline
-from drift_merge.storage.manifests import listed_files
+from drift_merge.storage.listed import listed_files
 from drift_merge.storage.sources import Source, parse_source
 
 MAIN = "main"

@@ -24,7 +24,8 @@ from drift_merge.hub.files import (
 from drift_merge.merges.manifest import open_merge
 from drift_merge.priors.manifest import open_prior
 from drift_merge.storage.hub.artifacts import RemoteFile
-from drift_merge.storage.manifests import check_seal, listed_files
+from drift_merge.storage.listed import listed_files
+from drift_merge.storage.manifests import check_seal
 
 
 def file(stage, size=1, name="x"):

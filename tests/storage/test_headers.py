@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
@@ -104,6 +104,7 @@ NUMPY = {
 def test_what_the_library_writes_is_read(
     written: dict[str, tuple[str, tuple[int, ...]]], extra: dict[str, str]
 ) -> None:
+    assume(written or not extra)  # safetensors 0.4.3 writes no JSON then
     tensors = {name: np.zeros(shape, NUMPY[dtype]) for name, (dtype, shape) in written.items()}
     found = parse(save(tensors, extra or None))
     assert {name: (t.dtype, t.shape) for name, t in found.tensors.items()} == written

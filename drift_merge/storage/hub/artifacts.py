@@ -15,7 +15,7 @@ from drift_merge.storage.headers import ShardHeader
 from drift_merge.storage.hub import models
 from drift_merge.storage.hub.faults import LIBRARY, endpoint, is_offline, offline_error, patiently
 from drift_merge.storage.hub.ranges import shard_header
-from drift_merge.storage.manifests import listed_files
+from drift_merge.storage.listed import listed_files
 from drift_merge.storage.sources import Source
 
 PRIOR_MANIFEST = "prior.json"
