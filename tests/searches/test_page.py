@@ -9,7 +9,7 @@ import pytest
 import drift_merge
 from drift_merge.errors import CheckpointError, EvaluationError, SourceError
 from drift_merge.reports.pages.page import data_of, to_html
-from drift_merge.searches.page import describe_search, open_search
+from drift_merge.searches.pages.page import describe_search, open_search
 from drift_merge.storage.manifests import to_json
 from tests import checkpoints as c
 

@@ -1,5 +1,6 @@
 """`report` of both programs: one page on a prior, a merge, a sweep, a search or a run."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,15 +144,17 @@ def _is_search(path: Path) -> bool:
 
 
 def _search_page(path: Path, how: dict[str, Any]) -> Document:
-    from drift_merge.searches.page import describe_search, open_search
+    from drift_merge.searches.pages.page import describe_search, open_search
 
     found = open_search(path)
-    given = [f"--{name.replace('_', '-')}" for name, value in how.items() if value]
+    given = [(f"--{name.replace('_', '-')}", value) for name, value in how.items() if value]
     if given:
+        words = [w for name, value in given for w in ([name] if value is True else [name, value])]
         best = found["output"] or "OUT"
         raise RecipeError(
-            f"{', '.join(given)} is for a merge; {path} is a search, whose scores are recorded.",
-            remedy=f"See what its best changed: drift-merge report {best} {' '.join(given)} ...",
+            f"{given[0][0]} is for a merge; {path} is a search, whose scores are recorded.",
+            remedy="See what its best changed: "
+            + shlex.join(["drift-merge", "report", best, *words]),
         )
     return describe_search(path, found)
 
