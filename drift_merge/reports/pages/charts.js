@@ -108,7 +108,7 @@ function drawPoints(place, chart) {
   for (const t of ticksY) svg.append(make("line", { x1: left, x2: right, y1: Y(t), y2: Y(t), class: "axis" }), make("text", { x: left - 6, y: Y(t) + 4, "text-anchor": "end" }, String(t)));
   const low = chart.log ? 10 ** ends[0] : ends[0], high = chart.log ? 10 ** ends[1] : ends[1];
   let ticks = chart.log ? logTicks(low, high, width > 500 ? 9 : 5) : roundTicks(low, high, width > 500 ? 8 : 5);
-  if (chart.whole) ticks = ticks.filter(t => Number.isInteger(t));
+  if (chart.whole) ticks = ticks.filter(t => Number.isInteger(t) && t >= chart.ends[0] && t <= chart.ends[1]);
   axisX(svg, chart, ticks, X, left, right, bottom, height);
   svg.append(make("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "axis" }));
   const lines = levels.map((level, i) => {
@@ -142,7 +142,7 @@ function drawRows(place, chart) {
   axisX(svg, chart, roundTicks(ends[0], ends[1], width > 500 ? 8 : 4), X, left, right, bottom, height);
   svg.append(make("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "axis" }));
   if (ends[0] < 0 && ends[1] > 0) svg.append(make("line", { x1: X(0), x2: X(0), y1: top, y2: bottom, class: "zero" }));
-  const targets = [], signed = v => (chart.share || v < 0 ? "" : "+") + number(v, chart.share);
+  const targets = [], signed = v => (chart.share || v <= 0 ? "" : "+") + number(v, chart.share);
   chart.rows.forEach((row, i) => {
     const y = top + i * step + 26, own = row.bar ?? row.value, text = own === undefined ? row.name : `${row.name}: ${signed(own)}${row.verdict ? ", " + row.verdict : ""}`;
     svg.append(make("text", { x: left, y: y - 12, class: "row" }, cut(text, right - left)));

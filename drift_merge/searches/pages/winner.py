@@ -40,7 +40,7 @@ def describe_winner(found: Mapping[str, Any], metrics: Sequence[str]) -> dict[st
     verdicts = {row["metric"]: verdict(row, goals) for row in rows}
     labels = set(verdicts.values())
     label = ", ".join(f"{metric} {text}" for metric, text in verdicts.items())
-    told = "; ".join(f"{r['metric']} {_difference(r)}: {verdicts[r['metric']]}" for r in rows)
+    told = "; ".join(f"{r['metric']} {_difference(r)}: {_said(verdicts, r)}" for r in rows)
     return {
         "label": _PRIMARY[labels.pop()]
         if len(labels) == 1
@@ -56,6 +56,11 @@ def _difference(row: Mapping[str, Any]) -> str:
         return f"{row['difference']:+.4g}"
     text = f"{paired['difference']:+.4g} [{paired['low']:+.3g}, {paired['high']:+.3g}]"
     return text + ("" if paired["p"] is None else f", p = {paired['p']:.3g}")
+
+
+def _said(verdicts: Mapping[str, str], row: Mapping[str, Any]) -> str:
+    found = verdicts[row["metric"]]
+    return found if row["paired"] else "whether that is noise is not known"
 
 
 def _short(value: Any) -> str:
@@ -92,12 +97,19 @@ def beside(found: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
     columns += ["only best right", "only other right", "verdict"]
     return {
         "key": "beside",
-        "title": "The best beside the others",
+        "title": "The best beside the others" if found["best"] is not None else "The others",
         "text": text if rows else "Measured before the trials.",
         "missing": "" if scores else "Nothing was evaluated.",
         "charts": intervals(found, ROLES, ITEMS),
         "tables": [
-            {"columns": ["model", "items", *metrics, "number of items"], "rows": scores},
-            *([{"columns": columns, "rows": rows}] if rows else []),
+            _table(["model", "items", *metrics, "number of items"], scores),
+            *([_table(columns, rows)] if rows else []),
         ],
     }
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Without the columns that are known of no row."""
+    kept = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
+    shown = [[row[i] for i in kept] for row in rows]
+    return {"columns": [columns[i] for i in kept], "rows": shown}
