@@ -53,7 +53,15 @@ function axisX(svg, chart, ticks, X, left, right, bottom, height) {
   }
   if (chart.x_label) svg.append(make("text", { x: (left + right) / 2, y: height - 5, "text-anchor": "middle" }, cut(chart.x_label, right - left)));
 }
-function cut(text, width) { const most = Math.floor(width / 6.8); return text.length > most ? text.slice(0, most - 1) + "\u2026" : text; }
+// A label as far as there is room for it, by the width that it will have.
+function cut(text, width) {
+  const pen = make("canvas").getContext("2d");
+  pen.font = "12px " + getComputedStyle(document.body).fontFamily;
+  let end = text.length;
+  const short = () => end < text.length ? text.slice(0, end) + "\u2026" : text;
+  while (end > 1 && pen.measureText(short()).width > width) end--;
+  return short();
+}
 
 // What the pointer or the arrow keys are at: targets are {x, y, title, rows, trial}, in their order.
 function walkable(svg, targets) {

@@ -130,8 +130,7 @@ def _importance(found: Mapping[str, Any]) -> dict[str, Any]:
         "trials). Of few trials it is a hint.",
         "missing": ""
         if charts
-        else "Not known: it takes 4 complete trials that differ in their scores, and a parameter "
-        "that all of them have.",
+        else "Not known: it takes 4 complete trials that differ in their scores.",
         "charts": charts,
     }
 
