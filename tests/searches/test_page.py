@@ -137,6 +137,10 @@ def test_the_winner_stands_beside_the_others_with_its_interval_and_verdict(made,
     steps = [y for _, y in chart(single, "history-a")["steps"]]
     assert steps == sorted(steps)
     assert len(steps) == 6
+    low = one_metric(found)
+    low["metrics"][0]["goal"] = "minimize"
+    falling = [y for _, y in chart(page_of(made, low), "history-a")["steps"]]
+    assert falling == sorted(falling, reverse=True) != steps
 
 
 @pytest.mark.parametrize(
