@@ -96,13 +96,13 @@ def share(bits: str) -> float:
 
 
 def choose(rows: Iterable[Row], out: Path, processes: int, rate: float) -> dict[str, float]:
-    """The value of each row with choices that is best on validation, over the tuning seeds."""
+    """The value of each row with choices that is best on validation, with the first tuning seed."""
     listed = list(rows)
     jobs = [
         Job(row, value, seed, rate, "validation")
         for row in listed
         for value in row.choices
-        for seed in (TUNING_SEEDS if row.is_trained else TUNING_SEEDS[:1])
+        for seed in TUNING_SEEDS[:1]
     ]
     do_all(jobs, out, processes)
     return best_values(listed, read(out), rate)
@@ -146,10 +146,12 @@ def best_rate(results: list[dict[str, Any]]) -> float:
 def final_jobs(
     rows: Iterable[Row], chosen: dict[str, float], rate: float, seeds: int
 ) -> Iterator[Job]:
-    for row in rows:
-        value = row.value(chosen)
-        for seed in range(seeds if row.is_trained else 1):
-            yield Job(row, value, seed, rate, "test")
+    """By seeds first: stopped early, every row has about as many of them."""
+    listed = list(rows)
+    for seed in range(seeds):
+        for row in listed:
+            if seed < (row.seeds if row.is_trained else 1):
+                yield Job(row, row.value(chosen), seed, rate, "test")
 
 
 def main() -> None:
