@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.study.__main__ import best_rate, best_values, read, share
 from tests.benchmarks.study.rows import ROWS, SWEEPS
+from tests.benchmarks.study.runs import best_rate, best_values, read, share
 
 MEASURES = ("picture_sums", "reading", "easy_vqa", "text_sums")
 DRAWS = 10_000

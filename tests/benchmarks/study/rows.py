@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
-RATES = (1e-4, 3e-4, 1e-3)  # of SFT
+RATES = (3e-4, 1e-3, 3e-3)  # of SFT
 WEIGHTS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 TUNING_SEEDS = (1000, 1001)
 
@@ -21,6 +21,7 @@ class Row:
     attach: dict[str, Any] = field(default_factory=dict)
     lora: int = 0
     examples: int = 300
+    seeds: int = 10  # at most
     tuned_as: str = ""  # the row whose chosen value is taken over
     times: float = 1.0  # and multiplied with this
     knob: str = "weights"  # of a merge: what is chosen; another word is an option, "" is nothing
@@ -97,15 +98,16 @@ ROWS: tuple[Row, ...] = (
 )
 # Beside the table: how much data, which modules.
 SWEEPS: tuple[Row, ...] = (
-    *(Row(f"SFT, {n} examples", examples=n) for n in (100, 1000)),
+    *(Row(f"SFT, {n} examples", examples=n, seeds=5) for n in (100, 1000)),
     *(
-        _drift(f"{_DRIFT}, {n} examples", "adaptive_cosine", examples=n, tuned_as=_DRIFT)
+        _drift(f"{_DRIFT}, {n} examples", "adaptive_cosine", examples=n, seeds=5, tuned_as=_DRIFT)
         for n in (100, 1000)
     ),
     *(
         Row(
             f"{_DRIFT}, {m} only",
             prior="delta",
+            seeds=5,
             tuned_as=_DRIFT,
             attach={"rule": "adaptive_cosine", "modules": m},
         )

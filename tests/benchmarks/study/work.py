@@ -17,8 +17,8 @@ import drift_merge
 from tests.benchmarks.study import data, models
 from tests.benchmarks.study.rows import Row
 
-BATCH, PASSES = 16, 6
-CURVE_EVERY = 19  # steps between two looks at the validation split: a pass over 300 examples
+BATCH, PASSES = 16, 12
+CURVE_EVERY = 37  # steps between two looks at the validation split: two passes over 300 examples
 MEASURES: dict[str, tuple[Callable[..., Iterator[data.Example]], int]] = {
     "picture_sums": (data.picture_sums, 300),
     "reading": (data.transcriptions, 200),
