@@ -56,23 +56,23 @@ _WEIGHTED = (
     *("dare-ties", "della", "della-linear", "star", "tsv-m", "iso-c", "iso-cts", "swudi", "aswudi"),
 )  # but inject, which is linear's formula, and passthrough, which is R's tower
 _ROUNDED = {"dtype": "bfloat16"}
-_DRIFT = "DRIFT adaptive_cosine"
+DRIFT = "DRIFT adaptive_cosine"
 ROWS: tuple[Row, ...] = (
     Row("M", is_trained=False),
     Row("SFT"),
-    _drift(_DRIFT, "adaptive_cosine"),
-    _drift(f"{_DRIFT}, random delta", "adaptive_cosine", "random:7", tuned_as=_DRIFT),
-    _drift(f"{_DRIFT}, permuted delta", "adaptive_cosine", "permuted:7", tuned_as=_DRIFT),
-    _drift(f"{_DRIFT}, random delta, own alpha", "adaptive_cosine", "random:7"),
+    _drift(DRIFT, "adaptive_cosine"),
+    _drift(f"{DRIFT}, random delta", "adaptive_cosine", "random:7", tuned_as=DRIFT),
+    _drift(f"{DRIFT}, permuted delta", "adaptive_cosine", "permuted:7", tuned_as=DRIFT),
+    _drift(f"{DRIFT}, random delta, own alpha", "adaptive_cosine", "random:7"),
     _drift("DRIFT gradnorm", "gradnorm"),
     _drift("DRIFT gradnorm, half alpha", "gradnorm", tuned_as="DRIFT gradnorm", times=0.5),
     _drift("DRIFT gradnorm, random delta", "gradnorm", "random:7", tuned_as="DRIFT gradnorm"),
     _drift("DRIFT absolute", "absolute"),
     _drift("DRIFT anchor", "anchor"),
     _drift("DRIFT sign", "sign"),
-    _drift(f"{_DRIFT}, delta = R - B", "adaptive_cosine", "delta_base"),
-    _drift(f"{_DRIFT}, rank 1", "adaptive_cosine", "rank1"),
-    _drift(f"{_DRIFT}, rank 16", "adaptive_cosine", "rank16"),
+    _drift(f"{DRIFT}, delta = R - B", "adaptive_cosine", "delta_base"),
+    _drift(f"{DRIFT}, rank 1", "adaptive_cosine", "rank1"),
+    _drift(f"{DRIFT}, rank 16", "adaptive_cosine", "rank16"),
     Row("LoRA 16", lora=16),
     _drift("LoRA 16, DRIFT adaptive_cosine", "adaptive_cosine", lora=16),
     *(_merged(method, method) for method in _WEIGHTED),
@@ -100,15 +100,15 @@ ROWS: tuple[Row, ...] = (
 SWEEPS: tuple[Row, ...] = (
     *(Row(f"SFT, {n} examples", examples=n, seeds=5) for n in (100, 1000)),
     *(
-        _drift(f"{_DRIFT}, {n} examples", "adaptive_cosine", examples=n, seeds=5, tuned_as=_DRIFT)
+        _drift(f"{DRIFT}, {n} examples", "adaptive_cosine", examples=n, seeds=5, tuned_as=DRIFT)
         for n in (100, 1000)
     ),
     *(
         Row(
-            f"{_DRIFT}, {m} only",
+            f"{DRIFT}, {m} only",
             prior="delta",
             seeds=5,
-            tuned_as=_DRIFT,
+            tuned_as=DRIFT,
             attach={"rule": "adaptive_cosine", "modules": m},
         )
         for m in ("attn", "mlp")
