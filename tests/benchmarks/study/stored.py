@@ -74,7 +74,10 @@ def _stored(result: dict[str, Any]) -> Stored:
         empty = dict.fromkeys(("reading", "easy_vqa", "text_sums", "seconds", "peak_mb"))
         return Stored(**head, bits="", **empty, curve="", error=json.dumps(result["error"]))
     bits = result["picture_sums"]
-    shares = {m: round(result[m].count("1") / len(result[m]), 4) for m in MEASURES[1:]}
+    shares = {
+        m: round(result[m].count("1") / len(result[m]), 4) if m in result else None
+        for m in MEASURES[1:]
+    }
     return Stored(
         **head,
         bits=f"{len(bits)}:{int(bits, 2):x}",
