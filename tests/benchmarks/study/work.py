@@ -58,7 +58,8 @@ def run(
     """Do what a row says and measure it on a split.
 
     Returns:
-        Per measure (on validation the first alone) a string of 0 and 1, one per item; CPU-seconds of merging and training; peak
+        Per measure (on validation the first alone) a string of 0 and 1, one per item; CPU-seconds
+        of merging and training, looks for the curve included; peak
         memory; the curve, (step, share of sums right on the validation split), of trained rows.
     """
     started = time.process_time()
