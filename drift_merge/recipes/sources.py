@@ -1,6 +1,6 @@
 """Opens the checkpoints that a recipe names: headers and configs, no tensor data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -49,6 +49,8 @@ def open_sources(
         SourceError, CheckpointError, RecipeError: see `open_checkpoint`.
     """
 
+    require_revisions([*recipe.reasoners, recipe.mllm, *([recipe.base] if recipe.base else [])])
+
     def open_one(text: str) -> Checkpoint:
         return open_checkpoint(text, headers_only=headers_only, stream=stream, quiet=quiet)
 
@@ -64,6 +66,21 @@ def open_sources(
     if recipe.method != PRIOR and not headers_only:
         fetch_carried(mllm)
     return mllm, reasoners, base
+
+
+def require_revisions(texts: Iterable[str]) -> None:
+    """Ask for every Hub source before the first of them is fetched, which may take an hour.
+
+    Raises:
+        SourceError, CheckpointError: see `parse_source` and `resolve_revision`.
+    """
+    on_hub = [source for source in map(parse_source, texts) if source.kind == "hub"]
+    if len(on_hub) < 2:
+        return
+    from drift_merge.storage.hub.models import resolve_revision
+
+    for source in on_hub[1:]:
+        resolve_revision(source)
 
 
 def open_unless_adapter(text: str, open_one: Callable[[str], Checkpoint]) -> Checkpoint | Source:

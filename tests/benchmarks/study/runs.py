@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from statistics import mean
 from typing import Any
 
 from tests.benchmarks.study.rows import RATES, ROWS, SWEEPS, TUNING_SEEDS, Row
+from tests.benchmarks.study.stored import Stored, as_stored
 
 RESULTS = "results.jsonl"
 
@@ -96,60 +98,50 @@ def share(bits: str) -> float:
 
 
 def choose(rows: Iterable[Row], out: Path, processes: int, rate: float) -> dict[str, float]:
-    """The value of each row with choices that is best on validation, over the tuning seeds."""
+    """The value of each row with choices that is best on validation, with the first tuning seed."""
     listed = list(rows)
     jobs = [
         Job(row, value, seed, rate, "validation")
         for row in listed
         for value in row.choices
-        for seed in (TUNING_SEEDS if row.is_trained else TUNING_SEEDS[:1])
+        for seed in TUNING_SEEDS[:1]
     ]
     do_all(jobs, out, processes)
-    return best_values(listed, read(out), rate)
+    return best_values(listed, as_stored(read(out)), rate)
 
 
-def best_values(
-    rows: Iterable[Row], results: list[dict[str, Any]], rate: float
-) -> dict[str, float]:
+def best_values(rows: Iterable[Row], results: Iterable[Stored], rate: float) -> dict[str, float]:
     """By row: the value with the most right sums on validation; the smallest of equals."""
-    found = {}
-    for row in rows:
-        scores = {
-            value: [
-                share(r["picture_sums"])
-                for r in results
-                if (r["row"], r["value"], r["rate"], r["split"])
-                == (row.name, value, rate, "validation")
-                and "picture_sums" in r
-            ]
-            for value in row.choices
-        }
-        scored = {value: mean(found) for value, found in scores.items() if found}
-        if scored:
-            found[row.name] = max(sorted(scored), key=scored.__getitem__)
-    return found
-
-
-def best_rate(results: list[dict[str, Any]]) -> float:
-    """The learning rate that is best for SFT on validation."""
-    scores = {
-        rate: mean(
-            share(r["picture_sums"])
-            for r in results
-            if r["row"] == "SFT" and r["rate"] == rate and r["split"] == "validation"
-        )
-        for rate in RATES
+    scores: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in results:
+        if (run.split, run.rate, run.error) == ("validation", rate, "") and run.value is not None:
+            scores[run.row][run.value].append(run.share("picture_sums"))
+    means = {row: {v: mean(found) for v, found in by.items()} for row, by in scores.items()}
+    return {
+        row.name: max(sorted(means[row.name]), key=means[row.name].__getitem__)
+        for row in rows
+        if row.choices and row.name in means
     }
-    return max(sorted(scores), key=scores.__getitem__)
+
+
+def best_rate(results: Iterable[Stored]) -> float:
+    """The learning rate that is best for SFT on validation."""
+    scores: dict[float, list[float]] = defaultdict(list)
+    for run in results:
+        if (run.row, run.split, run.error) == ("SFT", "validation", ""):
+            scores[run.rate].append(run.share("picture_sums"))
+    return max(sorted(scores), key=lambda rate: mean(scores[rate]))
 
 
 def final_jobs(
     rows: Iterable[Row], chosen: dict[str, float], rate: float, seeds: int
 ) -> Iterator[Job]:
-    for row in rows:
-        value = row.value(chosen)
-        for seed in range(seeds if row.is_trained else 1):
-            yield Job(row, value, seed, rate, "test")
+    """By seeds first: stopped early, every row has about as many of them."""
+    listed = list(rows)
+    for seed in range(seeds):
+        for row in listed:
+            if seed < (row.seeds if row.is_trained else 1):
+                yield Job(row, row.value(chosen), seed, rate, "test")
 
 
 def main() -> None:
@@ -172,7 +164,7 @@ def main() -> None:
         options.out,
         options.processes,
     )
-    rate = best_rate(read(options.out))
+    rate = best_rate(as_stored(read(options.out)))
     chosen = choose(rows, options.out, options.processes, rate)
     do_all(final_jobs(rows, chosen, rate, options.seeds), options.out, options.processes)
     print(f"{time.monotonic() - started:.0f} s; learning rate {rate}; chosen: {chosen}")
