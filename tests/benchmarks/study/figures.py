@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.study.rows import ALPHAS, DRIFT, ROWS
+from tests.benchmarks.study.rows import ALPHAS, DRIFT, ROWS, SWEEPS
 from tests.benchmarks.study.stored import Stored
 
 SHOWN = (  # in the curves: colours and dashes that do not need to be told apart by colour alone
@@ -34,8 +34,9 @@ def _save(figure: Any, to: Path) -> None:
 
 
 def differences(lines: list[dict[str, Any]], to: Path) -> None:
-    """Differences from SFT with their intervals, one line for each row."""
-    shown = [line for line in lines if line.get("difference")][::-1]
+    """Differences from SFT with their intervals, one line for each row that is trained, and M."""
+    trained = {row.name for row in (*ROWS, *SWEEPS) if row.is_trained} | {"M", "linear", "ties"}
+    shown = [line for line in lines if line.get("difference") and line["row"] in trained][::-1]
     figure, axes = _axes(8, 0.24 * len(shown) + 1.2)
     for y, line in enumerate(shown):
         mean, low, high = (100 * float(line[key]) for key in ("difference", "low", "high"))
