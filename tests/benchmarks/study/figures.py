@@ -72,7 +72,7 @@ def curves(runs: dict[str, dict[int, Stored]], to: Path) -> None:
 
 def strengths(stored: list[Stored], rate: float, to: Path) -> None:
     """What was chosen from: each rule and prior at every alpha, on validation, one seed."""
-    figure, axes = _axes(7, 4.2)
+    figure, axes = _axes(9, 4.2)
     markers = iter("os^vD*PXp<>h")
     for row in ROWS:
         if row.prior is None or row.choices != ALPHAS:
@@ -89,9 +89,9 @@ def strengths(stored: list[Stored], rate: float, to: Path) -> None:
     axes.axhline(100 * float(np.mean(sft)), color="black", linewidth=1, label="SFT")
     axes.set_xscale("log")
     axes.set_xlabel("alpha")
-    axes.set_ylabel("right sums in pictures, percent")
+    axes.set_ylabel("right sums in pictures, percent (validation, one seed)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _save(figure, to)
 
 
