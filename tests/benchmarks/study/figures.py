@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.study.rows import ALPHAS, DRIFT, ROWS
+from tests.benchmarks.study.rows import ALPHAS, DRIFT, ROWS, SWEEPS
 from tests.benchmarks.study.stored import Stored
 
 SHOWN = (  # in the curves: colours and dashes that do not need to be told apart by colour alone
@@ -34,8 +34,9 @@ def _save(figure: Any, to: Path) -> None:
 
 
 def differences(lines: list[dict[str, Any]], to: Path) -> None:
-    """Differences from SFT with their intervals, one line for each row."""
-    shown = [line for line in lines if line.get("difference")][::-1]
+    """Differences from SFT with their intervals, one line for each row that is trained, and M."""
+    trained = {row.name for row in (*ROWS, *SWEEPS) if row.is_trained} | {"M", "linear", "ties"}
+    shown = [line for line in lines if line.get("difference") and line["row"] in trained][::-1]
     figure, axes = _axes(8, 0.24 * len(shown) + 1.2)
     for y, line in enumerate(shown):
         mean, low, high = (100 * float(line[key]) for key in ("difference", "low", "high"))
@@ -71,7 +72,7 @@ def curves(runs: dict[str, dict[int, Stored]], to: Path) -> None:
 
 def strengths(stored: list[Stored], rate: float, to: Path) -> None:
     """What was chosen from: each rule and prior at every alpha, on validation, one seed."""
-    figure, axes = _axes(7, 4.2)
+    figure, axes = _axes(9, 4.2)
     markers = iter("os^vD*PXp<>h")
     for row in ROWS:
         if row.prior is None or row.choices != ALPHAS:
@@ -88,9 +89,9 @@ def strengths(stored: list[Stored], rate: float, to: Path) -> None:
     axes.axhline(100 * float(np.mean(sft)), color="black", linewidth=1, label="SFT")
     axes.set_xscale("log")
     axes.set_xlabel("alpha")
-    axes.set_ylabel("right sums in pictures, percent")
+    axes.set_ylabel("right sums in pictures, percent (validation, one seed)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _save(figure, to)
 
 
