@@ -118,7 +118,7 @@ def read_manifest(file: Path, *, kind: str, format_version: int) -> dict[str, An
     """Read the manifest of an artifact and check that it is one.
 
     Raises:
-        CheckpointError: see `read_record`; or it lacks an entry, or names a file outside its folder.
+        CheckpointError: see `read_record`; an entry is missing, or a file lies outside its folder.
     """
     manifest = read_record(file, kind=kind, version=format_version)
     wanted = ("tensors", "sources", "parameters", "shards", "coverage", "findings")
