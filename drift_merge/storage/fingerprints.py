@@ -69,7 +69,7 @@ def of_files(checkpoint: Checkpoint) -> str:
         CheckpointError: a shard has vanished since its header was read.
     """
     rows: list[list[Any]] = []
-    commit = checkpoint.source.revision
+    commit = _commit(checkpoint)
     for name, header in checkpoint.shards.items():
         if commit is not None or name in checkpoint.remote:
             rows.append([name, header.file_bytes, commit])
@@ -83,6 +83,11 @@ def of_files(checkpoint: Checkpoint) -> str:
     return of_json([rows, of_layout(checkpoint), checkpoint.config])
 
 
+def _commit(checkpoint: Checkpoint) -> str | None:
+    """The commit that all shards are of; that of an adapter says nothing of its base."""
+    return None if checkpoint.adapters else checkpoint.source.revision
+
+
 def states_of(checkpoint: Checkpoint) -> dict[str, tuple[int, int, int]]:
     """Number, size in bytes and time of change of every shard that is a file here and may change.
 
@@ -90,7 +95,7 @@ def states_of(checkpoint: Checkpoint) -> dict[str, tuple[int, int, int]]:
         CheckpointError: a shard has vanished since its header was read.
     """
     found = {}
-    for name in checkpoint.shards if checkpoint.source.revision is None else ():
+    for name in checkpoint.shards if _commit(checkpoint) is None else ():
         if name not in checkpoint.remote:
             path = checkpoint.file(name)
             try:
