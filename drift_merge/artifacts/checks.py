@@ -182,7 +182,7 @@ def check_sample(
         made = stored_fingerprints({step.name: found})
         expected = stored_fingerprints({step.name: entry}, fingerprint_key)
         if made != expected and step.name in sinks:
-            require_near(step, sinks[step.name], found)
+            require_near(step, sinks[step.name], found, TOLERANCE)
             near.append(step.name)
         else:
             _compare_result(made, expected)

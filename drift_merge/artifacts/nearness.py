@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from drift_merge.artifacts.checks import TOLERANCE
 from drift_merge.engine.reread import read_shards
 from drift_merge.engine.storing.compressing import Sink
 from drift_merge.errors import VerificationError
@@ -100,17 +99,23 @@ def distances(
     return found
 
 
-def require_near(step: Step, distance: Distance, found: TensorRecord) -> None:
+def require_near(step: Step, distance: Distance, found: TensorRecord, tolerance: float) -> None:
     """Refuse a tensor that is made again farther away than another processor explains.
+
+    Args:
+        step: of the tensor.
+        distance: that has taken what was made.
+        found: what was measured of it.
+        tolerance: share of what singular directions hold, in [0, 1].
 
     Raises:
         VerificationError: naming it.
     """
     off, norm = distance.measure(found)
-    if off <= TOLERANCE * norm:
+    if off <= tolerance * norm:
         return
     raise VerificationError(
-        f"{step.name} computed again is off by {off:.3g}, more than {TOLERANCE:.0%} of what "
+        f"{step.name} computed again is off by {off:.3g}, more than {tolerance:.0%} of what "
         f"its singular directions hold ({norm:.3g}).",
         remedy="Make it again; if it differs again, report it with both manifests.",
     )

@@ -309,3 +309,41 @@ def test_a_failed_restoration_keeps_the_old_out_and_the_next_run_puts_it_back(
     assert read_files(partial_of(out) / "replaced") == read_files(old)
     assert world.run("linear", out, "--overwrite").code == 0
     assert read_files(out) == world.whole["linear"]
+
+
+SPECTRAL = {
+    "merge": ("drift-merge", "linear", "--rank", "1", "--norm", "frobenius"),
+    "star": ("drift-merge", "star", "--base", "BASE"),
+    "prior": ("drift-prior", "compute", "--rank", "2"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_what_is_made_of_singular_directions_is_finished_with_the_same_bytes(
+    name: str, world: World, tmp_path: Path
+) -> None:
+    forks, pair = world.forks, world.pair
+    program, method, *given = SPECTRAL[name]
+    options = [str(pair.reasoner) if word == "BASE" else word for word in given]
+
+    def request(out: Path) -> dict[str, object]:
+        words = [program, method, *pair.arguments, *options, "-o", str(out), "--threads", "1"]
+        return {"arguments": words, "extent_bytes": 1500}
+
+    quiet = forks.run_all([request(tmp_path / "whole") | {"count": CHANGES}])[0]
+    assert quiet.code == 0, quiet
+    whole, taken_over = read_files(tmp_path / "whole"), set()
+    for numbers in batches(range(2, len(quiet.calls) + 1, 4)):
+        outs = {at: tmp_path / f"out{at}" for at in numbers}
+        killed = forks.strike({at: request(out) for at, out in outs.items()}, "kill")
+        assert {run.code for run in killed} <= {KILLED, 0}, killed
+        for out in outs.values():
+            assert_absent_or_whole(out, whole)
+        again = forks.run_all([request(out) for out in outs.values()])
+        for out, run in zip(outs.values(), again, strict=True):
+            assert_finished_by_the_same_command(run, out, whole)
+            taken_over.add(resumed(run))
+            shutil.rmtree(out)
+            shutil.rmtree(partial_of(out), ignore_errors=True)
+    assert len(taken_over) > 2, "no run was resumed in its middle"

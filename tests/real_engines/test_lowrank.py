@@ -8,12 +8,17 @@ import shutil
 import pytest
 
 from tests.real_engines import toy
-from tests.real_engines.test_rules import CASES, EXACT
 from tests.runs import run_prior
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(400)]
 
 RULES = ("absolute", "adaptive_cosine")
+EXACT = 1e-3  # as in test_rules
+CASES = {
+    "fsdp2": ("fsdp", {}),
+    "zero2": ("deepspeed", {"stage": 2}),
+    "zero3": ("deepspeed", {"stage": 3}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +31,10 @@ def low(source, tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("name", CASES)
 def test_every_rank_adds_its_part_of_the_product(name, low, source, run_once):
-    case = CASES[name]
-    results = run_once(
-        "rules", source=str(low), world=2, engine=case.engine, only=RULES, **case.settings
-    )
+    engine, settings = CASES[name]
+    results = run_once("rules", source=str(low), world=2, engine=engine, only=RULES, **settings)
     for rank in results:
         for rule in RULES:
             found = rank[rule]

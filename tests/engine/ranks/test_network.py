@@ -14,7 +14,7 @@ import pytest
 from tests.checkpoints import make_pair, read_files
 from tests.faults.harness import run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 INTERFACE = "cable"
 SECONDS = 240
