@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--terabytes", type=float, default=2.0)
     parser.add_argument("--tensors", type=int, default=100_000)
     parser.add_argument("--cores", type=int, default=16)
-    parser.add_argument("--plan-seconds", type=float, default=16.4, help="of 100,000 tensors")
+    parser.add_argument("--plan-seconds", type=float, default=11.0, help="of 100,000 tensors")
     given = parser.parse_args()
     if given.plan:
         return measure_plan(times=3)
