@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from drift_merge.priors.manifest import open_prior as open_prior
     from drift_merge.priors.verify import verify_prior as verify_prior
     from drift_merge.recipes.recipe import Recipe as Recipe
+    from drift_merge.trainers.extraction.extract import extract_lora as extract_lora
     from drift_merge.training.attach import attach as attach
     from drift_merge.training.deltas.opened import load_prior as load_prior
     from drift_merge.training.handle import Handle as Handle
@@ -72,6 +73,7 @@ _FACE = {
     "drift_merge.priors.deltas": ("open_deltas",),
     "drift_merge.priors.verify": ("verify_prior",),
     "drift_merge.hub.publish": ("pull", "push"),
+    "drift_merge.trainers.extraction.extract": ("extract_lora",),
     "drift_merge.training.attach": ("attach",),
     "drift_merge.training.deltas.opened": ("load_prior",),
     "drift_merge.training.handle": ("Handle",),

@@ -2,5 +2,5 @@
 
 Must not know how an output was made, only what its manifest says.
 
-Read: card, describe, checks, verify.
+Read: card, describe, nearness, checks, verify.
 """

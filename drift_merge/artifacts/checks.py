@@ -5,9 +5,8 @@ fingerprint, every value is finite; with the sources, some tensors are computed 
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from drift_merge.storage.measured import InputKey, StoredKey, TensorRecord
 from drift_merge.storage.ranks.meeting import ALONE, Ranks
 from drift_merge.storage.sizes import parse_size
 
-# Of what singular directions add, up to which two processors may differ: roundings of 1e-7, grown
-# by the gaps between singular values, and an output dtype that rounds a few entries the other way.
+# Up to which two processors may differ, of what singular directions add or of the stored delta:
+# roundings of 1e-7, grown by the gaps between singular values, and an output dtype that rounds a
+# few entries the other way.
 TOLERANCE = 0.05
 
 _INPUTS: tuple[InputKey, ...] = (
@@ -159,6 +159,7 @@ def check_sample(
     Raises:
         VerificationError: a tensor differs, or an input is not the one that was used.
     """
+    from drift_merge.artifacts.nearness import distances, require_near
     from drift_merge.engine.stream import recompute
 
     missing = sorted(set(tensors) ^ {step.name for step in plan.steps})
@@ -172,70 +173,22 @@ def check_sample(
     own = chosen[ranks.rank :: ranks.size]
     limit = parse_size(cache_limit) // ranks.place.local_size
     with sample_downloads(plan, [step.name for step in own], limit_bytes=limit) as downloads:
-        distances = _distances(directory, own, tensors)
-        results = recompute(plan, own, device=device, downloads=downloads, sinks=distances)
+        sinks = distances(directory, own, tensors)
+        results = recompute(plan, own, device=device, downloads=downloads, sinks=sinks)
     near = []
     for step in own:
         found, entry = results[step.name], tensors[step.name]
         _compare_inputs(step, found, entry)
-        is_equal = found["fingerprint"] == entry.get(fingerprint_key)
-        if step.name in distances and not is_equal:
-            _require_near(step, distances[step.name].value, found.get("norm_made"))
+        made = stored_fingerprints({step.name: found})
+        expected = stored_fingerprints({step.name: entry}, fingerprint_key)
+        if made != expected and step.name in sinks:
+            require_near(step, sinks[step.name], found, TOLERANCE)
             near.append(step.name)
         else:
-            _compare_result(step, found, entry, fingerprint_key)
+            _compare_result(made, expected)
     together = {name for each in ranks.gather(near) for name in each}
     names = tuple(step.name for step in chosen)
     return names, tuple(name for name in names if name in together)
-
-
-class _Distance:
-    """Takes the bytes of a tensor that is made again, and sums how far they are from the stored."""
-
-    def __init__(self, file: Path, stored: TensorInfo) -> None:
-        self._file, self._stored, self._squared = file, stored, 0.0
-
-    def write(self, info: TensorInfo, begin: int, data: memoryview) -> None:
-        """The next bytes of the tensor."""
-        import torch
-
-        from drift_merge.maths.dtypes import TORCH_DTYPES
-
-        with open(self._file, "rb") as file:
-            file.seek(self._stored.start + begin)
-            stored = bytearray(file.read(len(data)))
-        made, old = (
-            torch.frombuffer(each, dtype=TORCH_DTYPES[info.dtype]).double()
-            for each in (bytearray(data), stored)
-        )
-        self._squared += float((made - old).square_().sum())
-
-    @property
-    def value(self) -> float:
-        """The L2 norm of the difference."""
-        return sqrt(self._squared)
-
-
-def _distances(
-    directory: Path | None, chosen: Sequence[Step], tensors: Mapping[str, TensorRecord]
-) -> dict[str, _Distance]:
-    """For each tensor that was made by singular directions."""
-    names = {step.name for step in chosen if "matrices" in tensors[step.name]}
-    if directory is None or not names:
-        return {}
-    headers = read_shards(directory, sorted(p.name for p in directory.glob("*.safetensors")))
-    infos = [info for header in headers.values() for info in header.tensors.values()]
-    return {i.name: _Distance(directory / i.shard, i) for i in infos if i.name in names}
-
-
-def _require_near(step: Step, distance: float, norm: float | None) -> None:
-    if norm is not None and distance <= TOLERANCE * norm:
-        return
-    raise VerificationError(
-        f"{step.name} computed again is off by {distance:.3g}, more than {TOLERANCE:.0%} of what "
-        f"its singular directions add ({norm or 0.0:.3g}).",
-        remedy="Make it again; if it differs again, report it with both manifests.",
-    )
 
 
 def _compare_inputs(step: Step, found: TensorRecord, entry: TensorRecord) -> None:
@@ -250,11 +203,8 @@ def _compare_inputs(step: Step, found: TensorRecord, entry: TensorRecord) -> Non
             )
 
 
-def _compare_result(
-    step: Step, found: TensorRecord, entry: TensorRecord, fingerprint_key: StoredKey
-) -> None:
-    expected = stored_fingerprints({step.name: entry}, fingerprint_key)
-    for name, got in stored_fingerprints({step.name: found}).items():
+def _compare_result(made: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    for name, got in made.items():
         if got != expected.get(name):
             raise VerificationError(
                 f"{name} computed again differs: expected {expected.get(name)}, got {got}.",

@@ -2,7 +2,6 @@
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from drift_merge.errors import AlignmentError
 from drift_merge.names.modules import ModuleSelection
@@ -163,7 +162,7 @@ def _has_rows(
 def _by_token(draft: DraftRecord, views: dict[str, tuple[tuple[Part, ...], ...]]) -> DraftRecord:
     if draft.name not in views:
         return draft
-    return replace(draft, status="matched", views=views[draft.name])
+    return draft._replace(status="matched", views=views[draft.name])
 
 
 def _unreadable(names: list[str], ours: TowerSide, theirs: TowerSide) -> AlignmentError:

@@ -5,6 +5,7 @@ Canonical names are those of a plain llama-like text LLM without prefix:
 """
 
 import re
+from functools import lru_cache
 
 from drift_merge.names.tensors import Shape
 
@@ -102,6 +103,8 @@ def is_adapter_weight(name: str) -> bool:
 
 def is_buffer(name: str, shape: Shape | None) -> bool:
     """Whether `name` is a table that code derives (rotary frequencies, causal masks)."""
+    if name.endswith(".weight"):  # nearly all names: no more to look at
+        return False
     leaf = name.rpartition(".")[2]
     if leaf in _BUFFERS or leaf.endswith("inv_freq"):
         return True
@@ -109,6 +112,7 @@ def is_buffer(name: str, shape: Shape | None) -> bool:
     return leaf == "bias" and name.endswith(_MASKS) and (shape is None or len(shape) > 1)
 
 
+@lru_cache(maxsize=2**14)  # layers are alike
 def rename_tail(tail: str) -> str:
     """Return the llama name of a tail such as `feed_forward.w1.weight`, or `tail` itself.
 

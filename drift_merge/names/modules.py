@@ -8,6 +8,7 @@ to 8" does not mean the final norm.
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 
 from drift_merge.errors import RecipeError
 from drift_merge.names.layouts import is_router_bias
@@ -27,7 +28,7 @@ MLP = frozenset(
         *("shared_expert", "shared_experts", "share_expert", "shared_mlp"),
     )
 )
-_NUMBER = re.compile(r"\d+")
+_NUMBERS = re.compile(r"(\d+)")
 _RANKS = {"embed_tokens": 0, "layers": 1, "norm": 2, "lm_head": 3}
 MIXERS = frozenset(("mixer", "mamba", "conv", "short_conv", "ssm"))  # no attention, no mlp
 _LN = re.compile(r"\.(?:\w*_)?ln(?:_|\d*\.)")  # GPT-2's ln_1, Kosmos' inner_attn_ln
@@ -45,9 +46,10 @@ class ModuleSelection:
 
     def takes(self, canonical: str) -> bool:
         """Whether the tensor of this canonical name is selected."""
-        layer, module = layer_of(canonical), classify(canonical)
+        module = classify(canonical)
         if not self.has_router_biases and is_router_bias(canonical):
             return False
+        layer = None if self.layers is None else layer_of(canonical)
         if self.layers is None or layer in self.layers:
             named = "full" in self.modules or module in self.modules
         elif layer is None:
@@ -66,9 +68,18 @@ def classify(canonical: str) -> str:
     >>> classify("layers.0.self_attn.q_norm.weight")
     'norm'
     """
+    first, _, rest = canonical.partition(".")
+    if first != "layers":
+        return _classify_outside(first)
+    number, _, tail = rest.partition(".")
+    # Layers are alike, and a model may have 100,000 names: one number stands for all.
+    return _classify_inside(f"layers.0.{tail}" if number.isdigit() else canonical)
+
+
+@lru_cache(maxsize=2**14)
+def _classify_inside(canonical: str) -> str:
+    """The class of what a layer holds."""
     segments = canonical.split(".")
-    if segments[0] != "layers":
-        return _classify_outside(segments[0])
     if "norm" in canonical.lower() or ("ln" in canonical and _LN.search(canonical)):
         return "norm"
     for segment in segments[2:]:
@@ -93,10 +104,12 @@ def _classify_outside(module: str) -> str:
 def canonical_order(canonical: str) -> tuple[int, int, str]:
     """A key that sorts as a model runs: embedding, layers by number, final norm, head."""
     rank = _RANKS.get(canonical.partition(".")[0], 4)
-    tail = canonical
-    if ".experts." in tail:  # expert 10 comes after expert 9
-        tail = _NUMBER.sub(lambda number: number[0].zfill(6), tail)
-    return rank, layer_of(canonical) or 0, tail
+    if ".experts." not in canonical:
+        return rank, layer_of(canonical) or 0, canonical
+    # Expert 10 comes after expert 9.
+    texts = _NUMBERS.split(canonical)
+    texts[1::2] = [number.zfill(6) for number in texts[1::2]]
+    return rank, layer_of(canonical) or 0, "".join(texts)
 
 
 def layer_of(canonical: str) -> int | None:

@@ -118,7 +118,9 @@ class _Beside:
         self, model: Model, free: Mapping[str, str], root: str, parent: str, layers: str
     ) -> None:
         self.root, self.parent, self.layers = root, parent, layers
-        modules = {name.rpartition(".")[0] for name in free.values()}
+        # Nothing that is looked for lies deeper: an embedding in a module, a norm beside the list.
+        dots = root.count(".") + max(1, parent[len(root) :].count(".")) + 1
+        modules = {name.rpartition(".")[0] for name in free.values() if name.count(".") <= dots}
         below = {module[len(root) :] for module in modules if module.startswith(root)}
         self.embedding = _find_embedding(below)
         self.norm = self._find_norm(below)
@@ -186,30 +188,32 @@ def _number_layers(
     Inserted layers have cross-attention and no self-attention. Without any the numbers stay
     as they are (None), gaps included.
     """
-    tails: dict[str, list[str]] = defaultdict(list)
+    modules: dict[str, set[str]] = defaultdict(set)  # of each layer, its own children
     for name in names:
-        number, _, tail = name[len(prefix) :].partition(".")
-        if name.startswith(prefix) and number.isdigit():
-            tails[number].append(tail)
-    mtp = _mtp_blocks(tails, model)
-    crossing = {n for n, found in tails.items() if any(t.startswith("cross_attn.") for t in found)}
+        if name.startswith(prefix):
+            number, _, tail = name[len(prefix) :].partition(".")
+            module, dot, _ = tail.partition(".")
+            modules[number].add(f"{module}{dot}")
+    modules = {number: found for number, found in modules.items() if number.isdigit()}
+    mtp = _mtp_blocks(modules, model)
+    crossing = {n for n, found in modules.items() if "cross_attn." in found}
     own = ("self_attn.", "attention.", "attn.")
-    inserted = {n for n in crossing if not any(tail.startswith(own) for tail in tails[n])}
+    inserted = {n for n in crossing if modules[n].isdisjoint(own)}
     predicting = tuple(sorted(map(int, mtp)))
     if not inserted:
         return (), predicting, None
-    others = sorted(tails.keys() - inserted, key=int)
+    others = sorted(modules.keys() - inserted, key=int)
     return tuple(sorted(map(int, inserted))), predicting, {n: str(i) for i, n in enumerate(others)}
 
 
-def _mtp_blocks(tails: Mapping[str, list[str]], model: Model) -> set[str]:
+def _mtp_blocks(modules: Mapping[str, set[str]], model: Model) -> set[str]:
     """Return the numbers of blocks that predict more than the next token (DeepSeek-V3's MTP)."""
     config = text_config(model.config)
     count, more = config.get("num_hidden_layers"), config.get("num_nextn_predict_layers")
-    found = {n for n, own in tails.items() if any(tail.startswith(_MTP) for tail in own)}
-    if isinstance(count, int) and isinstance(more, int) and len(tails) > count:
-        found |= {n for n in tails if count <= int(n) < count + more}
-    return found if len(found) < len(tails) else set()
+    found = {n for n, own in modules.items() if not own.isdisjoint(_MTP)}
+    if isinstance(count, int) and isinstance(more, int) and len(modules) > count:
+        found |= {n for n in modules if count <= int(n) < count + more}
+    return found if len(found) < len(modules) else set()
 
 
 def _find_head(shapes: Mapping[str, Shape | None], root: str, embedding: str) -> str | None:
@@ -253,7 +257,7 @@ def _name_by_class(canonical: dict[str, str], model: Model) -> None:
         for name in canonical.values()
         if name.startswith("layers.") and (classify(name) == "other" or ".mixer." in name)
     }
-    for number, stored in _by_layer(canonical):
+    for number, stored in _by_layer(canonical) if strange else ():
         if number not in strange:
             continue
         start = len(f"layers.{number}.")

@@ -6,6 +6,7 @@ Says what is paired with what, whatever is selected; `align` turns it into an ac
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from drift_merge.names import fusions
 from drift_merge.names.layers.leftovers import inserted_modules, pair_renamed
@@ -25,8 +26,7 @@ class TowerSide:
     shapes: Mapping[str, Shape | None]  # canonical name -> shape
 
 
-@dataclass(frozen=True, slots=True)
-class DraftRecord:
+class DraftRecord(NamedTuple):
     """A record in the making."""
 
     name: str  # canonical; of the fused tensor for a group

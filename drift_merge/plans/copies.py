@@ -4,15 +4,14 @@ Cheap: a few bytes of each matrix that shares dtype and shape with another, and 
 those alone whose few bytes agree.
 """
 
-import mmap
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from drift_merge.names.tables import has_table_name
 from drift_merge.storage.checkpoint import Checkpoint
-from drift_merge.storage.fingerprints import Fingerprint
+from drift_merge.storage.fingerprints import WINDOW_BYTES, Fingerprint
 from drift_merge.storage.headers import TensorInfo
-from drift_merge.storage.mapped import RELEASE_BYTES, MappedCheckpoint
+from drift_merge.storage.mapped import MappedCheckpoint
 
 _SAMPLE = 64  # bytes
 _PLACES = ((1, 2), (0, 1), (1, 4), (3, 4))  # of the elements
@@ -55,11 +54,15 @@ def find_copies(checkpoint: Checkpoint, *, tables_only: bool = False) -> dict[st
 
 
 class _Bytes:
-    """Bytes of a checkpoint, one shard mapped at a time: there may be hundreds."""
+    """Bytes of a checkpoint, one shard open at a time: there may be hundreds.
+
+    They are read: a page that is looked at through a map costs four times as much.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._mapped = MappedCheckpoint(checkpoint)
         self._shard = ""
+        self._few = memoryview(bytearray(_SAMPLE))
 
     def __enter__(self) -> "_Bytes":
         return self
@@ -84,23 +87,25 @@ class _Bytes:
 
         That is no evidence: all that is zero is equal.
         """
-        unit = max(1, info.size_bytes // info.numel)
-        data = self._mapped.view(info)
+        numel, size = info.numel, info.size_bytes
+        unit = max(1, size // numel)
         for numerator, denominator in _PLACES:
-            begin = info.numel * numerator // denominator * unit
-            found = bytes(data[begin : begin + _SAMPLE])
+            begin = numel * numerator // denominator * unit
+            few = self._few[: max(0, size - begin)]
+            self._mapped.read(info, begin, few)
+            found = bytes(few)
             if found != found[:unit] * (len(found) // unit):
                 return begin, found
         return info.name
 
     def whole(self, info: TensorInfo) -> Hashable:
         """A fingerprint of all bytes."""
-        self._mapped.check(info).madvise(mmap.MADV_NORMAL)
         fingerprint = Fingerprint()
-        for begin in range(0, info.size_bytes, RELEASE_BYTES):
-            end = min(begin + RELEASE_BYTES, info.size_bytes)
-            fingerprint.update(self._mapped.view(info, begin, end))
-            self._mapped.release(info, begin, end)
+        window = memoryview(bytearray(min(WINDOW_BYTES, info.size_bytes)))
+        for begin in range(0, info.size_bytes, WINDOW_BYTES):
+            window = window[: info.size_bytes - begin]
+            self._mapped.read(info, begin, window)
+            fingerprint.update(window)
         return fingerprint.text()
 
     def _open(self, info: TensorInfo) -> None:
@@ -108,8 +113,7 @@ class _Bytes:
             return
         self._mapped.drop(self._shard)
         self._shard = info.shard
-        # Without this, each look at a few bytes reads 128 kB around them.
-        self._mapped.check(info).madvise(mmap.MADV_RANDOM)
+        self._mapped.read_only_what_is_asked(info)
 
 
 def _equal(

@@ -5,7 +5,8 @@ manifest show what will be used.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from drift_merge.errors import RecipeError
 from drift_merge.names.modules import parse_layers
@@ -27,8 +28,7 @@ from drift_merge.storage.headers import TensorInfo
 Aligned = tuple[Checkpoint, Alignment]
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """One reasoner's data for one tensor of the mllm."""
 
     view: View
@@ -65,10 +65,10 @@ def plan_merge(
     for info in mllm.tensors.values():
         first = first_of.get(info.name, info.name)
         step = _step(terms, info, found.get(first, []), bases.get(first), num_layers)
-        if step.weights:
+        masked_as = alike.get(step.canonical, "")
+        if step.weights and (masked_as or first != info.name):
             second_name_of = first if first != info.name else ""
-            masked_as = alike.get(step.canonical, "")
-            step = replace(step, masked_as=masked_as, second_name_of=second_name_of)
+            step = step._replace(masked_as=masked_as, second_name_of=second_name_of)
         steps.append(step)
     sources = [mllm, *(checkpoint for checkpoint, _ in reasoners)]
     sources += [base[0]] if base else []
@@ -111,11 +111,14 @@ def _find_entries(
     found: dict[str, list[_Entry]] = {}
     weighted = zip(reasoners, recipe.parsed_weights, strict=True)
     for source, ((checkpoint, alignment), weight) in enumerate(weighted, start=1):
+        constant = weight.constant
         swapped = _layer_factors(recipe, alignment.mllm.num_layers)
         for pair in alignment.pairs:
             if is_table(pair, mllm, checkpoint):
                 continue
-            value = _resolve(weight, pair, alignment.mllm.num_layers)
+            value = constant
+            if value is None:
+                value = _resolve(weight, pair, alignment.mllm.num_layers)
             value *= 1.0 if pair.layer is None else swapped.get(pair.layer, 1.0)
             view = view_of(source, pair, alignment.rows, checkpoint)
             found.setdefault(pair.mllm, []).append(_Entry(view, value, pair))
@@ -181,14 +184,11 @@ def _step(
     recipe = terms.recipe
     dtype = output_dtype(recipe, info.dtype, info.name)
     own = View(0, identity_parts(info.name, info.shape))
-    untouched = Step(
-        info.name, "copy" if dtype == info.dtype else "cast", dtype, info.shape, (own,)
-    )
     active = [e for e in entries if e.weight != 0.0] if terms.adds_nothing_at_zero else entries
-    if not active or len(active) < terms.least_reasoners or terms.adds_nothing:
-        return untouched
-    if recipe.base is not None and base is None:
-        return untouched
+    is_bare = recipe.base is not None and base is None
+    if len(active) < max(1, terms.least_reasoners) or terms.adds_nothing or is_bare:
+        method = "copy" if dtype == info.dtype else "cast"
+        return Step(info.name, method, dtype, info.shape, (own,))
     pair = active[0].pair
     mllm_weight = _resolve(terms.mllm_weight, pair, num_layers)
     if terms.divides:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from drift_merge.maths.spectra.matrices import Matrix
 from drift_merge.names.tensors import Part, RowMap
@@ -34,8 +34,7 @@ from drift_merge.storage.shards import ShardLayout, lay_out
 COMBINE = "combine"  # the method of a step that adds up deltas
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """The data of one source, seen in the shape of the output tensor."""
 
     source: int  # index into Plan.sources
@@ -47,8 +46,7 @@ class View:
     factors: StoredFactors | None = None  # that stand for it, in a prior of low rank
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One output tensor. `inputs[0]` is the mllm's; then the reasoners', then the base's."""
 
     name: str  # in the output
@@ -113,16 +111,19 @@ class Plan:
     @property
     def read_bytes(self) -> int:
         """Bytes of tensor data that will be read, each view once."""
-        views = [view for step in self.steps for view in step.inputs]
-        beside = [self.sources[v.source].tensors[v.scale] for v in views if v.scale]
-        for v in views:
-            names = (v.factors.u, v.factors.v) if v.factors else ()
-            beside += [self.sources[v.source].tensors[name] for name in names]
-        return sum(info.size_bytes for info in beside) + sum(
-            tensor_bytes(self.info(part, view.source).dtype, (part.rows, part.cols))
-            for view in views
-            for part in (() if view.factors else view.parts)
-        )
+        total = 0
+        for view in (view for step in self.steps for view in step.inputs):
+            tensors = self.sources[view.source].tensors
+            beside = [view.scale] if view.scale else []
+            if view.factors is not None:
+                beside += [view.factors.u, view.factors.v]
+            elif view.is_identity:
+                beside.append(view.parts[0].name)
+            else:
+                for part in view.parts:
+                    total += tensor_bytes(tensors[part.name].dtype, (part.rows, part.cols))
+            total += sum([tensors[name].size_bytes for name in beside])
+        return total
 
     @property
     def write_bytes(self) -> int:
@@ -222,7 +223,7 @@ def require_plain(sources: Sequence[Checkpoint], steps: Sequence["Step"]) -> Non
             used.setdefault(view.source, []).extend(part.name for part in view.parts)
     for index, names in used.items():
         source = sources[index]
-        plain = {name for name in names if source.tensors[name].dtype in FLOATS}
-        codes = [name for name in names if name not in plain and name not in source.scales]
+        tensors, scales = source.tensors, source.scales
+        codes = [n for n in names if tensors[n].dtype not in FLOATS and n not in scales]
         if codes:
             raise quantized_error(source, codes)

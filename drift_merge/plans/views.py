@@ -1,11 +1,10 @@
 """How a source fills an output tensor, and the dtype in which that tensor is stored."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from drift_merge.errors import AlignmentError
 from drift_merge.names.layouts import is_router_bias
-from drift_merge.names.tensors import Pair, RowMap, identity_parts
+from drift_merge.names.tensors import Pair, RowMap, identity_parts, is_identity
 from drift_merge.plans.plan import Step, View, place_of
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.words import DTYPE_CODES, SOURCE_DTYPE
@@ -44,7 +43,7 @@ def store_as(recipe: Recipe, step: Step) -> Step:
         AlignmentError: its name looks like that of the scales of another tensor.
     """
     if recipe.dtype not in COMPRESSED and not recipe.rank:
-        return replace(step, dtype=output_dtype(recipe, step.dtype))
+        return step._replace(dtype=output_dtype(recipe, step.dtype))
     suffix = next((s for s in (SCALE_SUFFIX, U_SUFFIX, V_SUFFIX) if step.name.endswith(s)), None)
     if suffix is not None:
         raise AlignmentError(
@@ -59,10 +58,10 @@ def store_as(recipe: Recipe, step: Step) -> Step:
         # All directions of a matrix are the matrix itself.
         rank = recipe.rank if recipe.rank < max(sizes, default=0) else 0
         dtype = output_dtype(recipe, step.dtype)
-        return replace(step, dtype=dtype, through=through, rank=rank)
+        return step._replace(dtype=dtype, through=through, rank=rank)
     code = stored_as(step.shape, COMPRESSED[recipe.dtype], through)
     scale = scale_name(step.name) if code in CODES else ""
-    return replace(step, dtype=code, scale=scale, through=through)
+    return step._replace(dtype=code, scale=scale, through=through)
 
 
 def _mllm_view(pair: Pair) -> View:
@@ -71,8 +70,9 @@ def _mllm_view(pair: Pair) -> View:
 
 def is_table(pair: Pair, mllm: Checkpoint, other: Checkpoint) -> bool:
     """Whether a pair holds indices or masks on both sides, such as a routing table: no numbers."""
-    dtypes = {mllm.tensors[pair.mllm].dtype, *(other.tensors[p.name].dtype for p in pair.parts)}
-    return dtypes <= TABLES
+    if mllm.tensors[pair.mllm].dtype not in TABLES:
+        return False
+    return all(other.tensors[part.name].dtype in TABLES for part in pair.parts)
 
 
 def view_of(
@@ -84,11 +84,13 @@ def view_of(
         AlignmentError: a LoRA adapter changes, or a prior compresses, a tensor that the mllm stores
             otherwise.
     """
-    whole = identity_parts(pair.parts[0].name, pair.shape)
-    changed = [part.name for part in pair.parts if part.name in checkpoint.adapters]
+    is_whole = is_identity(pair.parts, pair.shape)
     rows = vocabulary.get(pair.canonical)
     is_mapped = rows is not None and not rows.is_identity
-    if changed and (pair.parts != whole or is_mapped):
+    if not (is_mapped or checkpoint.adapters or checkpoint.scales or checkpoint.factors):
+        return View(source, pair.parts, is_identity=is_whole)
+    changed = [part.name for part in pair.parts if part.name in checkpoint.adapters]
+    if changed and (is_mapped or not is_whole):
         how = "whose rows are matched by token" if is_mapped else "which the mllm stores otherwise"
         raise AlignmentError(
             f"{checkpoint.source.given} adapts {changed[0]}, {how} (as {pair.mllm}).",
@@ -100,7 +102,7 @@ def view_of(
         return View(source, pair.parts, is_identity=False, adapter=checkpoint.adapters[changed[0]])
     scaled = [part.name for part in pair.parts if part.name in checkpoint.scales]
     factored = [part.name for part in pair.parts if part.name in checkpoint.factors]
-    if (scaled or factored) and pair.parts != whole:
+    if (scaled or factored) and not is_whole:
         raise AlignmentError(
             f"{checkpoint.source.given} compresses {(scaled + factored)[0]}, which the mllm stores "
             "otherwise.",
@@ -110,4 +112,4 @@ def view_of(
         found = checkpoint.factors[factored[0]]
         return View(source, pair.parts, is_identity=False, factors=found)
     scale = checkpoint.scales[scaled[0]] if scaled else ""
-    return View(source, pair.parts, is_identity=pair.parts == whole, scale=scale)
+    return View(source, pair.parts, is_identity=is_whole, scale=scale)

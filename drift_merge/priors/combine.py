@@ -7,7 +7,6 @@ tensor by tensor, in float32. What a tensor's record says of a reasoner is that 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ def plan_combination(
         dtype = entry.get("dtype_mllm", "F32")
         step = Step(name, COMBINE, dtype, shape, views, module=str(entry["module"]), canonical=name)
         matrices = matrices_of(name, entry, first) if recipe.rank else ()
-        step = replace(step, matrices=matrices, coefficients=tuple(factors))
+        step = step._replace(matrices=matrices, coefficients=tuple(factors))
         steps.append(store_as(recipe, step))
     return build_plan(recipe, sources, steps, "prior", PRIOR_METADATA)
 

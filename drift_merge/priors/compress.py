@@ -5,7 +5,6 @@ narrower one, those of computing it through that dtype (`--through`), which is h
 says it, so that a compressed prior can be checked against its sources like any other.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def plan_compression(prior: Prior, recipe: Recipe) -> Plan:
         module = str(entry["module"])
         step = Step(name, "cast", info.dtype, info.shape, (view,), module=module, canonical=name)
         matrices = matrices_of(name, entry, prior) if recipe.rank else ()
-        steps.append(store_as(recipe, replace(step, matrices=matrices)))
+        steps.append(store_as(recipe, step._replace(matrices=matrices)))
     return build_plan(recipe, (deltas,), steps, "prior", PRIOR_METADATA)
 
 

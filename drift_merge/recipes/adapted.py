@@ -275,7 +275,7 @@ def _absolute(path: Path, header: ShardHeader) -> ShardHeader:
 
 
 def _renamed(shard: str, header: ShardHeader) -> ShardHeader:
-    tensors = {name: replace(info, shard=shard) for name, info in header.tensors.items()}
+    tensors = {name: info._replace(shard=shard) for name, info in header.tensors.items()}
     return ShardHeader(shard, header.file_bytes, tensors, header.metadata)
 
 
@@ -288,7 +288,7 @@ def _without(header: ShardHeader, replaced: Mapping[str, str]) -> ShardHeader:
 def _as_base(header: ShardHeader, replaced: Mapping[str, str]) -> ShardHeader:
     """The adapter's shard with the base's names for the tensors that it stores whole."""
     tensors = {
-        replaced.get(name, name): replace(info, name=replaced.get(name, name))
+        replaced.get(name, name): info._replace(name=replaced.get(name, name))
         for name, info in header.tensors.items()
     }
     return replace(header, tensors=tensors)

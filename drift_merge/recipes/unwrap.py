@@ -31,8 +31,10 @@ def unwrap(mllm: Checkpoint) -> Checkpoint:
         CheckpointError: two tensors would get one name, or a PEFT model was saved with its
             adapter unmerged.
     """
-    names = {name: _INSIDE.sub("", name) for name in mllm.tensors}
-    found = {match for name in names for match in _INSIDE.findall(name)}
+    names = dict(zip(mllm.tensors, mllm.tensors, strict=True))
+    found = set(_INSIDE.findall("\n".join(names)))
+    if found:
+        names = {name: _INSIDE.sub("", name) for name in names}
     while leading := _find_leading(mllm, names):
         names = {name: _INSIDE.sub("", new.removeprefix(leading)) for name, new in names.items()}
         found.add(leading)
@@ -43,7 +45,7 @@ def unwrap(mllm: Checkpoint) -> Checkpoint:
             f"{mllm.source.given} is a PEFT model with its adapter beside the weights, unmerged.",
             remedy="Merge it first: PeftModel.merge_and_unload(), save_pretrained().",
         )
-    tensors = {new: replace(mllm.tensors[name], name=new) for name, new in names.items()}
+    tensors = {new: mllm.tensors[name]._replace(name=new) for name, new in names.items()}
     if len(tensors) < len(names):
         twice = next(n for n in names.values() if list(names.values()).count(n) > 1)
         raise CheckpointError(

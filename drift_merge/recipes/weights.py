@@ -69,10 +69,13 @@ class Weight:
     @property
     def plain(self) -> float | str:
         """For a manifest: the number if it is the same for every tensor, else the text."""
-        if self.is_measured:
-            return self.text
+        return self.text if self.is_measured or self.constant is None else self.constant
+
+    @property
+    def constant(self) -> float | None:
+        """The number if it is the same for every tensor; 1 where it is measured."""
         is_one = len(self.terms) == 1 and self.terms[0].key is None
-        return self.terms[0].values[0] if is_one and len(self.terms[0].values) == 1 else self.text
+        return self.terms[0].values[0] if is_one and len(self.terms[0].values) == 1 else None
 
     def resolve(self, canonical: str, module: str, layer: int | None, num_layers: int) -> float:
         """The number for one tensor.

@@ -127,7 +127,7 @@ def plan_comparison(
     places = dict.fromkeys((step.name for step in steps), LANGUAGE)
     for step in _outside_steps(prepared, outside):
         if step.name in places:  # a stored name that reads like a canonical one
-            step = replace(step, name=f"{step.module}: {step.name}")
+            step = step._replace(name=f"{step.module}: {step.name}")
         steps.append(step)
         places[step.name] = step.module
     plan = build_plan(recipe, _sources(prepared), steps, "compared", PRIOR_METADATA)
@@ -212,7 +212,7 @@ def _bases(prepared: Prepared, outside: OutsidePairs) -> dict[str, str]:
 
 def _by_rows(step: Step) -> Step:
     """Matrices are read by whole rows, which the stable rank needs."""
-    return replace(step, is_row_wise=len(step.shape) == 2)
+    return step._replace(is_row_wise=len(step.shape) == 2)
 
 
 def run_comparison(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from drift_merge.errors import CheckpointError
 from drift_merge.storage.folder.faults import cannot_open, refuse_pointer
@@ -47,8 +47,7 @@ DTYPE_BITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor as its shard's header describes it; no data is read."""
 
     name: str  # as stored, e.g. "model.layers.0.mlp.up_proj.weight"
@@ -186,7 +185,8 @@ def _tensor(name: str, entry: Any, shard: str, begin: int) -> TensorInfo:
         raise _broken(shard, f"the name {_short(name)} is not valid Unicode")
     if not isinstance(entry, dict):
         raise _broken(shard, f"the entry of {name} is not an object")
-    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    get = entry.get
+    dtype, shape, offsets = get("dtype"), get("shape"), get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise _broken(shard, f"{name} has the unknown dtype {_short(dtype)}; known: {_names()}")
     if not isinstance(shape, list) or not _is_counts(shape):
@@ -194,19 +194,20 @@ def _tensor(name: str, entry: Any, shard: str, begin: int) -> TensorInfo:
     if not isinstance(offsets, list) or not _is_pair(offsets) or offsets[0] > offsets[1]:
         got = _short(offsets)
         raise _broken(shard, f"{name} has the data offsets {got}; expected [begin, end]")
-    expected = tensor_bytes(dtype, tuple(shape))
+    sizes = tuple(shape)
+    expected = tensor_bytes(dtype, sizes)
     size = offsets[1] - offsets[0]
     if size != expected:
         raise _broken(
             shard,
-            f"{name} is {dtype} {_short(tuple(shape))} and needs {_count(expected)} bytes, "
+            f"{name} is {dtype} {_short(sizes)} and needs {_count(expected)} bytes, "
             f"but its offsets span {size:,}",
         )
-    return TensorInfo(name, dtype, tuple(shape), shard, begin + offsets[0], size)
+    return TensorInfo(name, dtype, sizes, shard, begin + offsets[0], size)
 
 
 def _is_counts(value: list[Any]) -> bool:
-    return all(type(v) is int and 0 <= v < MAX_COUNT for v in value)  # True is no count
+    return not [v for v in value if type(v) is not int or not 0 <= v < MAX_COUNT]  # True is none
 
 
 def _is_text(name: str) -> bool:

@@ -4,6 +4,7 @@ Reads configs and headers only. A quantized tensor is a code, not a number: aver
 subtracting codes gives a model that loads and is wrong. One that is only copied does no harm.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ _MARKS = (
     *(".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv"),
     *(".weight_packed", ".absmax", ".quant_map", ".quant_state.", ".SCB"),
 )
+_MARK = re.compile("|".join(map(re.escape, _MARKS)))
 
 
 def refuse_quantized(source: Checkpoint, names: Iterable[str]) -> None:
@@ -32,7 +34,13 @@ def refuse_quantized(source: Checkpoint, names: Iterable[str]) -> None:
         CheckpointError: naming the checkpoint, the format, and the first tensors; also where the
             config names a format and no tensor is in it, so that nobody knows which are.
     """
-    codes = {name for name in source.tensors if _is_code(source, name)}
+    known = {*source.scales, *source.scales.values()}  # of a compressed prior
+    codes = {
+        name
+        for name, info in source.tensors.items()
+        if (_MARK.search(name) or not (info.dtype in FLOATS or info.dtype in TABLES))
+        and name not in known
+    }
     owners = {name.partition(mark)[0] for name in codes for mark in _MARKS if mark in name}
     found = [name for name in names if name in codes or name.removesuffix(".weight") in owners]
     if found:
@@ -40,13 +48,6 @@ def refuse_quantized(source: Checkpoint, names: Iterable[str]) -> None:
         raise quantized_error(source, marked)
     if _quantization(source.config) and not codes:
         raise quantized_error(source, [])
-
-
-def _is_code(source: Checkpoint, name: str) -> bool:
-    dtype = source.tensors[name].dtype
-    known = name in source.scales or name in source.scales.values()  # of a compressed prior
-    is_plain = dtype in FLOATS or dtype in TABLES
-    return not known and (not is_plain or any(mark in name for mark in _MARKS))
 
 
 def _stems(names: Collection[str]) -> tuple[str, ...]:

@@ -86,6 +86,33 @@ def write_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]], config: dic
     (path / "generation_config.json").write_text("{}")
 
 
+def write_sparse(path: Path, num_layers: int, num_shards: int, intermediate: int) -> None:
+    """A checkpoint of holes: headers, index and sizes of a large one on a few megabytes of disk."""
+    path.mkdir(parents=True)
+    shapes = tensor_shapes(num_layers)
+    for name, shape in shapes.items():
+        shapes[name] = tuple(intermediate if size == INTERMEDIATE else size for size in shape)
+    sizes = {name: 2 * int(np.prod(shape)) for name, shape in shapes.items()}
+    total, done, weight_map = sum(sizes.values()), 0, {}
+    headers: list[dict[str, dict]] = [{} for _ in range(num_shards)]
+    ends = [0] * num_shards
+    for name, shape in shapes.items():
+        number = min(num_shards - 1, done * num_shards // total)
+        begin, ends[number] = ends[number], ends[number] + sizes[name]
+        place = [begin, ends[number]]
+        headers[number][name] = {"dtype": "BF16", "shape": shape, "data_offsets": place}
+        weight_map[name] = f"model-{number + 1:05d}-of-{num_shards:05d}.safetensors"
+        done += sizes[name]
+    for number, header in enumerate(headers, start=1):
+        raw = json.dumps(header).encode()
+        with open(path / f"model-{number:05d}-of-{num_shards:05d}.safetensors", "wb") as file:
+            file.write(struct.pack("<Q", len(raw)) + raw)
+            file.truncate(8 + len(raw) + ends[number - 1])
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (path / "config.json").write_text(json.dumps(text_config(num_layers)))
+
+
 def write_tokenizer(path: Path, vocab: int) -> None:
     """A `tokenizer.json` of whole words, so that rows of embeddings can be matched."""
     words = {f"word{i}": i for i in range(vocab)}

@@ -3,19 +3,26 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.checkpoints import read_files
 from tests.faults.harness import run
 from tests.hub.places import REPO, files_at
 
 
-def test_a_compressed_prior_is_pushed_pulled_verified_and_applied(hub, built, tmp_path):
+@pytest.mark.parametrize("stored", [("--dtype", "int8"), ("--rank", "2")])
+def test_a_compressed_prior_is_pushed_pulled_verified_and_applied(stored, hub, built, tmp_path):
     small = tmp_path / "small"
-    done = run("drift-prior", "compress", str(built.prior), "--dtype", "int8", "-o", str(small))
+    done = run("drift-prior", "compress", str(built.prior), *stored, "-o", str(small))
     assert done.code == 0, done
     assert run("drift-prior", "push", str(small), REPO).code == 0
     assert str(built.folder) not in files_at(hub)["prior.json"].decode()
     assert run("drift-prior", "pull", REPO, "-o", "here").code == 0
     assert run("drift-prior", "verify", "here").code == 0
+    here, there = read_files(Path("here")), read_files(small)
+    shards = [name for name in there if name.endswith(".safetensors")]
+    assert shards
+    assert all(here[name] == there[name] for name in shards)
     mllm = built.pair.arguments[1]
     for place, out in ((REPO, "a"), (str(small), "b")):
         assert run("drift-prior", "apply", place, mllm, "-o", out).code == 0

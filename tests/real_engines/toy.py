@@ -166,6 +166,8 @@ def deltas(directory: Path) -> Weights:
     for file in sorted((directory / "prior").glob("*.safetensors")):
         with safe_open(file, "pt") as shard:
             found |= {name: shard.get_tensor(name).double() for name in shard.keys()}  # noqa: SIM118
+    for name in [name.removesuffix(":u") for name in found if name.endswith(":u")]:
+        found[name] = found.pop(f"{name}:u") @ found.pop(f"{name}:v").T
     names = {name.split("language_model.")[-1]: name for name, _ in Toy().named_parameters()}
     return {names[name]: delta for name, delta in found.items()}
 

@@ -309,3 +309,13 @@ def test_data_that_is_lost_when_a_file_makes_room_fails_every_later_flush(
                 fill(writer)
         with pytest.raises(OutputError, match="Input/output error"):
             writer.flush()
+
+
+@given(st.dictionaries(st.text(min_size=1), kinds, min_size=1, max_size=8))
+def test_an_index_is_as_json_writes_it(found: dict[str, tuple[str, list[int]]]) -> None:
+    some = [(name, dtype, tuple(shape)) for name, (dtype, shape) in found.items()]
+    layout = layout_of(some, always_numbered=True)
+    assert layout.index is not None
+    text = layout.index[1].decode()
+    assert text == json.dumps(json.loads(text), indent=2) + "\n"
+    assert json.loads(text)["weight_map"].keys() == found.keys()

@@ -65,7 +65,7 @@ def _verify(
         print(f"Computed again from the sources, equal: {equal} (seed {seed}).")
     if report.near:
         print(
-            f"Equal within {TOLERANCE:.0%} of what their singular directions add, as made on "
+            f"Equal within {TOLERANCE:.0%} of what their singular directions hold, as made on "
             f"another processor: {len(report.near)}."
         )
 

@@ -67,8 +67,8 @@ class Compressing:
         return is_finite
 
     def add_plain(self, result: Tensor, out: Tensor) -> None:
-        """Measure a chunk that is stored in 16 bits: `out`, on the host."""
-        self.sums.add(result, out.to(result.device, torch.float32))
+        """Measure a chunk that is stored as it is: `out`, on the host, yet to be written."""
+        self.sums.add(result, out.to(result.device, torch.float32, copy=True))
 
     def summary(self) -> TensorRecord:
         """What is recorded of the tensor: what its stored form keeps, and its scales."""

@@ -75,6 +75,9 @@ def inserted_modules(
     beside others of its class: where the reasoner's layer has none of that class, or its layers
     have leftovers of it, the two are different architectures.
     """
+    only_theirs = list(only_theirs)
+    if not only_theirs:
+        return {}
     left = {classify(name) for name in only_ours if name.startswith("layers.")}
     known = {path for name in ours if name.startswith("layers.") for path in _paths(name)}
     shapes = _expert_shapes(ours)

@@ -11,7 +11,7 @@ Names and shapes only; the arithmetic is `maths.lowrank`.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 from drift_merge.errors import CheckpointError
@@ -132,7 +132,7 @@ def find_factors(
                 remedy="Make or download the directory again.",
             ) from error
         factors[name] = StoredFactors(u.name, v.name, places)
-        deltas[name] = replace(u, name=name, dtype="F32", shape=shape, size_bytes=0)
+        deltas[name] = u._replace(name=name, dtype="F32", shape=shape, size_bytes=0)
     return factors, deltas
 
 

@@ -30,7 +30,7 @@ _PREFIX = "base_model.model."  # what PEFT puts before the names of the model
 
 def extract_lora(
     prior: Prior,
-    out: Path,
+    out: str | Path,
     *,
     rank: int | None = None,
     energy: float | None = None,
@@ -65,6 +65,7 @@ def extract_lora(
         VerificationError: the prior was changed or damaged.
         OutputError: `out` exists, or cannot be written.
     """
+    out = Path(out)
     asked = {"rank": rank, "energy": energy, "max_rank": max_rank, "dtype": dtype}
     _require(prior, rank, energy)
     transformers = optional("transformers", install="pip install 'drift_merge[train]'")

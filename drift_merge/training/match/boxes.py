@@ -143,13 +143,12 @@ def _at(part: Part) -> tuple[int, int]:
 
 def _joined(one: Part, other: Part) -> Part | None:
     """Two parts as one, where the second goes on with the rows of the first."""
-    goes_on = replace(
-        one,
+    goes_on = one._replace(
         row=one.row + one.rows,
         rows=other.rows,
         offset=one.offset + one.rows * one.row_stride,
     )
-    return replace(one, rows=one.rows + other.rows) if goes_on == other else None
+    return one._replace(rows=one.rows + other.rows) if goes_on == other else None
 
 
 def _every_other(box: Box, dim: int, first: int) -> Box | None:

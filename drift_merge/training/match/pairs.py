@@ -109,7 +109,7 @@ def _convert(
     memory = {name: shape for name, shape in live.shapes.items() if name not in mapped}
     lines = []
     for found in convert(model, memory, shapes):
-        parts = tuple(replace(part, name=stored[part.name]) for part in found.parts)
+        parts = tuple(part._replace(name=stored[part.name]) for part in found.parts)
         names = tuple(dict.fromkeys(part.name for part in parts))
         lines.append(Line("matched", names, (Place(names[0], found.memory, parts),), True))
     return _whole_only(_grouped(lines), ours)

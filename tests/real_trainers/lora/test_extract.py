@@ -12,9 +12,9 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import load_file  # noqa: E402
 
 import drift_merge  # noqa: E402
+from drift_merge import extract_lora  # noqa: E402
 from drift_merge.errors import DriftMergeError, RecipeError, SourceError  # noqa: E402
 from drift_merge.priors.manifest import open_prior  # noqa: E402
-from drift_merge.trainers.extraction.extract import extract_lora  # noqa: E402
 from tests import tiny_models  # noqa: E402
 from tests.real_trainers import tiny  # noqa: E402
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import drift_merge
+from drift_merge.engine.job import RunOptions
 from drift_merge.maths.lowrank import LowRank, inner, product, squared, subtract_
 from drift_merge.maths.spectra.matrices import Matrix
+from drift_merge.priors.combine import combine_priors, plan_combination
 from drift_merge.priors.deltas import open_deltas
 from drift_merge.training.deltas.files import FileDeltas
 from drift_merge.training.deltas.opened import OpenPrior, open_for_training
@@ -61,6 +63,38 @@ def test_gradients_are_those_of_the_dense_product(toy, low, monkeypatch, rule):
     plain, _ = gradients(toy, toy.prior, rule, monkeypatch)
     assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
     assert not torch.allclose(found, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_combination_is_trained_with_as_the_sum_of_its_parts(toy, low, tmp_path, rank):
+    parts = [toy.prior, low]
+    plan = plan_combination(parts, (0.7, -0.4), dtype="float32", rank=rank)
+    both = combine_priors(
+        parts, plan, "drift-prior combine", tmp_path / "both", RunOptions(threads=1)
+    )
+    model, plain = toy.model(), toy.model()
+    loss_of(plain, 0).backward()
+    handle = drift_merge.attach(model, both.prior, rule="absolute", alpha=0.5)
+    loss_of(model, 0).backward()
+    handle.apply()
+    with open_deltas(toy.prior) as one, open_deltas(low) as two, open_deltas(both.prior) as sums:
+        for name, parameter in selected(model).items():
+            added = (selected(plain)[name].grad - parameter.grad) / 0.5
+            stored = sums.read(name).view(parameter.shape)
+            assert torch.allclose(added, stored, atol=1e-5), name
+            expected = (0.7 * one.read(name) - 0.4 * two.read(name)).view(parameter.shape)
+            if not (rank and sums.is_factored(name)):
+                assert torch.allclose(stored, expected, atol=1e-5), name
+    handle.remove()
+
+
+def test_what_has_no_directions_is_stored_as_it_is(toy, low):
+    with open_deltas(toy.prior) as dense, open_deltas(low) as deltas:
+        plain = [name for name in low.tensors if not deltas.is_factored(name)]
+        assert len(plain) == 11  # biases and norms of two layers, and the last norm
+        for name in plain:
+            assert torch.equal(deltas.read(name), dense.read(name)), name
+            assert deltas.read(name).any(), name
 
 
 def test_what_is_read_is_the_product_of_what_is_stored(low):
