@@ -4,15 +4,14 @@ Cheap: a few bytes of each matrix that shares dtype and shape with another, and 
 those alone whose few bytes agree.
 """
 
-import mmap
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from drift_merge.names.tables import has_table_name
 from drift_merge.storage.checkpoint import Checkpoint
-from drift_merge.storage.fingerprints import Fingerprint
+from drift_merge.storage.fingerprints import WINDOW_BYTES, Fingerprint
 from drift_merge.storage.headers import TensorInfo
-from drift_merge.storage.mapped import RELEASE_BYTES, MappedCheckpoint
+from drift_merge.storage.mapped import MappedCheckpoint
 
 _SAMPLE = 64  # bytes
 _PLACES = ((1, 2), (0, 1), (1, 4), (3, 4))  # of the elements
@@ -55,11 +54,10 @@ def find_copies(checkpoint: Checkpoint, *, tables_only: bool = False) -> dict[st
 
 
 class _Bytes:
-    """Bytes of a checkpoint, one shard mapped at a time: there may be hundreds."""
+    """Bytes of a checkpoint, read where they are asked for."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._mapped = MappedCheckpoint(checkpoint)
-        self._shard = ""
 
     def __enter__(self) -> "_Bytes":
         return self
@@ -75,7 +73,6 @@ class _Bytes:
         found: dict[str, Hashable] = {}
         members = {info.name: info for infos in listed for info in infos}
         for info in sorted(members.values(), key=lambda info: (info.shard, info.start)):
-            self._open(info)
             found[info.name] = key(info)
         return [same for infos in listed for same in _equal(infos, lambda info: found[info.name])]
 
@@ -85,31 +82,23 @@ class _Bytes:
         That is no evidence: all that is zero is equal.
         """
         unit = max(1, info.size_bytes // info.numel)
-        data = self._mapped.view(info)
         for numerator, denominator in _PLACES:
             begin = info.numel * numerator // denominator * unit
-            found = bytes(data[begin : begin + _SAMPLE])
+            found = bytearray(min(_SAMPLE, info.size_bytes - begin))
+            self._mapped.read(info, begin, memoryview(found))
             if found != found[:unit] * (len(found) // unit):
-                return begin, found
+                return begin, bytes(found)
         return info.name
 
     def whole(self, info: TensorInfo) -> Hashable:
         """A fingerprint of all bytes."""
-        self._mapped.check(info).madvise(mmap.MADV_NORMAL)
         fingerprint = Fingerprint()
-        for begin in range(0, info.size_bytes, RELEASE_BYTES):
-            end = min(begin + RELEASE_BYTES, info.size_bytes)
-            fingerprint.update(self._mapped.view(info, begin, end))
-            self._mapped.release(info, begin, end)
+        window = memoryview(bytearray(min(info.size_bytes, WINDOW_BYTES)))
+        for begin in range(0, info.size_bytes, WINDOW_BYTES):
+            piece = window[: info.size_bytes - begin]
+            self._mapped.read(info, begin, piece)
+            fingerprint.update(piece)
         return fingerprint.text()
-
-    def _open(self, info: TensorInfo) -> None:
-        if info.shard == self._shard:
-            return
-        self._mapped.drop(self._shard)
-        self._shard = info.shard
-        # Without this, each look at a few bytes reads 128 kB around them.
-        self._mapped.check(info).madvise(mmap.MADV_RANDOM)
 
 
 def _equal(
