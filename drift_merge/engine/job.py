@@ -125,9 +125,9 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
                 found = len(resumed[number])
                 outcomes.append(Outcome(made[number], found, False, seconds, traffic))
             else:
-                if ranks.is_first:
-                    output.tidy()
                 outcomes.append(Outcome({}, 0, True))
+        for output in outputs if ranks.is_first else ():
+            output.tidy()
         ranks.wait()
     return outcomes
 
@@ -190,7 +190,7 @@ def _publish(
         output.write_file(*job.plan.layout.index)
     job.finish(output, results)
     _reread_headers(job.plan, output)
-    output.publish()
+    output.publish(tidy=False)
 
 
 def _reread_headers(plan: Plan, output: OutputDirectory) -> None:

@@ -120,8 +120,12 @@ def _resolve(file: Path, key: str, value: Any) -> Any:
         return [_resolve(file, key, item) for item in value]
     if key not in PATHS or not isinstance(value, str):
         return value
-    beside = file.parent / Path(value).expanduser()
-    return str(beside) if beside.exists() or key == "output" else value
+    try:
+        beside = file.parent / Path(value).expanduser()
+        is_there = beside.exists()
+    except (OSError, RuntimeError, ValueError):  # no path at all: whoever opens it says so
+        return value
+    return str(beside) if is_there or key == "output" else value
 
 
 def refuse_unknown(

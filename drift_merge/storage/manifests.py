@@ -80,14 +80,15 @@ def to_json(manifest: dict[str, Any]) -> bytes:
 
 
 def read_manifest(file: Path, *, kind: str, format_version: int) -> dict[str, Any]:
-    """Read a manifest of ours and check that it is one.
+    """Read a manifest of ours and check that it is one, as it was written.
 
     Raises:
         CheckpointError: broken JSON, another kind, or a newer format version.
+        VerificationError: it was changed after it was written.
     """
     try:
         manifest = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file} cannot be read: {error}.", remedy="Make or download the directory again."
         ) from error
@@ -110,4 +111,6 @@ def read_manifest(file: Path, *, kind: str, format_version: int) -> dict[str, An
             f"{file} lacks {', '.join(missing) or 'its table of tensors'}.",
             remedy="Make or download the directory again.",
         )
+    if _SEAL in manifest:  # those of the first versions have none
+        check_seal(manifest, file)
     return manifest
