@@ -180,8 +180,15 @@ class Study:
                     self._again(self._study, trial)
 
     def _again(self, study: Any, trial: Any) -> None:
-        if trial.params:
-            study.enqueue_trial(dict(trial.params), user_attrs={"again": trial.number})
+        """Queue a trial's values; of a grid also its point, which Optuna asks of every trial."""
+        stored = study.get_trials(deepcopy=False)[trial.number]
+        kept = {k: v for k, v in stored.system_attrs.items() if k in ("grid_id", "search_space")}
+        if stored.params:
+            kept["fixed_params"] = dict(stored.params)
+        if kept:
+            state, notes = self._optuna.trial.TrialState.WAITING, {"again": trial.number}
+            create = self._optuna.trial.create_trial
+            study.add_trial(create(state=state, system_attrs=kept, user_attrs=notes))
 
     def _storage(self) -> Any:
         url = self.settings.storage

@@ -9,6 +9,7 @@ training and searching are left out where their extras are not installed.
 
 import argparse
 import json
+import os
 import random
 import sys
 import tempfile
@@ -51,6 +52,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, default=Path("soak.json"))
     parser.add_argument("--only", default=",".join(ROUNDS), help="kinds of rounds")
     given = parser.parse_args()
+    os.environ["FORKS_SECONDS"] = "600"  # of a run: the machine may be busy
     state = json.loads(given.state.read_text()) if given.state.exists() else {}
     state = state if state.get("seed") == given.seed else {"seed": given.seed}
     number, counts = state.get("next", 0), Counter(state.get("counts", {}))
