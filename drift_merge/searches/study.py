@@ -180,15 +180,14 @@ class Study:
                     self._again(self._study, trial)
 
     def _again(self, study: Any, trial: Any) -> None:
-        """Queue a trial's values; of a grid also its point, which Optuna asks of every trial."""
-        stored = study.get_trials(deepcopy=False)[trial.number]
-        kept = {k: v for k, v in stored.system_attrs.items() if k in ("grid_id", "search_space")}
-        if stored.params:
-            kept["fixed_params"] = dict(stored.params)
+        """Queue the values of a trial, and its point of a grid, which Optuna asks of every one."""
+        found = study.get_trials(deepcopy=False)[trial.number]
+        kept = {k: v for k, v in found.system_attrs.items() if k in ("grid_id", "search_space")}
+        kept |= {"fixed_params": dict(found.params)} if found.params else {}
         if kept:
-            state, notes = self._optuna.trial.TrialState.WAITING, {"again": trial.number}
-            create = self._optuna.trial.create_trial
-            study.add_trial(create(state=state, system_attrs=kept, user_attrs=notes))
+            trials, how = self._optuna.trial, {"user_attrs": {"again": trial.number}}
+            waiting = trials.TrialState.WAITING
+            study.add_trial(trials.create_trial(state=waiting, system_attrs=kept, **how))
 
     def _storage(self) -> Any:
         url = self.settings.storage
@@ -304,9 +303,8 @@ class Draw:
         raise require_optuna().TrialPruned
 
 
-def _is_countable(parameter: Parameter) -> bool:
-    is_whole = parameter.kind == "int" and not parameter.is_log
-    return parameter.kind == "choice" or parameter.step is not None or is_whole
+def _is_countable(one: Parameter) -> bool:
+    return one.kind == "choice" or one.step is not None or (one.kind == "int" and not one.is_log)
 
 
 def _without_password(url: str) -> str:

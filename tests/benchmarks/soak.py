@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(ROUNDS), help="kinds of rounds")
     given = parser.parse_args()
     os.environ["FORKS_SECONDS"] = "600"  # of a run: the machine may be busy
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a damaged name must not be looked for
     state = json.loads(given.state.read_text()) if given.state.exists() else {}
     state = state if state.get("seed") == given.seed else {"seed": given.seed}
     number, counts = state.get("next", 0), Counter(state.get("counts", {}))

@@ -75,6 +75,7 @@ class Damage:
         self.foreign: set[str] = set()
         self._own = tuple(
             {str(self.folder), "/proc", "/sys", "/dev", "/etc", *filter(None, sys.path)}
+            | {os.path.expanduser("~/.cache/huggingface")}  # a name may be that of a Hub id
         )
         self._is_watching = False
         sys.addaudithook(self._look)

@@ -11,7 +11,7 @@ from tests.benchmarks.soaking.world import Soak
 from tests.checkpoints import Pair, read_files
 from tests.faults.forks import CHANGES, SENDS, Forks
 from tests.hub.places import REPO, TOKEN
-from tests.hub.test_kills import World
+from tests.hub.pushed import World
 from tests.hub_server.client import environment
 from tests.hub_server.models import MLLM, REASONER, make_layered_pair, publish
 from tests.hub_server.server import HubServer
@@ -29,7 +29,7 @@ class Hub:
         self.folder = Path(tempfile.mkdtemp(dir=soak.folder, prefix="hub-"))
         self.server = self._stack.enter_context(HubServer(self.folder / "store"))
         self.server.accounts[TOKEN] = Account("alice", orgs=("org",))
-        token = {"HF_TOKEN": TOKEN}
+        token = {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
         self.forks = Forks(environment(self.server, self.folder / "home") | token)
         self._stack.callback(self.forks.close)
         self.prior = self.folder / "prior"
