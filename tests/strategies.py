@@ -21,6 +21,17 @@ EDGES = (
     *(1.00390625, 1.01171875, 3.0e4, -3.0e4, 1e18, -8e37),
 )
 
+_SPECIAL = "ab09 ._-/:\\\"'\n\r\t\0\x85\u2028\u2029\ufeff\u0301\u00e9\U0001f600"
+_letters = st.sampled_from(_SPECIAL) | st.integers(0, 0x10FFFF).map(chr)
+# st.text() looks every character up in a table that takes two seconds to make.
+_characters = _letters.filter(lambda c: not "\ud800" <= c <= "\udfff")
+
+
+def texts(*, min_size: int = 0, max_size: int) -> st.SearchStrategy[str]:
+    """Any text without surrogates."""
+    return st.lists(_characters, min_size=min_size, max_size=max_size).map("".join)
+
+
 shapes = st.sampled_from(SHAPES)
 dtypes = st.sampled_from(DTYPES)
 weights = st.floats(-2.0, 2.0, allow_nan=False) | st.sampled_from((0.0, 1.0, 0.1, 0.5))

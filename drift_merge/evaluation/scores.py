@@ -46,7 +46,8 @@ class Place:
     @property
     def text(self) -> str:
         """As an error names it."""
-        return ":".join([self.file, ".".join(self.path)] if self.path else [self.file])
+        steps = ".".join(f'"{step}"' if "." in step else step for step in self.path)
+        return f"{self.file}:{steps}" if steps else self.file
 
 
 def parse_place(text: str, option: str) -> Place:

@@ -16,12 +16,7 @@ from drift_merge.names.layouts import HEADS, rename_tail, strip_wrappers
 from drift_merge.names.lineage import has_vision_config, is_tied, text_config
 from drift_merge.names.tensors import Model
 from drift_merge.names.towers import Tower, canonical_names
-from drift_merge.storage.adapters.factors import (
-    ADAPTER_WEIGHTS,
-    Factors,
-    StoredTensors,
-    read_factors,
-)
+from drift_merge.storage.adapters.factors import Factors, StoredTensors, read_factors
 from drift_merge.storage.adapters.fields import AdapterConfig, read_adapter_config
 from drift_merge.storage.adapters.refusals import damaged
 from drift_merge.storage.adapters.selection import is_adapted
@@ -29,6 +24,7 @@ from drift_merge.storage.checkpoint import Checkpoint, StoredAdapter, assemble
 from drift_merge.storage.folder.notes import CheckpointNote
 from drift_merge.storage.headers import ShardHeader, TensorInfo
 from drift_merge.storage.sources import Source
+from drift_merge.storage.weight_map import ADAPTER_WEIGHTS
 
 _NUMBERED = re.compile(r"(.*?)\.(\d+)\.(.+)")
 # Parts of a tower's prefix that one side may have and the other not: of any model, of an MLLM.

@@ -1,7 +1,7 @@
 """Opens the checkpoints that a recipe names: headers and configs, no tensor data."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -16,8 +16,9 @@ from drift_merge.storage.adapters.factors import is_adapter
 from drift_merge.storage.adapters.fields import base_of, named_base
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint, open_prior_checkpoint
 from drift_merge.storage.folder.notes import CheckpointNote
+from drift_merge.storage.hub.faults import download_command
 from drift_merge.storage.sources import Source, parse_source
-from drift_merge.storage.weight_map import ADAPTER_CONFIG
+from drift_merge.storage.weight_map import ADAPTER_CONFIG, IsAdapterError
 
 
 def as_model(checkpoint: Checkpoint, copies: Mapping[str, str] | None = None) -> Model:
@@ -49,16 +50,16 @@ def open_sources(
         SourceError, CheckpointError, RecipeError: see `open_checkpoint`.
     """
 
+    require_revisions([*recipe.reasoners, recipe.mllm, *([recipe.base] if recipe.base else [])])
+
     def open_one(text: str) -> Checkpoint:
         return open_checkpoint(text, headers_only=headers_only, stream=stream, quiet=quiet)
 
     def open_reasoner(text: str) -> Checkpoint:
         if recipe.options.get("is_delta"):
             return open_prior_checkpoint(text, headers_only=headers_only, quiet=quiet)
-        source = parse_source(text)
-        if not is_adapter(source):
-            return open_one(text)
-        return _join(source, recipe, open_one)
+        found = open_unless_adapter(text, open_one)
+        return _join(found, recipe, open_one) if isinstance(found, Source) else found
 
     reasoners = [open_reasoner(text) for text in recipe.reasoners]
     mllm = unwrap(open_one(recipe.mllm))
@@ -66,6 +67,44 @@ def open_sources(
     if recipe.method != PRIOR and not headers_only:
         fetch_carried(mllm)
     return mllm, reasoners, base
+
+
+def require_revisions(texts: Iterable[str]) -> None:
+    """Ask for every Hub source before the first of them is fetched, which may take an hour.
+
+    Raises:
+        SourceError, CheckpointError: see `parse_source` and `resolve_revision`.
+    """
+    on_hub = [source for source in map(parse_source, texts) if source.kind == "hub"]
+    if len(on_hub) < 2:
+        return
+    from drift_merge.storage.hub.models import resolve_revision
+
+    for source in on_hub[1:]:
+        resolve_revision(source)
+
+
+def open_unless_adapter(text: str, open_one: Callable[[str], Checkpoint]) -> Checkpoint | Source:
+    """Open a whole model; of an adapter, here or on the Hub, say where it is on this disk.
+
+    Args:
+        text: what the user wrote.
+        open_one: opens a whole model.
+
+    Raises:
+        SourceError, CheckpointError: see `open_checkpoint`.
+    """
+    source = parse_source(text)
+    if is_adapter(source):
+        return source
+    try:
+        return open_one(text)
+    except IsAdapterError:
+        if source.kind == "local":
+            raise
+        from drift_merge.storage.hub.adapters import fetch_adapter
+
+        return fetch_adapter(source)
 
 
 def _join(source: Source, recipe: Recipe, open_one: Callable[[str], Checkpoint]) -> Checkpoint:
@@ -77,12 +116,16 @@ def _join(source: Source, recipe: Recipe, open_one: Callable[[str], Checkpoint])
     try:
         base = open_one(text)
     except SourceError as error:
+        directory, first = source.given, ""
+        if source.kind == "hub":
+            directory = "ADAPTER"
+            first = f"Download it: {download_command(source)} --local-dir {directory}\n"
         raise SourceError(
             f"{source.given} is a LoRA adapter on {text}. {error.message}",
-            remedy="Write where its base is into its config:\n"
+            remedy=f"{first}Write where its base is into its config:\n"
             'python -c "import json, sys; p, b = sys.argv[1:]; c = json.load(open(p)); '
             "c['base_model_name_or_path'] = b; json.dump(c, open(p, 'w'), indent=1)\" "
-            f"{quote(str(Path(source.given) / ADAPTER_CONFIG))} BASE",
+            f"{quote(str(Path(directory) / ADAPTER_CONFIG))} BASE",
         ) from error
     joined = join_adapter(source, base)
     if named is None or _is_same(named, text):

@@ -1,5 +1,6 @@
 """What comes beside the trials: the unmerged MLLM, the default recipe, and the winner, measured."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from drift_merge.recipes.yaml import write_mapping
 from drift_merge.searches.request import FINAL, VALIDATION, Search
 from drift_merge.searches.results import (
     KIND,
+    RECIPE_FILE,
+    RESULT,
     SCHEMA,
     as_data,
     comparisons,
@@ -33,7 +36,6 @@ from drift_merge.storage.copying import write_file
 from drift_merge.storage.manifests import describe_tool, to_json
 
 MLLM, DEFAULT, BEST = "mllm", "default", "best"
-RESULT, RECIPE_FILE = "search.json", "best.yaml"
 OUTPUT = "output"  # the note on the best merge that was made, or is being made
 _SHOWN = {MLLM: "the unmerged MLLM", DEFAULT: "the default recipe", BEST: "the best merge"}
 
@@ -110,13 +112,14 @@ class Finish:
         """Choose the winner, make it whole, measure it, and write `search.json`.
 
         Raises:
-            EvaluationError: no trial has ended with values.
+            EvaluationError: no trial has ended with values; `search.json` says what became of each.
         """
         search, study = self._search, self._study
         trials = describe_trials(study, search.metrics)
         ended = {t.number: t.values for t in study.trials() if t.state.name == "COMPLETE"}
         if not ended:
-            raise _nothing_ended(trials)
+            self._write(trials, None, [], {MLLM: self.measured(MLLM, VALIDATION) or {}}, {})
+            raise _nothing_ended(trials, search.folder if search.out else None)
         best, front = choose(ended, search.settings.goals)
         self._make(best)
         winner = next(t for t in study.trials() if t.number == best)
@@ -124,21 +127,35 @@ class Finish:
         values = dict(zip(search.metrics, winner.values, strict=True))
         validation[BEST] = {"values": values, "items": items_of(winner)}
         final = {r: self.measured(r, FINAL, best) or {} for r in (MLLM, DEFAULT, BEST)}
+        return self._write(trials, best, front, validation, final)
+
+    def _write(
+        self,
+        trials: list[dict[str, Any]],
+        best: int | None,
+        front: list[int],
+        validation: dict[str, dict[str, Any]],
+        final: dict[str, dict[str, Any]],
+    ) -> dict[str, Any]:
+        """The result, with the recipe of the best beside it; without one nothing was made."""
+        search, study = self._search, self._study
+        recipe = None if best is None else absolute(to_values(self._recipe_of(best)))
         found = {
             **self._described(),
             "trials": trials,
             "num_interrupted": study.num_left(),
             "best": best,
             "front": front,
-            "recipe": absolute(to_values(self._recipe_of(best))),
-            "output": None if search.out is None else str(search.out),
+            "recipe": recipe,
+            "output": None if search.out is None or best is None else str(search.out),
             VALIDATION: {role: _without_items(found) for role, found in validation.items()},
             FINAL: {role: _without_items(found) for role, found in final.items() if found},
             "comparisons": comparisons(validation, search.metrics, VALIDATION)
             + comparisons(final, search.metrics, FINAL),
             "importance": importance(study, search.metrics),
         }
-        write_file(search.folder / RECIPE_FILE, write_mapping(found["recipe"]).encode())
+        if recipe is not None:
+            write_file(search.folder / RECIPE_FILE, write_mapping(recipe).encode())
         write_file(search.folder / RESULT, to_json(found))
         return found
 
@@ -207,10 +224,12 @@ def _without_items(found: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "num_items": counts} if counts else rest
 
 
-def _nothing_ended(trials: list[dict[str, Any]]) -> EvaluationError:
+def _nothing_ended(trials: list[dict[str, Any]], folder: Path | None) -> EvaluationError:
+    page = f" See all errors: {shlex.join(['drift-merge', 'report', str(folder)])}"
     errors = [t["error"]["message"] for t in trials if t["error"]]
     return EvaluationError(
         f"none of {len(trials)} trials has ended with a score. The first error: "
         f"{errors[0] if errors else 'none was recorded'}",
-        remedy="Mend the command of --evaluate, and search again in another directory.",
+        remedy="Mend the command of --evaluate, and search again in another directory."
+        + (page if folder else ""),
     )

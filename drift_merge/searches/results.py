@@ -22,6 +22,7 @@ from drift_merge.searches.study import (
 
 SCHEMA = 1
 KIND = "drift-merge-search"
+RESULT, RECIPE_FILE = "search.json", "best.yaml"  # in the folder of a search
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
 _MIN_TRIALS = 4  # complete ones, for the importance of parameters
 
@@ -145,3 +146,41 @@ def items_of(trial: Any) -> dict[str, dict[str, float]]:
     """The items of a trial of the study."""
     found: dict[str, dict[str, float]] = json.loads(trial.user_attrs.get(ITEMS, "{}"))
     return found
+
+
+def remarks(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is to be kept in mind of a finished search: codes and sentences."""
+    rows = []
+    if found["null"]:
+        rows.append(
+            (
+                "null",
+                "A control: its reasoners point in random directions, so that what it finds is "
+                "what such a search finds in noise.",
+            )
+        )
+    failed = [trial for trial in found["trials"] if trial["state"] == "failed"]
+    if failed:
+        first = failed[0]["error"]["message"].splitlines()[0]
+        rows.append(("failed", f"{len(failed)} trial(s) failed, first: {first}"))
+    if found["num_interrupted"]:
+        rows.append(("again", f"{found['num_interrupted']} interrupted trial(s) were repeated."))
+    if found["best"] is None:
+        return rows
+    if not found["final"]:
+        rows.append(
+            (
+                "validation",
+                "The best of many trials is too good on the items that chose it; measure it once "
+                "on others with --final.",
+            )
+        )
+    if not any(row["paired"] for row in found["comparisons"]):
+        rows.append(
+            (
+                "items",
+                "Without scores of each item nobody can say whether a difference is noise; name "
+                "them with --items.",
+            )
+        )
+    return rows

@@ -71,7 +71,7 @@ def of_files(checkpoint: Checkpoint) -> str:
         CheckpointError: a shard has vanished since its header was read.
     """
     rows: list[list[Any]] = []
-    commit = checkpoint.source.revision
+    commit = _commit(checkpoint)
     for name, header in checkpoint.shards.items():
         if commit is not None or name in checkpoint.remote:
             rows.append([name, header.file_bytes, commit])
@@ -85,6 +85,11 @@ def of_files(checkpoint: Checkpoint) -> str:
     return of_json([rows, of_layout(checkpoint), checkpoint.config])
 
 
+def _commit(checkpoint: Checkpoint) -> str | None:
+    """The commit that all shards are of; that of an adapter says nothing of its base."""
+    return None if checkpoint.adapters else checkpoint.source.revision
+
+
 def require_unchanged(*checkpoints: Checkpoint) -> None:
     """Refuse what was made of shards that are not what they were when their headers were read.
 
@@ -92,7 +97,7 @@ def require_unchanged(*checkpoints: Checkpoint) -> None:
         CheckpointError: naming the first that was changed, replaced or removed.
     """
     for checkpoint in checkpoints:
-        if checkpoint.source.revision is not None:
+        if _commit(checkpoint) is not None:
             continue  # a commit on the Hub never changes
         for name, header in checkpoint.shards.items():
             if name in checkpoint.remote or header.state is None:

@@ -79,12 +79,19 @@ def to_json(manifest: dict[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
 
 
-def read_manifest(file: Path, *, kind: str, format_version: int) -> dict[str, Any]:
-    """Read a manifest of ours and check that it is one, as it was written.
+def read_record(
+    file: Path, *, kind: str, version: int, key: str = "format_version"
+) -> dict[str, Any]:
+    """Read a JSON object of ours and check that it is of a kind and a version.
+
+    Args:
+        file: to read.
+        kind: as it says of itself.
+        version: the one that this program reads.
+        key: where the object says its own.
 
     Raises:
-        CheckpointError: broken JSON, another kind, or a newer format version.
-        VerificationError: it was changed after it was written.
+        CheckpointError: broken JSON, another kind, or another version.
     """
     try:
         manifest = json.loads(file.read_bytes())
@@ -98,12 +105,22 @@ def read_manifest(file: Path, *, kind: str, format_version: int) -> dict[str, An
             f"{file} is of the kind {found!r}; expected {kind!r}.",
             remedy="Give the directory that this tool has written.",
         )
-    if manifest.get("format_version") != format_version:
+    if manifest.get(key) != version:
         raise CheckpointError(
-            f"{file} has format version {manifest.get('format_version')}; "
-            f"this version reads {format_version}.",
+            f"{file} has format version {manifest.get(key)}; this version reads {version}.",
             remedy="Upgrade: pip install -U drift_merge",
         )
+    return manifest
+
+
+def read_manifest(file: Path, *, kind: str, format_version: int) -> dict[str, Any]:
+    """Read the manifest of an artifact and check that it is one.
+
+    Raises:
+        CheckpointError: see `read_record`; or it lacks an entry.
+        VerificationError: it was changed after it was written.
+    """
+    manifest = read_record(file, kind=kind, version=format_version)
     wanted = ("tensors", "sources", "parameters", "shards", "coverage", "findings")
     missing = [key for key in wanted if key not in manifest]
     if missing or not isinstance(manifest["tensors"], dict):

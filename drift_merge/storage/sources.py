@@ -19,7 +19,10 @@ _WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a checkpoint is. `path` is set if it is local, `repo_id` if it is on the Hub."""
+    """Where a checkpoint is. `path` is set if it is local, `repo_id` if it is on the Hub.
+
+    An adapter of the Hub has both: it is small, and read in the Hub's cache.
+    """
 
     given: str  # what the user wrote, for messages
     kind: Literal["local", "hub"]
@@ -39,7 +42,7 @@ class Source:
         `org/name`, `org/name@branch` or `org/name@1a2b3c4d` for the Hub; the directory's name for
         a directory; `directory/file` for a single file, since `model.safetensors` says nothing.
         """
-        if self.path is not None:
+        if self.path is not None and self.kind == "local":
             absolute = Path(os.path.abspath(self.path))
             is_file = absolute.suffix == ".safetensors" and absolute.is_file()
             return f"{absolute.parent.name}/{absolute.name}" if is_file else absolute.name or "/"

@@ -17,7 +17,8 @@ from drift_merge.storage.folder.contents import is_training_state
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT, and the weights beside it
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # An index has about 80 bytes a tensor; the largest public ones (91,000 tensors) are 9 MB.
 MAX_INDEX_BYTES = 100_000_000
 MAX_SHARDS = 100_000  # that are looked for by the count in a name
@@ -257,6 +258,10 @@ def _check_inside(shard: str, *, where: str) -> None:
         raise _broken(f"{where} names {shard!r}; expected a .safetensors file.")
 
 
+class IsAdapterError(CheckpointError):
+    """The files are those of an adapter, where a whole model is looked for."""
+
+
 def refuse_other_artifacts(top: Collection[str], *, where: str) -> None:
     """Refuse a prior and an adapter, by the names of their files, where a model is expected."""
     if "prior.json" in top:
@@ -265,10 +270,10 @@ def refuse_other_artifacts(top: Collection[str], *, where: str) -> None:
             remedy=f"Look at it with: drift-prior inspect {quote(where)}",
         )
     if ADAPTER_CONFIG in top and not holds_model(top):
-        raise CheckpointError(
+        raise IsAdapterError(
             f"{where} is a LoRA adapter, not a whole model.",
-            remedy="Only a reasoner may be an adapter, and only as a local directory. Download it:"
-            f"\n  hf download {where} --local-dir ADAPTER",
+            remedy="Only a reasoner may be an adapter. Merge it into its base first:"
+            " PeftModel.merge_and_unload(), then save_pretrained(DIR).",
         )
 
 

@@ -14,28 +14,21 @@ import click
 import pytest
 
 from drift_merge import guides
-from drift_merge.cli import merge, prior
 from drift_merge.cli.commands.demo import demo_action
-from drift_merge.cli.commands.doctor import examine
 from drift_merge.cli.commands.guide import guide_action
 from drift_merge.maths.methods import METHODS
-from drift_merge.maths.methods.table import CALIBRATION, SPECTRAL
+from tests.cli.documents import (
+    COMMANDS,
+    CONTEXTS,
+    DOCUMENTS,
+    GROUPS,
+    GUIDES,
+    README,
+    ROOT,
+    options_of,
+)
 from tests.run_readme import blocks_of, check_output
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDES = {topic: guides.text_of(topic) for topic in guides.topics()}
-DOCUMENTS = {"README": README, **GUIDES}
-GROUPS = {"drift-prior": prior.group, "drift-merge": merge.group}
-CONTEXTS = {
-    program: click.Context(group, info_name=program, **group.context_settings)
-    for program, group in GROUPS.items()
-}
-COMMANDS = {
-    (program, name): group.get_command(CONTEXTS[program], name)
-    for program, group in GROUPS.items()
-    for name in group.list_commands(CONTEXTS[program])
-}
 MAX_WORDS = 1_400
 
 
@@ -173,15 +166,6 @@ def test_every_command_is_named_in_a_guide():
     assert not missing
 
 
-def options_of(command):
-    """Long flag -> all flags of an option."""
-    return {
-        max(parameter.opts, key=len): {*parameter.opts, *parameter.secondary_opts}
-        for parameter in command.params
-        if isinstance(parameter, click.Option)
-    }
-
-
 def test_every_option_is_named_in_a_guide():
     named = set(re.findall(r"--[a-z][a-z0-9-]*", "\n".join(GUIDES.values())))
     assert not {
@@ -190,70 +174,6 @@ def test_every_option_is_named_in_a_guide():
         for flag, flags in options_of(command).items()
         if not named & flags
     }
-
-
-SECTIONS = dict(re.findall(r"^### (\S+)\n(.*?)(?=^##|\Z)", GUIDES["methods"], re.DOTALL | re.M))
-# Said once, of all methods that need a base.
-SHARED = {"--weight", "--mllm-weight", "--scale", "--calibrate", "--calibrate-alpha"}
-STEP = {f"--{name}" for name in SPECTRAL}  # of all methods with a spectral step
-
-
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_method_has_a_row_and_a_section_that_names_its_options_and_its_source(method):
-    least, most = method.reasoners
-    number = str(least) if least == most else f"{least} or more"
-    row = f"| `{method.name}` | {method.base} | {number} | {', '.join(method.variants)} |"
-    assert row in GUIDES["methods"]
-    section = SECTIONS[method.name]
-    every = set.intersection(*(set(options_of(COMMANDS["drift-merge", n])) for n in METHODS))
-    general = every | {"--base", "--variant"} | (SHARED if method.base == "required" else set())
-    general |= STEP if "rank" in method.defaults["paper"] else set()
-    assert not {
-        flag
-        for flag, flags in options_of(COMMANDS["drift-merge", method.name]).items()
-        if flag not in general and not any(own in section for own in flags)
-    }
-    for variant in method.variants[1:]:
-        assert variant in section or variant == "mergekit", variant
-    for arxiv in re.findall(r"\d{4}\.\d{5}", method.paper):
-        assert arxiv in section
-
-
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_the_defaults_that_the_guide_states_are_those_of_the_method(method):
-    """`--density` (0.2) stands for the default variant."""
-    text = re.split("[Vv]ariant `", " ".join(SECTIONS[method.name].split()))[0]
-    stated = {}
-    for flag, value in re.findall(r"`--([a-z-]+)[^`]*` \(([^)]+)\)", text):
-        stated.setdefault(flag.replace("-", "_"), value)
-    known = {
-        name: value
-        for name, value in method.defaults[method.variants[0]].items()
-        if name != "is_delta"
-        and not (f"--{name}" in STEP and "rank" in method.defaults["paper"])
-        and (method.base != "required" or f"--{name.replace('_', '-')}" not in SHARED)
-    }
-    assert known.keys() <= stated.keys()
-    for name, value in known.items():
-        if isinstance(value, bool | str):
-            assert stated[name] == str(value).lower(), name
-        else:
-            assert float(stated[name]) == value, name
-
-
-def test_the_guide_states_the_defaults_that_methods_share():
-    text = GUIDES["methods"].partition("## Singular directions")[2].partition("\n## ")[0]
-    stated = dict(re.findall(r"`--([a-z-]+)[^`]*` \((\w[\w.]*)", text))
-    for name, value in {**SPECTRAL, **CALIBRATION}.items():
-        assert stated[name.replace("_", "-")] == (value if isinstance(value, str) else f"{value:g}")
-    for method in METHODS.values():
-        alpha = method.defaults["paper"].get("calibrate_alpha", CALIBRATION["calibrate_alpha"])
-        said = f"`--calibrate-alpha` ({alpha:g})" in SECTIONS[method.name]
-        assert said == (alpha != CALIBRATION["calibrate_alpha"]), method.name
-
-
-def test_the_guide_has_no_method_that_does_not_exist():
-    assert set(SECTIONS) == set(METHODS)
 
 
 def test_the_glossary_names_only_modules_and_classes_that_exist():
@@ -347,59 +267,3 @@ def test_an_unknown_topic_is_answered_with_the_nearest(call, program):
     assert "glossary" in result.err
     assert "Traceback" not in result.err
     assert call(program, "guide", "../pyproject").code == 2
-
-
-def test_the_doctor_reports_versions_extras_devices_cache_token_and_disk(
-    call, monkeypatch, tmp_path
-):
-    from huggingface_hub import constants
-
-    blob = tmp_path / "hub" / "models--org--name" / "blobs" / "b"
-    blob.parent.mkdir(parents=True)
-    blob.write_bytes(bytes(1234))
-    (blob.parent / "link").symlink_to(blob)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
-    result = call("drift-prior", "doctor", "--json")
-    assert result.code == 0
-    found = result.json
-    assert found["schema"] == 1
-    assert found["versions"]["python"] == sys.version.split()[0]
-    assert found["versions"]["torch"]
-    assert set(found["extras"]) >= {"tokenizers", "train", "report", "test"}
-    assert found["extras"]["test"]["packages"]["pytest"] == pytest.__version__
-    assert found["devices"][0]["name"] == "cpu"
-    assert found["threads"] >= 1
-    assert found["hub"]["cache_bytes"] == 1234
-    assert found["hub"]["token"] is True
-    assert all(free > 0 for free in found["free_bytes"].values())
-    text = call("drift-prior", "doctor")
-    for shown in (result, text):
-        assert "secret" not in shown.out + shown.err
-
-
-def test_the_doctor_names_what_is_missing_and_how_to_install_it(monkeypatch, call):
-    from drift_merge.cli.commands import doctor
-
-    installed = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda p: None if p == "pillow" else installed(p))
-    assert call("drift-prior", "doctor").code == 0
-    assert "pillow missing" in call("drift-prior", "doctor").out
-    assert "pip install 'drift_merge[train]'" in call("drift-prior", "doctor").out
-    assert examine()["extras"]["train"]["packages"]["pillow"] is None
-
-
-def test_the_doctor_survives_a_torch_that_does_not_import_and_a_missing_cache(
-    monkeypatch, tmp_path
-):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "not" / "there"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    monkeypatch.setitem(sys.modules, "torch", None)  # import torch raises ImportError
-    found = examine()
-    assert found["devices"][-1]["name"] == "torch"
-    assert "does not work" in found["devices"][-1]["description"]
-    assert (found["hub"]["cache_bytes"], found["hub"]["token"]) == (0, False)
-    assert found["free_bytes"]["Hub cache"] > 0

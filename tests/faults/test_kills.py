@@ -98,7 +98,7 @@ def assert_finished_by_the_same_command(run: Run, out: Path, whole: dict[str, by
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == "linear")) for name in NAMES],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "compute")) for name in NAMES],
 )
 def test_a_run_killed_at_any_call_leaves_out_absent_or_whole_and_is_finished_by_a_rerun(
     name: str, world: World, tmp_path: Path

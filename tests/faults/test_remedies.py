@@ -451,7 +451,7 @@ NOT_RUN = {
     ): "ulimit; tests/faults/test_folders run it",
     ("storage/shards.py", ""): "ulimit, or looks at a folder of another user",
     ("storage/sources.py", "ls -l"): "only looks at a file",
-    ("storage/weight_map.py", "hf download"): "needs the network",
+    ("storage/weight_map.py", "merge_and_unload"): "tests/real_trainers/lora merge with PEFT",
     ("storage/checkpoint.py", "Make one with"): "the command is that of priors/manifest.py",
     ("priors/deltas.py", ""): "of the Python face; the command is run in tests/cli",
     ("priors/compress.py", "without --allow-nonfinite"): "other checkpoints: nothing to paste",

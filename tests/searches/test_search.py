@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 
 import pytest
@@ -383,7 +384,7 @@ def command(call, pair, tmp_path, monkeypatch):
     return run
 
 
-def test_the_command_shows_its_plan_its_table_and_one_object(command, tmp_path):
+def test_the_command_shows_its_plan_its_table_one_object_and_its_page(command, call, tmp_path):
     result = command("--space", "weight=0.1,0.4", "--dry-run")
     assert result.code == 0, result.err
     assert "weight of linear" in result.out
@@ -395,6 +396,17 @@ def test_the_command_shows_its_plan_its_table_and_one_object(command, tmp_path):
     again = command("--space", "weight=0.1,0.4", "--trials", "2", "--json")
     assert again.json["validation"]["best"]["values"] == {"score": 0.4}
     assert json.loads((tmp_path / "best.search" / "search.json").read_text()) == again.json
+    report = ("drift-merge", "report", "best.search", "-o", "page.html")
+    page = call(*report, "--json").json
+    assert [t["values"] for t in page["trials"]] == [t["values"] for t in again.json["trials"]]
+    assert page["verdict"]["sentences"][0] in call(*report).err
+    commands = dict(page["commands"])
+    (tmp_path / "recipe.yaml").write_text(commands["The recipe"].split("\n", 1)[1][: -len("END")])
+    for label in ("Search again, where the program is", "Make the best again"):
+        assert call(*shlex.split(commands[label]), "--dry-run").code == 0, label
+    refused = call(*report, "--stable-rank")
+    assert refused.code == 2
+    assert "drift-merge report best --stable-rank" in refused.err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from drift_merge.errors import CheckpointError
 from drift_merge.storage import fingerprints
 from drift_merge.storage.checkpoint import open_checkpoint
 from tests.checkpoints import Stored, make_pair, write_checkpoint
+from tests.strategies import texts
 
 EMPTY = "xxh3:99aa06d3014798d86001c324468d497f"  # XXH3-128 of nothing, as its specification says
 
@@ -36,7 +37,7 @@ def test_a_flipped_bit_changes_the_fingerprint(data: bytes, choice: st.DataObjec
     assert fingerprints.of_bytes(bytes(changed)) != fingerprints.of_bytes(data)
 
 
-@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=5))
+@given(st.dictionaries(texts(max_size=5), st.integers() | texts(max_size=5), max_size=5))
 def test_the_order_of_keys_does_not_matter(value: dict[str, object]) -> None:
     turned = dict(reversed(value.items()))
     assert fingerprints.of_json(value) == fingerprints.of_json(turned)

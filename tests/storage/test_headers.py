@@ -25,19 +25,16 @@ from drift_merge.storage.headers import (
     tensor_bytes,
 )
 from tests.checkpoints import shard_bytes
+from tests.strategies import texts
 
 BYTE_DTYPES = ["BOOL", "U8", "I16", "F16", "BF16", "F32", "I64", "F64", "F8_E4M3"]
 
-names = (
-    st.text(min_size=1, max_size=20)
-    .filter(lambda name: name != "__metadata__")
-    .filter(lambda name: not any("\ud800" <= c <= "\udfff" for c in name))
-)
+names = texts(min_size=1, max_size=20).filter(lambda name: name != "__metadata__")
 shapes = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 entries = st.dictionaries(names, st.tuples(st.sampled_from(BYTE_DTYPES), shapes), max_size=6).map(
     lambda found: [(name, dtype, shape) for name, (dtype, shape) in found.items()]
 )
-metadata = st.dictionaries(names, st.text(max_size=5).filter(str.isprintable), max_size=3)
+metadata = st.dictionaries(names, texts(max_size=5).filter(str.isprintable), max_size=3)
 
 
 def parse(raw: bytes) -> Any:

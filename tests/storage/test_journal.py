@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from drift_merge.errors import OutputError
 from drift_merge.storage.journal import Journal, read_journal
 from drift_merge.storage.measured import Results
+from tests.strategies import quick, texts
 
 PLAN = "xxh3:0123"
 results = st.dictionaries(
-    st.text(max_size=5),
-    st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3) | st.none()),
+    texts(max_size=5),
+    st.dictionaries(texts(max_size=3), st.integers() | texts(max_size=3) | st.none()),
     min_size=1,
     max_size=3,
 )
@@ -40,6 +41,7 @@ def joined(flushers: list[Results]) -> Results:
     return found
 
 
+@quick
 @given(st.lists(results, max_size=4), st.data())
 @example([{"\u2028\r": {"\x85": "\n"}}], None)
 def test_a_journal_cut_anywhere_yields_its_whole_lines_and_can_be_continued(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from drift_merge.errors import OutputError
 from drift_merge.storage.headers import DTYPE_BITS, parse_header, tensor_bytes
 from drift_merge.storage.shards import Entry, ShardLayout, ShardWriter, lay_out, natural_key
+from tests.strategies import texts
 
 names = st.from_regex(r"(layers\.[0-9]{1,3}\.)?[a-c]{1,2}", fullmatch=True)
 kinds = st.tuples(
@@ -98,7 +99,7 @@ def test_layer_2_comes_before_layer_10() -> None:
     assert list(layout_of(some).tensors) == [f"layers.{i}.w" for i in (0, 1, 2, 10)]
 
 
-@given(st.lists(st.text(max_size=8) | names, unique=True))
+@given(st.lists(texts(max_size=8) | names, unique=True))
 def test_no_two_names_share_a_place_in_the_order(some: list[str]) -> None:
     keys = [natural_key(name) for name in some]
     assert len({repr(key) for key in keys}) == len(some)

@@ -172,3 +172,13 @@ def test_verify_fetches_only_what_its_sample_needs(
     refused = run("drift-prior", "verify", str(tmp_path / "prior"), *sources, *sample, *limit)
     assert_refusal(refused, 2, ["--cache-limit is 10 bytes"])
     assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+def test_a_revision_that_is_not_there_is_found_before_anything_is_fetched(
+    hub: HubServer, pair: c.Pair, tmp_path: Path
+) -> None:
+    for command in (["drift-merge", "linear"], ["drift-merge", "compare"]):
+        out = [] if command[-1] == "compare" else ["-o", str(tmp_path / "out")]
+        result = run(*command, REASONER, f"{MLLM}@nowhere", "-q", *out)
+        assert_refusal(result, 3, [f"{MLLM} has no revision 'nowhere'"])
+        assert hub.bytes_sent(r"GET \S+\.safetensors|GET /lfs/") == 0

@@ -16,7 +16,9 @@ from drift_merge.priors.manifest import Prior
 from drift_merge.training.units import Region, Unit, blocks_of
 from tests import checkpoints as c
 from tests.runs import as_tensor, run_prior
+from tests.training.naive import biased, tolerance
 
+RATE = 0.1  # of `sgd`
 MEMORY = "model.language_model."  # where transformers 5 keeps the tower; on disk it is "model."
 
 
@@ -206,3 +208,45 @@ def read_region(source: Any, unit: Unit, region: Region, elements: int = 64) -> 
         found.append(out)
         begin += block.numel
     return torch.cat(found)
+
+
+def sgd(parameters: Any, lr: float = RATE) -> torch.optim.SGD:
+    return torch.optim.SGD(parameters, lr=lr)
+
+
+def step(model: nn.Module, *optimizers: Any, seed: int = 0) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss_of(model, seed).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of those of what is selected."""
+    return {name: p.grad.clone() for name, p in selected(model).items()}
+
+
+def expected(
+    toy: Toy, before: Mapping[str, Tensor], rule: str, alpha: float | Mapping[str, float] = 1.0
+) -> dict[str, Tensor]:
+    """Biased gradients by the naive formula; alpha may be by module."""
+    deltas, entries = toy.deltas(), toy.prior.tensors
+    return {
+        name: biased(
+            rule,
+            gradient,
+            deltas[name],
+            alpha=alpha if isinstance(alpha, float) else alpha[entries[name]["module"]],
+            mllm_norm=entries[name]["norm_mllm"],
+        )
+        for name, gradient in before.items()
+    }
+
+
+def require_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Within the rounding of their dtype."""
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        worst = float((gradient.double() - wanted[name]).abs().max())
+        assert worst <= tolerance(gradient, wanted[name]), name

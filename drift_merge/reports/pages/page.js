@@ -227,6 +227,8 @@ function drawPanel(place, panel) {
   const xs = [...new Set(points.map(p => p[0]))].sort((a, b) => a - b);
   if (!known.length) { place.replaceChildren(make("div", { class: "missing" }, "Every value is NaN or Inf.")); return; }
   let [y0, y1] = [Math.min(...known.map(p => p[1])), Math.max(...known.map(p => p[1]))];
+  // So that what rounding kept of 1.0000 and of 0.9999 does not look like a find.
+  if (y1 - y0 < (panel.least || 0)) [y0, y1] = [(y0 + y1 - panel.least) / 2, (y0 + y1 + panel.least) / 2];
   if (y0 === y1) { const pad = Math.abs(y0) * 0.1 || 1; y0 -= pad; y1 += pad; }
   const [x0, x1] = [xs[0], xs[xs.length - 1]];
   const heights = [0, 1, 2, 3, 4].map(i => y0 + (y1 - y0) * i / 4);
@@ -288,6 +290,13 @@ byId("panels", place => {
     else redraw.push(() => drawPanel(chart, panel));
   }
 });
+for (const place of document.querySelectorAll("[data-section]")) {
+  for (const chart of data.sections.find(s => s.key === place.dataset.section).charts) {
+    const node = make("div", { class: "chart", "data-key": chart.key });
+    place.append(make("figure", {}, make("figcaption", {}, make("b", {}, chart.label), make("p", {}, chart.unit)), node));
+    redraw.push(() => (chart.form === "rows" ? drawRows : drawPoints)(node, chart)); // of charts.js
+  }
+}
 for (const pre of document.querySelectorAll("pre[data-copy]")) {
   const button = make("button", { type: "button" }, "Copy");
   button.addEventListener("click", () => {

@@ -26,6 +26,8 @@ def to_html(document: Document) -> str:
     data = json.dumps(document, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     title = escape(document["title"])
     sections = "\n".join(filter(None, (make(document) for make in _SECTIONS)))
+    # In one element: its functions are known to all of it before the first line runs.
+    scripts = ["page.js", *(["charts.js"] if "sections" in document else [])]
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -51,7 +53,7 @@ def to_html(document: Document) -> str:
  style="position:absolute;left:-9999px"></div>
 <script type="application/json" id="data">{data}</script>
 <script>
-{_file("page.js")}</script>
+{"".join(map(_file, scripts))}</script>
 </body>
 </html>
 """
@@ -83,7 +85,7 @@ def _verdict(document: Document) -> str:
 <strong>{escape(found["label"])}</strong>
 {sentences}</section>
 {_notes(document)}
-{_scale() if document["kind"] != "merge" else ""}"""
+{_scale() if "published" in found and document["kind"] != "merge" else ""}"""
 
 
 def _scale() -> str:
@@ -159,6 +161,39 @@ def _panels(document: Document) -> str:
         return ""
     label = "Over the steps" if document["kind"] == "run" else "Over the outputs"
     return f'<h2>{label}</h2>\n<div id="panels" class="maps wide"></div>'
+
+
+def _sections(document: Document) -> str:
+    """Charts, tables and failures under titles of their own, as a search has them."""
+    return "\n".join(map(_section, document.get("sections", [])))
+
+
+def _section(section: Mapping[str, Any]) -> str:
+    parts = [f"<h2>{escape(section['title'])}</h2>"]
+    if section["missing"]:
+        return "\n".join([*parts, f'<p class="missing">{escape(section["missing"])}</p>'])
+    parts += [f'<p class="soft">{escape(section["text"])}</p>'] if section["text"] else []
+    if section["charts"]:
+        parts.append(f'<div class="maps wide" data-section="{escape(section["key"])}"></div>')
+    for table in section.get("tables", []):
+        rows = [[_shown(cell) for cell in row] for row in table["rows"]]
+        drawn = _table(table["columns"], rows)
+        if title := table.get("folded"):
+            drawn = f"<details><summary>{escape(title)}</summary>{drawn}</details>"
+        parts.append(drawn)
+    return "\n".join([*parts, *map(_failure, section.get("failures", []))])
+
+
+def _failure(failure: Mapping[str, Any]) -> str:
+    """What some trials have failed with: the first line, then what else was said."""
+    numbers = failure["trials"]
+    who = f"Trial{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    first, _, rest = failure["message"].partition("\n")
+    said = f"<pre><code>{escape(rest)}</code></pre>" if rest.strip() else ""
+    return (
+        f'<div class="finding error"><b>{escape(who)} [{escape(failure["kind"])}]</b> '
+        f"{escape(first)} <span class=soft>{escape(failure['remedy'])}</span>{said}</div>"
+    )
 
 
 def _outputs(document: Document) -> str:
@@ -238,4 +273,4 @@ def _is_page(path: Path) -> bool:
     return path.is_file() and bool(_DATA.search(path.read_text("utf-8", errors="replace")))
 
 
-_SECTIONS = (_verdict, _panels, _outputs, _maps, _findings, _facts, _commands)
+_SECTIONS = (_verdict, _sections, _panels, _outputs, _maps, _findings, _facts, _commands)

@@ -1,5 +1,6 @@
 """The page of a sweep: its outputs side by side, and what each changed where that was measured."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,14 @@ def describe_sweep(
             ["mllm", str(sources["mllm"]["source"])],
             *(["reasoner", str(source["source"])] for source in sources["reasoners"]),
         ],
-        "commands": [],
+        "commands": _commands(merges[0]),
     }
+
+
+def _commands(first: Merge) -> list[list[str]]:
+    again = ["drift-merge", "run", f"{first.path}/{MANIFEST}", "-o", "again/"]
+    merge = ["drift-merge", "report", str(first.path), "-o", "merge.html"]
+    return [["Make one of them again", shlex.join(again)], ["See one by layer", shlex.join(merge)]]
 
 
 def _tower(comparison: Comparison | None) -> Group:
@@ -122,7 +129,8 @@ def _panels(
     return [
         _panel("relative_norm", "Relative norm", "|merge - mllm| / |mllm|", norms, why_not),
         _panel("cosine", "Cosine with the mllm", "cos(merge, mllm)", cosines, why_not),
-        _panel("change_kept", "Change kept by the dtype", "fraction", {"all": kept}, ""),
+        _panel("change_kept", "Change kept by the dtype", "fraction", {"all": kept}, "")
+        | {"least": 0.02},
     ]
 
 

@@ -10,9 +10,8 @@ from drift_merge.storage.adapters.selection import is_adapted, is_saved, rank_of
 from drift_merge.storage.headers import ShardHeader, TensorInfo, read_header
 from drift_merge.storage.quantized import FLOATS
 from drift_merge.storage.sources import Source
-from drift_merge.storage.weight_map import ADAPTER_CONFIG, holds_model
+from drift_merge.storage.weight_map import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_model
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _OTHER_FILE = (
     f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} are of different adapters: download both again."
 )
@@ -51,7 +50,7 @@ class StoredTensors:
 
 
 def is_adapter(source: Source) -> bool:
-    """Whether a source is a local PEFT directory.
+    """Whether a source is a PEFT directory on this disk.
 
     One that holds a whole model too is that model, as transformers has it.
     """

@@ -2,5 +2,5 @@
 
 Must not know when a shard is needed or how long it may stay; nothing is ever sent from here.
 
-Read: faults, ranges, models, artifacts, shards.
+Read: faults, ranges, models, adapters, artifacts, shards.
 """

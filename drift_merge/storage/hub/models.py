@@ -28,6 +28,7 @@ from drift_merge.storage.hub.faults import (
 from drift_merge.storage.hub.ranges import shard_header
 from drift_merge.storage.sources import Source
 from drift_merge.storage.weight_map import (
+    ADAPTER_CONFIG,
     INDEX,
     MAX_INDEX_BYTES,
     find_weights,
@@ -38,7 +39,7 @@ from drift_merge.storage.weight_map import (
 
 # A file that (almost) every repository has. Fetching it by branch makes huggingface_hub remember
 # the branch's commit in its cache, which is how offline mode finds it again.
-_LANDMARKS = ("config.json", "prior.json", "README.md", ".gitattributes")
+_LANDMARKS = ("config.json", "prior.json", ADAPTER_CONFIG, "README.md", ".gitattributes")
 _SIMULTANEOUS = 8  # requests; the answers are small, so the time is all latency
 _FIRST_BYTES = 65_536  # of a shard whose number of tensors is not known
 _ENTRY_BYTES = 112  # of one tensor in a header, its name excluded: dtype, shape, two offsets
@@ -101,7 +102,7 @@ def fetch_headers(source: Source) -> Headers:
             escapes the repository, or contradicts another.
     """
     source = resolve_revision(source)
-    sizes = _list_files(source)
+    sizes = list_files(source)
     weights = _find_weights(source, sizes)
     config = _read_config(source, sizes)
     by_shard: dict[str, int] = {}
@@ -143,7 +144,7 @@ def fetch_snapshot(source: Source, *, quiet: bool = False) -> Snapshot:
     from huggingface_hub import snapshot_download
 
     source = resolve_revision(source)
-    sizes = _list_files(source)
+    sizes = list_files(source)
     weights = _find_weights(source, sizes)
     folder = sort_files(sizes, weights.files)
     small = [name for name in folder.carried if not is_foreign_weight(name)]
@@ -188,7 +189,7 @@ def _ask_hub(source: Source) -> tuple[str, dict[str, int]]:
     return commit, sizes
 
 
-def _list_files(source: Source) -> dict[str, int]:
+def list_files(source: Source) -> dict[str, int]:
     """Every file of a pinned source with its size in bytes; offline, those in the cache."""
     if not is_offline():
         return _ask_hub(source)[1]

@@ -29,10 +29,10 @@ from drift_merge.plans.plan import Step
 from drift_merge.plans.views import view_of
 from drift_merge.plans.vocabularies import read_vocabularies
 from drift_merge.recipes.adapted import join_adapter
-from drift_merge.storage.adapters.factors import is_adapter
+from drift_merge.recipes.sources import open_unless_adapter
 from drift_merge.storage.adapters.fields import base_of
 from drift_merge.storage.checkpoint import Checkpoint, open_checkpoint
-from drift_merge.storage.sources import parse_source
+from drift_merge.storage.sources import Source
 from drift_merge.training.deltas.held import Resident
 from drift_merge.training.deltas.opened import OpenPrior
 from drift_merge.training.deltas.packed import Regions, numel_of
@@ -130,10 +130,10 @@ def reading(
 
 
 def _open(text: str) -> Checkpoint:
-    source = parse_source(text)
-    if not is_adapter(source):
-        return open_checkpoint(text)
-    return join_adapter(source, open_checkpoint(base_of(source)))
+    found = open_unless_adapter(text, open_checkpoint)
+    if not isinstance(found, Source):
+        return found
+    return join_adapter(found, open_checkpoint(base_of(found)))
 
 
 def _align(checkpoint: Checkpoint, opened: OpenPrior, side: str, names: set[str]) -> Alignment:

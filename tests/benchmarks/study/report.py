@@ -1,121 +1,120 @@
-"""Tables and figures from the stored runs: python -m tests.benchmarks.study.report DIR.
+"""Tables and figures from the stored runs alone: python -m tests.benchmarks.study.report DIR.
 
-Differences are from SFT with the same seed and the same items; the interval is a percentile
-bootstrap over seeds and items, both resampled (PLAN.md).
+DIR holds runs.csv, or the results.jsonl of a study that ran there, from which it is made.
 """
 
 import argparse
 import csv
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.study.__main__ import best_rate, best_values, read, share
-from tests.benchmarks.study.rows import ROWS, SWEEPS
+from tests.benchmarks.study.figures import curves, differences, strengths
+from tests.benchmarks.study.rows import DRIFT, ROWS, SWEEPS
+from tests.benchmarks.study.runs import RESULTS, best_rate, best_values, read
+from tests.benchmarks.study.stored import MEASURES, Stored, interval, load, store
 
-MEASURES = ("picture_sums", "reading", "easy_vqa", "text_sums")
-DRAWS = 10_000
 COLUMNS = ("row", "value", "seeds", *MEASURES, "difference", "low", "high", "verdict", "seconds")
+PRIMARY = (
+    (DRIFT, "SFT"),
+    (DRIFT, f"{DRIFT}, random delta"),
+    (DRIFT, f"{DRIFT}, permuted delta"),
+    (DRIFT, f"{DRIFT}, random delta, own alpha"),
+    (f"{DRIFT}, random delta, own alpha", "SFT"),
+    ("DRIFT gradnorm", "DRIFT gradnorm, random delta"),
+    ("LoRA 16, DRIFT adaptive_cosine", "LoRA 16"),
+    (DRIFT, "linear, then SFT"),
+)
+Runs = dict[str, dict[int, Stored]]  # row -> seed -> run
 
 
-def interval(one: list[str], other: list[str]) -> tuple[float, float, float]:
-    """The mean difference of paired runs, and its 95 percent interval.
-
-    Args:
-        one: what was right, item by item; a string for each seed.
-        other: the same seeds and items; a single string stands for every seed.
-    """
-    left, right = (np.array([[bit == "1" for bit in run] for run in runs]) for runs in (one, other))
-    differences = left.astype(float) - right.astype(float)  # seeds x items; one seed is broadcast
-    rng = np.random.default_rng(0)
-    seeds, items = differences.shape
-    # Of a product of resamplings the mean is the mean of rows, weighted, times columns, weighted.
-    rows = rng.multinomial(seeds, [1 / seeds] * seeds, DRAWS) / seeds
-    columns = rng.multinomial(items, [1 / items] * items, DRAWS) / items
-    drawn = ((rows @ differences) * columns).sum(1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(differences.mean()), float(low), float(high)
-
-
-def table(out: Path) -> list[dict[str, Any]]:
-    """One row for each row of the study that has runs on the test split, in the study's order."""
-    results = read(out)
-    rate = best_rate(results)
-    chosen = best_values((*ROWS, *SWEEPS), results, rate)
-    runs: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    for run in results:
-        if run["split"] == "test" and run["rate"] == rate:
-            runs[run["row"]][run["seed"]] = run
-    found = []
-    for row in (*ROWS, *SWEEPS):
-        good = {seed: run for seed, run in runs[row.name].items() if "error" not in run}
-        if not good:
-            errors = {run["error"] for run in runs[row.name].values()}
-            found.append({"row": row.name, "verdict": "; ".join(sorted(errors)) or "not run"})
-            continue
-        line: dict[str, Any] = {"row": row.name, "seeds": len(good)}
-        line["value"] = chosen.get(row.tuned_as or row.name, "")
-        line |= {m: f"{np.mean([share(run[m]) for run in good.values()]):.3f}" for m in MEASURES}
-        line["seconds"] = f"{np.mean([run['seconds'] for run in good.values()]):.0f}"
-        found.append(line | _difference(good, runs["SFT"]))
+def tests_of(stored: list[Stored], rate: float) -> Runs:
+    """The runs on the test split, failed ones left out."""
+    found: Runs = defaultdict(dict)
+    for run in stored:
+        if run.split == "test" and run.rate == rate and not run.error:
+            found[run.row][run.seed] = run
     return found
 
 
-def _difference(good: dict[int, dict[str, Any]], sft: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    shared = sorted(good.keys() & sft.keys())
-    one, other = ([runs[s]["picture_sums"] for s in shared] for runs in (good, sft))
-    if len(good) == 1:  # what is not trained has no seeds: the same run against every seed of SFT
-        other = [run["picture_sums"] for run in sft.values()]
-        one = [next(iter(good.values()))["picture_sums"]] * len(other)
-    if not one or good == sft:
+def table(stored: list[Stored], rate: float) -> list[dict[str, Any]]:
+    """One line for each row of the study, in its order; those without a run say so."""
+    chosen = best_values((*ROWS, *SWEEPS), stored, rate)
+    runs = tests_of(stored, rate)
+    found = []
+    for row in (*ROWS, *SWEEPS):
+        good = runs.get(row.name, {})
+        if not good:
+            errors = {run.error for run in stored if run.row == row.name and run.error}
+            found.append({"row": row.name, "verdict": "; ".join(sorted(errors)) or "not run"})
+            continue
+        line: dict[str, Any] = {"row": row.name, "seeds": len(good)}
+        value = row.value(chosen)
+        line["value"] = "" if value is None else f"{value:g}"
+        line |= {m: f"{np.mean([run.share(m) for run in good.values()]):.3f}" for m in MEASURES}
+        line["seconds"] = f"{np.mean([float(run.seconds or 0) for run in good.values()]):.0f}"
+        found.append(line | compared(good, runs["SFT"]))
+    return found
+
+
+def compared(one: dict[int, Stored], other: dict[int, Stored]) -> dict[str, Any]:
+    """The paired difference of two rows in right sums; {} for a row and itself.
+
+    What is not trained has one run, which stands beside every seed of the other.
+    """
+    if one is other:
         return {}
-    mean, low, high = interval(one, other)
-    verdict = "within noise" if low <= 0 <= high else "above SFT" if mean > 0 else "below SFT"
+    shared = sorted(one.keys() & other.keys())
+    if len(one) == 1:
+        shared = sorted(other)
+        one = dict.fromkeys(shared, next(iter(one.values())))
+    mean, low, high = interval([one[s].right for s in shared], [other[s].right for s in shared])
+    verdict = "within noise" if low <= 0 <= high else "above" if mean > 0 else "below"
     numbers = {"difference": mean, "low": low, "high": high}
     return {key: f"{value:+.3f}" for key, value in numbers.items()} | {"verdict": verdict}
 
 
-def markdown(lines: list[dict[str, Any]]) -> str:
-    head = "| " + " | ".join(COLUMNS) + " |\n|---" + "|--:" * (len(COLUMNS) - 1) + "|\n"
-    rows = ["| " + " | ".join(str(line.get(c, "")) for c in COLUMNS) + " |" for line in lines]
+def comparisons(runs: Runs) -> list[dict[str, Any]]:
+    """The comparisons that the plan names, and those that belong to them."""
+    return [
+        {"row": one, "against": other} | compared(runs[one], runs[other])
+        for one, other in PRIMARY
+        if runs.get(one) and runs.get(other)
+    ]
+
+
+def markdown(lines: list[dict[str, Any]], columns: Iterable[str]) -> str:
+    """Lines as a table."""
+    names = list(columns)
+    head = "| " + " | ".join(names) + " |\n|---" + "|--:" * (len(names) - 1) + "|\n"
+    rows = ["| " + " | ".join(str(line.get(c, "")) for c in names) + " |" for line in lines]
     return head + "\n".join(rows) + "\n"
-
-
-def picture(lines: list[dict[str, Any]], to: Path) -> None:
-    """Differences from SFT with their intervals, one line for each row."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    shown = [line for line in lines if line.get("difference")][::-1]
-    figure, axes = plt.subplots(figsize=(8, 0.28 * len(shown) + 1.2), layout="constrained")
-    for y, line in enumerate(shown):
-        mean, low, high = (100 * float(line[key]) for key in ("difference", "low", "high"))
-        colour = "#777777" if line["verdict"] == "within noise" else "#0072B2"
-        axes.plot([low, high], [y, y], color=colour, linewidth=2)
-        axes.plot(mean, y, "o", color=colour, markersize=5)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(shown)), [line["row"] for line in shown], fontsize=8)
-    axes.set_xlabel("right sums in pictures, difference from SFT in points (95 % interval)")
-    figure.savefig(to, dpi=150)
-    plt.close(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
-    lines = table(out)
-    (out / "table.md").write_text(markdown(lines))
+    parser.add_argument("directory", type=Path)
+    out = parser.parse_args().directory
+    if (out / RESULTS).exists():
+        store(read(out), out)
+    stored = load(out)
+    rate = best_rate(stored)
+    lines = table(stored, rate)
+    runs = tests_of(stored, rate)
+    text = markdown(lines, COLUMNS) + "\n"
+    text += markdown(comparisons(runs), ("row", "against", "difference", "low", "high", "verdict"))
+    (out / "table.md").write_text(text)
     with open(out / "table.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-    picture(lines, out / "differences.png")
-    print(markdown(lines))
+    differences(lines, out / "differences.png")
+    curves(runs, out / "curves.png")
+    strengths(stored, rate, out / "strengths.png")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
-RATES = (1e-4, 3e-4, 1e-3)  # of SFT
+RATES = (3e-4, 1e-3, 3e-3)  # of SFT
 WEIGHTS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 TUNING_SEEDS = (1000, 1001)
 
@@ -21,16 +21,25 @@ class Row:
     attach: dict[str, Any] = field(default_factory=dict)
     lora: int = 0
     examples: int = 300
+    seeds: int = 10  # at most
     tuned_as: str = ""  # the row whose chosen value is taken over
+    times: float = 1.0  # and multiplied with this
+    knob: str = "weights"  # of a merge: what is chosen; another word is an option, "" is nothing
+    knob_values: tuple[float, ...] = WEIGHTS
 
     @property
     def choices(self) -> tuple[float, ...]:
         """What is tried on validation: strengths of the prior, or weights of the merge."""
-        if self.tuned_as:
+        if self.tuned_as or not self.knob:
             return ()
         if self.prior is not None:
             return ALPHAS
-        return WEIGHTS if self.merge is not None or self.merge_after is not None else ()
+        return self.knob_values if self.merge is not None or self.merge_after is not None else ()
+
+    def value(self, chosen: dict[str, float]) -> float | None:
+        """What it is run with, given what was chosen for each row."""
+        found = chosen.get(self.tuned_as or self.name)
+        return None if found is None else found * self.times
 
 
 def _drift(name: str, rule: str, prior: str = "delta", **more: Any) -> Row:
@@ -41,31 +50,42 @@ def _merged(name: str, method: str, rest: dict[str, Any] | None = None, **more: 
     return Row(name, merge={"method": method} | (rest or {}), is_trained=False, **more)
 
 
-_SPARSE = {"options": {"density": 0.2}}
+_WEIGHTED = (
+    *("linear", "layer-swap", "nuslerp", "multislerp", "karcher", "task-arithmetic"),
+    *("chat-vector", "consensus-ta", "ties", "breadcrumbs", "breadcrumbs-ties", "dare-linear"),
+    *("dare-ties", "della", "della-linear", "star", "tsv-m", "iso-c", "iso-cts", "swudi", "aswudi"),
+)  # but inject, which is linear's formula, and passthrough, which is R's tower
 _ROUNDED = {"dtype": "bfloat16"}
-_DRIFT = "DRIFT adaptive_cosine"
+DRIFT = "DRIFT adaptive_cosine"
 ROWS: tuple[Row, ...] = (
     Row("M", is_trained=False),
     Row("SFT"),
-    _drift(_DRIFT, "adaptive_cosine"),
-    _drift(f"{_DRIFT}, random delta", "adaptive_cosine", "random:7", tuned_as=_DRIFT),
-    _drift(f"{_DRIFT}, permuted delta", "adaptive_cosine", "permuted:7", tuned_as=_DRIFT),
-    _drift(f"{_DRIFT}, random delta, own alpha", "adaptive_cosine", "random:7"),
+    _drift(DRIFT, "adaptive_cosine"),
+    _drift(f"{DRIFT}, random delta", "adaptive_cosine", "random:7", tuned_as=DRIFT),
+    _drift(f"{DRIFT}, permuted delta", "adaptive_cosine", "permuted:7", tuned_as=DRIFT),
+    _drift(f"{DRIFT}, random delta, own alpha", "adaptive_cosine", "random:7"),
     _drift("DRIFT gradnorm", "gradnorm"),
+    _drift("DRIFT gradnorm, half alpha", "gradnorm", tuned_as="DRIFT gradnorm", times=0.5),
     _drift("DRIFT gradnorm, random delta", "gradnorm", "random:7", tuned_as="DRIFT gradnorm"),
     _drift("DRIFT absolute", "absolute"),
     _drift("DRIFT anchor", "anchor"),
     _drift("DRIFT sign", "sign"),
-    _drift(f"{_DRIFT}, delta = R - B", "adaptive_cosine", "delta_base"),
-    _drift(f"{_DRIFT}, rank 1", "adaptive_cosine", "rank1"),
-    _drift(f"{_DRIFT}, rank 16", "adaptive_cosine", "rank16"),
+    _drift(f"{DRIFT}, delta = R - B", "adaptive_cosine", "delta_base"),
+    _drift(f"{DRIFT}, rank 1", "adaptive_cosine", "rank1"),
+    _drift(f"{DRIFT}, rank 16", "adaptive_cosine", "rank16"),
     Row("LoRA 16", lora=16),
     _drift("LoRA 16, DRIFT adaptive_cosine", "adaptive_cosine", lora=16),
-    _merged("linear", "linear"),
-    _merged("task-arithmetic", "task-arithmetic"),
-    _merged("ties", "ties", _SPARSE),
-    _merged("dare-ties", "dare-ties", _SPARSE),
-    _merged("chat-vector, rank 1", "chat-vector", {"options": {"rank": 1}}),
+    *(_merged(method, method) for method in _WEIGHTED),
+    *(_merged(method, method, knob="scale") for method in ("sce", "ram", "ram-plus", "magmax")),
+    _merged("slerp", "slerp", knob="t"),
+    _merged("nearswap", "nearswap", knob="t", knob_values=(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)),
+    _merged("arcee-fusion", "arcee-fusion", knob=""),
+    _merged("model-stock", "model-stock", knob=""),
+    *(
+        _merged(f"{method}, rank {rank}", method, {"options": {"rank": rank}})
+        for method in ("linear", "chat-vector")
+        for rank in (1, 16)
+    ),
     Row("linear, then SFT", merge={"method": "linear"}),
     Row("SFT, then linear", merge_after={"method": "linear"}),
     _merged("linear in bfloat16, nearest", "linear", _ROUNDED, tuned_as="linear"),
@@ -78,16 +98,17 @@ ROWS: tuple[Row, ...] = (
 )
 # Beside the table: how much data, which modules.
 SWEEPS: tuple[Row, ...] = (
-    *(Row(f"SFT, {n} examples", examples=n) for n in (100, 1000)),
+    *(Row(f"SFT, {n} examples", examples=n, seeds=5) for n in (100, 1000)),
     *(
-        _drift(f"{_DRIFT}, {n} examples", "adaptive_cosine", examples=n, tuned_as=_DRIFT)
+        _drift(f"{DRIFT}, {n} examples", "adaptive_cosine", examples=n, seeds=5, tuned_as=DRIFT)
         for n in (100, 1000)
     ),
     *(
         Row(
-            f"{_DRIFT}, {m} only",
+            f"{DRIFT}, {m} only",
             prior="delta",
-            tuned_as=_DRIFT,
+            seeds=5,
+            tuned_as=DRIFT,
             attach={"rule": "adaptive_cosine", "modules": m},
         )
         for m in ("attn", "mlp")

@@ -2,12 +2,12 @@
 
 apt-get install chromium chromium-driver
 SCREENSHOTS=shots python -m pytest -m browser        # keeps a picture of each, to be looked at
+
+Those of searches are in `test_searches`.
 """
 
 import json
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +20,8 @@ from drift_merge.reports.pages.priors import describe_prior
 from drift_merge.reports.pages.runs import describe_run, read_history
 from drift_merge.reports.pages.sweeps import describe_sweep, open_sweep
 from tests import checkpoints as c
-from tests.reports.browser.chrome import SCHEMES, WIDTHS, Chrome, is_installed
+from tests.reports.browser.checks import check_page
+from tests.reports.browser.chrome import SCHEMES, WIDTHS, is_installed
 from tests.reports.suite import WORDS, compare, make
 from tests.runs import run_linear, run_prior
 
@@ -33,14 +34,6 @@ PAGES = (
     *("28-layers", "80-layers", "one-tensor", "nan", "equal", "short-run"),
 )
 DOWN, RIGHT, ESCAPE = "\ue015", "\ue014", "\ue00c"
-
-CHECKS = Path(__file__).with_name("checks.js").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def chrome():
-    with Chrome() as browser:
-        yield browser
 
 
 def _small(directory):
@@ -122,19 +115,7 @@ def pages(tmp_path_factory):
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_readable_and_asks_for_nothing(chrome, pages, name, width, scheme):
-    chrome.requested(), chrome.errors()
-    chrome.open(pages[name], width, scheme)
-    if folder := os.environ.get("SCREENSHOTS"):
-        Path(folder).mkdir(exist_ok=True)
-        Path(folder, f"{name}-{width}-{scheme}.png").write_bytes(chrome.picture())
-    assert chrome.run("return innerWidth") == width
-    assert chrome.run(f"{CHECKS} return cutOff()") == []
-    assert chrome.run(f"{CHECKS} return overlaps()") == []
-    assert chrome.run(f"{CHECKS} return faint()") == []
-    assert chrome.errors() == []
-    assert [url for url in chrome.requested() if not url.startswith(("file:", "data:"))] == []
-    dark = chrome.run("return getComputedStyle(document.body).backgroundColor")
-    assert (dark == "rgb(255, 255, 255)") is (scheme == "light")
+    check_page(chrome, pages[name], width, scheme)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

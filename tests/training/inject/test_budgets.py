@@ -132,6 +132,7 @@ def test_a_step_of_a_7b_takes_few_launches_and_little_more_than_two_passes(
     assert 10 * elements <= counts.bytes <= 12 * elements
 
 
+@pytest.mark.slow
 def test_the_loop_would_take_thousands(monkeypatch):
     """The count counts: what the kernels spare is there without them."""
     counts = Counts()

@@ -1,5 +1,6 @@
 """`drift-merge search`: vary a recipe, evaluate each merge, keep and weigh the best."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ def _print_plan(space: Space, first: Recipe, how: SearchOptions, run: CommandOpt
 
 def print_result(found: Mapping[str, Any], folder: Path) -> None:
     """The tables of a finished search."""
+    from drift_merge.searches.results import remarks
+
     metrics = [metric["name"] for metric in found["metrics"]]
     goals = {metric["name"]: metric["goal"] for metric in found["metrics"]}
     _print_trials(found, metrics)
@@ -123,7 +126,9 @@ def print_result(found: Mapping[str, Any], folder: Path) -> None:
                     ["", split, *("" for _ in metrics), *_compared(found, split, "default", goals)]
                 )
     render.table(["model", "items", *metrics, "best against", "difference", "verdict"], rows)
-    _print_notes(found)
+    for code, text in remarks(found):
+        render.note(f"Note [{code}]: {text}")
+    render.note(f"See it: {shlex.join(['drift-merge', 'report', str(folder)])}")
     print(f"\n{found['output']}  ({folder / 'search.json'})")
 
 
@@ -165,25 +170,6 @@ def _print_trials(found: Mapping[str, Any], metrics: list[str]) -> None:
 
 def _shown(value: Any) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _print_notes(found: Mapping[str, Any]) -> None:
-    failed = [trial for trial in found["trials"] if trial["state"] == "failed"]
-    if failed:
-        first = failed[0]["error"]["message"].splitlines()[0]
-        render.note(f"Note [failed]: {len(failed)} trial(s) failed, first: {first}")
-    if found["num_interrupted"]:
-        render.note(f"Note [again]: {found['num_interrupted']} interrupted trial(s) were repeated.")
-    if not found["final"]:
-        render.note(
-            "Note [validation]: The best of many trials is too good on the items that chose it; "
-            "measure it once on others with --final."
-        )
-    if not any(row["paired"] for row in found["comparisons"]):
-        render.note(
-            "Note [items]: Without scores of each item nobody can say whether a difference is "
-            "noise; name them with --items."
-        )
 
 
 @click.command(name="search")

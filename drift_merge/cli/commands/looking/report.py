@@ -1,5 +1,6 @@
-"""`report` of both programs: one self-contained page on a prior, a merge, a sweep or a run."""
+"""`report` of both programs: one page on a prior, a merge, a sweep, a search or a run."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from drift_merge.cli.entry import print_json
 from drift_merge.cli.progress import progress
 from drift_merge.cli.render import note
 from drift_merge.cli.running import CommandOptions
+from drift_merge.errors import RecipeError
 from drift_merge.merges.manifest import MANIFEST as MERGE
 from drift_merge.merges.manifest import Merge, open_merge
 from drift_merge.priors.manifest import MANIFEST as PRIOR
@@ -20,7 +22,7 @@ from drift_merge.priors.manifest import open_prior
 from drift_merge.reports.pages.document import Document
 from drift_merge.reports.pages.page import write_page
 from drift_merge.reports.sources import mllm_of, require_mllm
-from drift_merge.storage.manifests import read_manifest
+from drift_merge.storage.manifests import read_record
 
 if TYPE_CHECKING:
     from drift_merge.reports.compare import Comparison
@@ -86,12 +88,12 @@ def _run_page(path: Path) -> Document:
     file = path / "train.json"
     manifest = {}
     if file.is_file():
-        manifest = read_manifest(file, kind="drift-train", format_version=1)
+        manifest = read_record(file, kind="drift-train", version=1)
     return describe_run(path, read_history(path), manifest)
 
 
 @click.command(name="report")
-@click.argument("source", metavar="OUT|SWEEP")
+@click.argument("source", metavar="OUT|SWEEP|SEARCH")
 @click.option("--mllm", metavar="SOURCE", help="Where the mllm is now, to measure what changed.")
 @click.option("--base", metavar="SOURCE", help="Common ancestor of both, for sign agreement.")
 @click.option("--stable-rank", is_flag=True, help="Measure it: each matrix is read 13 times.")
@@ -101,10 +103,10 @@ def _run_page(path: Path) -> Document:
 @options.json_option
 @options.quiet_option
 def of_merge(source: str, picture: bool, **values: Any) -> None:
-    """Write a page on a merge, or on the merges of a sweep.
+    """Write a page on a merge, on the merges of a sweep, or on a search.
 
     What a merge changed is measured in one pass over it and its mllm, where the manifest names
-    that by a path that is there, or --mllm does.
+    that by a path that is there, or --mllm does. SEARCH is the folder OUT.search of a search.
 
     Guide: drift-merge guide reports
 
@@ -115,6 +117,9 @@ def of_merge(source: str, picture: bool, **values: Any) -> None:
     how = {name: values.pop(name) for name in ("mllm", "base", "stable_rank")}
     run = running.take_command_options(dict(values))
     path = Path(source).expanduser()
+    if _is_search(path):
+        _finish(_search_page(path, how), values)
+        return
     if path.is_dir() and not (path / MERGE).is_file():
         _finish(_sweep_page(path, run, how), values)
         return
@@ -131,6 +136,27 @@ def of_merge(source: str, picture: bool, **values: Any) -> None:
         quiet = run.quiet or run.as_json
         _draw(path / MERGE_PNG, lambda: heat_maps(figures, title=document["title"]), quiet=quiet)
     _finish(document, values)
+
+
+def _is_search(path: Path) -> bool:
+    is_folder = path.is_dir() and (path.suffix == ".search" or (path / "search.json").is_file())
+    return is_folder or path.name == "search.json"
+
+
+def _search_page(path: Path, how: dict[str, Any]) -> Document:
+    from drift_merge.searches.pages.page import describe_search, open_search
+
+    found = open_search(path)
+    given = [(f"--{name.replace('_', '-')}", value) for name, value in how.items() if value]
+    if given:
+        words = [w for name, value in given for w in ([name] if value is True else [name, value])]
+        best = found["output"] or "OUT"
+        raise RecipeError(
+            f"{given[0][0]} is for a merge; {path} is a search, whose scores are recorded.",
+            remedy="See what its best changed: "
+            + shlex.join(["drift-merge", "report", best, *words]),
+        )
+    return describe_search(path, found)
 
 
 def _sweep_page(path: Path, run: CommandOptions, how: dict[str, Any]) -> Document:
