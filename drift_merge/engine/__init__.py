@@ -2,6 +2,6 @@
 
 Must not know formulas, the files beside the shards, or the command line.
 
-Read: ranks, workspace, inputs, strangers, downloads, context, reader, nonfinite, whole_model,
-storing, settings, steps, workers, reread, flushing, stream, job.
+Read: ranks, workspace, pieces, inputs, strangers, downloads, context, reader, nonfinite,
+whole_model, storing, settings, steps, workers, reread, flushing, stream, job.
 """

@@ -12,6 +12,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from drift_merge.engine.pieces import read_rectangle, read_rows, read_whole
 from drift_merge.engine.workspace import HostBuffer
 from drift_merge.maths.dtypes import TORCH_DTYPES
 from drift_merge.maths.lowrank import LowRank
@@ -22,22 +23,21 @@ from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.mapped import HeldShards, MappedCheckpoint
 from drift_merge.storage.sources import RemoteShard
 
+# Rows of what is stored turned are put together so many bytes at a time, and kept for the chunks
+# that follow: each row has one element in every line of the file.
+_BAND_BYTES = 2**24
+
 
 class Inputs(AbstractContextManager["Inputs"]):
-    """The mapped sources of a plan. Safe to share between threads."""
+    """The sources of a plan. Safe to share between threads."""
 
     def __init__(self, sources: Sequence[Checkpoint], cache: HeldShards | None = None) -> None:
         self._maps = [MappedCheckpoint(one, cache, share=len(sources)) for one in sources]
         if cache is not None:
             cache.on_evict = self._drop
 
-    def require_sizes(self) -> None:
-        """Look whether a shard has changed its size; see `MappedCheckpoint.require_sizes`."""
-        for mapped in self._maps:
-            mapped.require_sizes()
-
     def drop_remote(self) -> None:
-        """Unmap all shards of the cache, which another process may be about to delete."""
+        """Close all shards of the cache, which another process may be about to delete."""
         for mapped in self._maps:
             mapped.drop_remote()
 
@@ -80,15 +80,27 @@ class Inputs(AbstractContextManager["Inputs"]):
             self._maps[view.source].read(info, begin * dtype.itemsize, data)
             return values, data
         dtype = self.dtype(view)
-        _, cols = matrix_shape(shape)
-        target = scratch.tensor(dtype, end - begin)
-        grid = target.view(-1, cols)
-        if view.rows is not None:
-            self._gather(view, grid, begin // cols, end // cols)
-        else:
-            for part in view.parts:
-                self._place(view.source, part, grid, begin // cols)
-        return target, scratch.bytes((end - begin) * dtype.itemsize)
+        rows, cols = matrix_shape(shape)
+        first, last = begin // cols, end // cols
+        held = scratch.held
+        if held is None or held[0] is not view or not held[1] <= first <= last <= held[2]:
+            stop = last
+            if any(part.col_stride > part.row_stride for part in view.parts):
+                stop = max(last, min(rows, first + _BAND_BYTES // (cols * dtype.itemsize)))
+            grid = scratch.tensor(dtype, (stop - first) * cols).view(-1, cols)
+            if view.rows is not None:
+                self._gather(view, grid, first, stop)
+            for part in view.parts if view.rows is None else ():
+                self._place(view.source, part, grid, first)
+            held = (view, first, stop)
+        target = scratch.tensor(dtype, (held[2] - held[1]) * cols)
+        scratch.held = held
+        at, size = begin - held[1] * cols, end - begin
+        data = scratch.bytes(target.nbytes)
+        return (
+            target[at : at + size],
+            data[at * dtype.itemsize : (at + size) * dtype.itemsize],
+        )
 
     def missing_rows(self, view: View, begin_row: int, end_row: int) -> list[int]:
         """Rows of [begin_row, end_row) without a partner, counted from begin_row."""
@@ -101,40 +113,23 @@ class Inputs(AbstractContextManager["Inputs"]):
         """A (rank, inputs), B (outputs, rank), DoRA's magnitudes; as stored, with their bytes."""
         assert view.adapter is not None
         mapped = self._maps[view.source]
-        infos = [self._info(view.source, name) for name in view.adapter.names]
-        return [(self._flat(view.source, i.name).view(i.shape), mapped.view(i)) for i in infos]
+        return [read_whole(mapped, self._info(view.source, name)) for name in view.adapter.names]
 
     def scales(self, view: View) -> tuple[Tensor, memoryview]:
         """The scales of the rows of a compressed view, (rows,), float32; and their bytes."""
-        info = self._info(view.source, view.scale)
-        return self._flat(view.source, view.scale), self._maps[view.source].view(info)
+        return read_whole(self._maps[view.source], self._info(view.source, view.scale))
 
     def lowrank(self, view: View) -> tuple[LowRank, list[memoryview]]:
         """A view of low rank by its factors, and their bytes."""
         assert view.factors is not None
-        infos = [self._info(view.source, n) for n in (view.factors.u, view.factors.v)]
-        u, v = (self._flat(view.source, i.name).view(i.shape) for i in infos)
-        data = [self._maps[view.source].view(info) for info in infos]
-        return LowRank([matrix_at(place) for place in view.factors.places], u, v), data
+        names = (view.factors.u, view.factors.v)
+        found = [read_whole(self._maps[view.source], self._info(view.source, n)) for n in names]
+        places = [matrix_at(place) for place in view.factors.places]
+        return LowRank(places, found[0][0], found[1][0]), [data for _, data in found]
 
     def mapped(self, source: int) -> MappedCheckpoint:
-        """The map of one source."""
+        """The data of one source."""
         return self._maps[source]
-
-    def release(self, step: Step, begin: int, end: int, total: int) -> None:
-        """Hand back the pages behind bytes [begin, end) of the `total` of an output tensor."""
-        for view in step.inputs:
-            mapped = self._maps[view.source]
-            if view.is_identity:
-                info = self._info(view.source, view.parts[0].name)
-                size = info.size_bytes
-                mapped.release(info, begin * size // total, end * size // total)
-                continue
-            if view.factors is not None:
-                continue  # thin, and read again for every chunk
-            for name in {part.name for part in view.parts}:
-                info = self._info(view.source, name)
-                mapped.release(info, 0, info.size_bytes)
 
     def _place(self, source: int, part: Part, grid: Tensor, first_row: int) -> None:
         """Copy the rows of a part that fall into the grid, whose first row is `first_row`."""
@@ -142,32 +137,21 @@ class Inputs(AbstractContextManager["Inputs"]):
         bottom = min(part.row + part.rows, first_row + grid.shape[0])
         if top >= bottom:
             return
-        stored = self._flat(source, part.name)
         offset = part.offset + (top - part.row) * part.row_stride
-        block = stored.as_strided(
-            (bottom - top, part.cols), (part.row_stride, part.col_stride), offset
+        read_rectangle(
+            self._maps[source],
+            self._info(source, part.name),
+            offset,
+            (part.row_stride, part.col_stride),
+            grid[top - first_row : bottom - first_row, part.col : part.col + part.cols],
         )
-        grid[top - first_row : bottom - first_row, part.col : part.col + part.cols].copy_(block)
 
     def _gather(self, view: View, grid: Tensor, first_row: int, end_row: int) -> None:
         """Rows by number, counted on from one part to the next: the pieces of one table."""
         assert view.rows is not None
-        rows = torch.tensor(list(view.rows.rows[first_row:end_row]), dtype=torch.int64)
+        pieces = [self._info(view.source, part.name) for part in view.parts]
         # Rows without a partner take row 0 here; the stream overwrites them with the mllm's.
-        rows.clamp_(min=0)
-        pieces = [self._flat(view.source, p.name).view(-1, grid.shape[1]) for p in view.parts]
-        if len(pieces) == 1:
-            torch.index_select(pieces[0], 0, rows, out=grid)
-            return
-        first = 0
-        for piece in pieces:
-            own = ((rows >= first) & (rows < first + len(piece))).nonzero().view(-1)
-            grid[own] = piece[rows[own] - first].to(grid.dtype)
-            first += len(piece)
-
-    def _flat(self, source: int, name: str) -> Tensor:
-        info = self._info(source, name)
-        return torch.frombuffer(self._maps[source].view(info), dtype=TORCH_DTYPES[info.dtype])
+        read_rows(self._maps[view.source], pieces, view.rows.rows[first_row:end_row], grid)
 
     def _info(self, source: int, name: str) -> TensorInfo:
         return self._maps[source].checkpoint.tensors[name]

@@ -1,7 +1,7 @@
 """Makes a published output of a plan: checks, streams, finishes, re-reads, renames."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,10 @@ from pathlib import Path
 from drift_merge.engine.downloads import PlannedOutputs, open_downloads
 from drift_merge.engine.ranks.division import share_of
 from drift_merge.engine.reread import compare, read_shards
-from drift_merge.errors import CheckpointError, SourceError, VerificationError
+from drift_merge.errors import SourceError, VerificationError
 from drift_merge.plans.plan import Plan
 from drift_merge.recipes.words import DEFAULT_CACHE_SIZE
-from drift_merge.storage.fingerprints import states_of
+from drift_merge.storage.fingerprints import require_unchanged
 from drift_merge.storage.forms.compressed import stored_fingerprints
 from drift_merge.storage.loans.leases import Traffic
 from drift_merge.storage.measured import Results
@@ -92,7 +92,6 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
     """
     started = time.monotonic()
     ranks = options.ranks
-    before = _states(jobs)
     with ranks.failing_together(), ExitStack() as stack:
         for job in jobs:
             check_plan(job.plan, job.out, overwrite=options.overwrite)
@@ -116,7 +115,7 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
         if todo:
             pairs = [(jobs[number].plan, outputs[number]) for number in todo]
             results, traffic = _stream(pairs, options)
-        _require_unchanged(before, jobs)
+        require_unchanged(*{id(s): s for job in jobs for s in job.plan.sources}.values())
         made = dict(zip(todo, results, strict=True))
         outcomes = []
         for number, (job, output) in enumerate(zip(jobs, outputs, strict=True)):
@@ -126,28 +125,11 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
                 found = len(resumed[number])
                 outcomes.append(Outcome(made[number], found, False, seconds, traffic))
             else:
-                if ranks.is_first:
-                    output.tidy()
                 outcomes.append(Outcome({}, 0, True))
+        for output in outputs if ranks.is_first else ():
+            output.tidy()
         ranks.wait()
     return outcomes
-
-
-def _states(jobs: Sequence[Job]) -> dict[str, tuple[int, int, int]]:
-    """Number, size and time of every input file."""
-    sources = {id(each): each for job in jobs for each in job.plan.sources}
-    return {path: s for each in sources.values() for path, s in states_of(each).items()}
-
-
-def _require_unchanged(before: Mapping[str, tuple[int, int, int]], jobs: Sequence[Job]) -> None:
-    """Refuse outputs of inputs that are not what they were at the beginning."""
-    after = _states(jobs)
-    changed = [path for path, state in before.items() if after.get(path) != state]
-    if changed:
-        raise CheckpointError(
-            f"{changed[0]} was changed or replaced while it was being read.",
-            remedy="Let what writes it finish, then run the command again.",
-        )
 
 
 def _require_one_plan(jobs: Sequence[Job], ranks: Ranks) -> None:
@@ -208,7 +190,7 @@ def _publish(
         output.write_file(*job.plan.layout.index)
     job.finish(output, results)
     _reread_headers(job.plan, output)
-    output.publish()
+    output.publish(tidy=False)
 
 
 def _reread_headers(plan: Plan, output: OutputDirectory) -> None:

@@ -14,15 +14,11 @@ from drift_merge.maths.chunks import Chunk
 from drift_merge.names.tensors import matrix_shape
 from drift_merge.plans.plan import Plan, Step, View
 from drift_merge.storage.fingerprints import Fingerprint
-from drift_merge.storage.mapped import RELEASE_BYTES
 
 T = TypeVar("T")
 
 # A sample is runs of this many elements, one run in so many.
 _SAMPLE_RUN, _SAMPLE_EVERY = 2**12, 64
-# The pages of smaller tensors stay mapped from one walk to the next: to map them again was 3 % of
-# the time of TIES. They are the page cache's, not memory of ours.
-_KEPT_ELEMENTS = 2**24
 
 Raw = list[tuple[Tensor, memoryview]]  # of every input, in the stored dtype; and its bytes
 
@@ -192,13 +188,9 @@ class Reader:
         ranges = self._cut(_SAMPLE_RUN)[::_SAMPLE_EVERY] if sample else self.ranges
         if within is not None:
             ranges = [r for r in ranges if r[0] < within[1] and within[0] < r[1]]
-        mark, is_large = ranges[0][0] if ranges else 0, self._numel > _KEPT_ELEMENTS
         for begin, end in ranges:
             self._run.check()
             yield self.chunk(begin, self.load(self.raw(begin, end), begin, end))
-            if is_large and (end == self._numel or end - mark >= RELEASE_BYTES // 4):
-                self._run.inputs.release(self._step, mark, end, self._numel)
-                mark = end
 
 
 def walk_steps(

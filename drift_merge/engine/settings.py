@@ -1,7 +1,8 @@
 """What a merge method reads of a step beside its inputs: weights, options, matrices, gates."""
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from drift_merge.errors import CheckpointError
@@ -36,13 +37,18 @@ def _gates(plan: Plan, step: Step) -> Tensor | None:
     """The factors of the directions of a step's matrix, float32; None where there are none.
 
     Raises:
-        CheckpointError: one is NaN or Inf.
+        CheckpointError: one is NaN or Inf, or the file was changed.
     """
     file = gates_file(plan.recipe)
     if file is None or not matrices_of(plan, step):
         return None
-    with safe_open(file, "pt") as stored:
-        found: Tensor = stored.get_tensor(step.canonical).float()
+    try:
+        found = load(file.read_bytes())[step.canonical].float()  # small; a map may shrink
+    except (OSError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file} was changed while it was being used ({error}).",
+            remedy="Let what writes it finish, then run the command again.",
+        ) from error
     if not torch.isfinite(found).all():
         raise CheckpointError(
             f"{file}: the gates of {step.canonical} hold NaN or Inf.",

@@ -34,10 +34,10 @@ from drift_merge.storage import fingerprints
 from drift_merge.storage.fingerprints import Fingerprint
 from drift_merge.storage.forms.compressed import COMPRESSED
 from drift_merge.storage.headers import TensorInfo, tensor_bytes
-from drift_merge.storage.mapped import RELEASE_BYTES
 from drift_merge.storage.measured import TensorRecord
 
 _COPY_WINDOW = 2**20  # bytes
+_PACE_BYTES = 2**25  # written between two reports of progress
 
 Formula = Callable[[int, list[Tensor]], Tensor]  # first element and loaded chunks -> output chunk
 
@@ -250,20 +250,19 @@ def _delta(loaded: list[Tensor], sums: PairSums) -> Tensor:
 
 @dataclass(slots=True)
 class _RateLimit:
-    """Counts along one tensor: gives up when asked to, hands pages back, reports progress."""
+    """Counts along one tensor: gives up when asked to, reports progress."""
 
     run: WorkerContext
     bundle: Bundle
-    mark: int = 0  # everything before this byte of the first target is released and reported
+    mark: int = 0  # everything before this byte of the first target is reported
 
     def reached(self, end: int) -> None:
         """Bytes [0, end) of the first target's tensor are written."""
         self.run.check()
         step = self.bundle[0].step
         size = tensor_bytes(step.dtype, step.shape)  # whatever is written for it
-        if end < size and end - self.mark < RELEASE_BYTES:
+        if end < size and end - self.mark < _PACE_BYTES:
             return
-        self.run.inputs.release(step, self.mark, end, size)
         share = (end - self.mark) / size
         self.run.progress(round(share * sum(target.size_bytes for target in self.bundle)))
         self.mark = end

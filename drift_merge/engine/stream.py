@@ -21,6 +21,7 @@ from drift_merge.engine.whole_model import Surveyed, survey
 from drift_merge.engine.workers import start
 from drift_merge.maths.spectra.leading import one_thread
 from drift_merge.plans.plan import Plan, Step
+from drift_merge.storage.fingerprints import require_unchanged
 from drift_merge.storage.forms.compressed import stored_fingerprints
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.measured import Results
@@ -175,6 +176,9 @@ def recompute(
         device: where to compute.
         downloads: of these steps, entered, where sources are on the Hub.
         sinks: by tensor, what takes the bytes; others are dropped.
+
+    Raises:
+        CheckpointError: an input changed, or holds NaN or Inf.
     """
     downloads, sinks = downloads or Downloads(), sinks or {}
     by_name = {step.name: step for step in steps}
@@ -187,6 +191,7 @@ def recompute(
                 sink = sinks.get(name) or _Discard()
                 made = run_bundle(run, [OutputTarget(0, plan, by_name[name], sink, surveyed)])
             results[name] = made[0][2]
+    require_unchanged(*plan.sources)
     return results
 
 

@@ -8,7 +8,6 @@ has one memory, so that threads serve it.
 
 import mmap
 import os
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 
 from drift_merge.engine.context import Stopped, WorkerContext
 from drift_merge.engine.steps import Bundle, Made, run_bundle
-from drift_merge.errors import CheckpointError, DriftMergeError
+from drift_merge.errors import DriftMergeError
 from drift_merge.storage.processes import Child, can_fork, fork, portable
 
 # Below this, starting processes costs more than it saves.
@@ -47,17 +46,10 @@ def start(run: WorkerContext, bundles: Sequence[Bundle], count: int) -> Workers:
         count: of workers, at least 1.
     """
     work_bytes = sum(target.info.size_bytes for bundle in bundles for target in bundle)
-    if run.device.type == "cpu" and can_fork() and any(map(_is_mapped, bundles)):
-        return _Processes(run, bundles, min(count, len(bundles)))
     alone = count == 1 or len(bundles) == 1
     if alone or run.device.type != "cpu" or work_bytes < PROCESS_BYTES or not can_fork():
         return _Threads(run, bundles, count)
     return _Processes(run, bundles, min(count, len(bundles)))
-
-
-def _is_mapped(bundle: Bundle) -> bool:
-    """Whether inputs are looked at through a map: a file that shrinks then ends the process."""
-    return any(not view.is_identity for view in bundle[0].step.inputs)
 
 
 class _Threads:
@@ -200,12 +192,6 @@ class _Processes:
         _, status = os.waitpid(child.process, 0)
         child.process = 0
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        if number == signal.SIGBUS:
-            self._run.inputs.require_sizes()
-            return CheckpointError(
-                "An input shrank while it was being read.",
-                remedy="Let the download finish, then run the same command again: it resumes.",
-            )
         how = (
             f"by signal {number}" if number else f"with status {os.waitstatus_to_exitcode(status)}"
         )

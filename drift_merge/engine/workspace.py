@@ -37,10 +37,12 @@ class HostBuffer:
 
     def __init__(self, *, pinned: bool) -> None:
         self._pinned = pinned
+        self.held: tuple[object, int, int] | None = None  # what `Inputs.chunk` left here
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def tensor(self, dtype: torch.dtype, numel: int) -> Tensor:
         """The first `numel` elements as a flat tensor of `dtype`."""
+        self.held = None
         size = numel * dtype.itemsize
         if self._memory.numel() < size:
             self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)

@@ -192,7 +192,7 @@ def read_json(file: Path) -> Any:
         if file.suffix == ".jsonl":
             return _Lines(json.loads(line) for line in text.splitlines() if line.strip())
         return json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(
             f"{file} cannot be read as JSON: {error}.", remedy="See what the program writes there."
         ) from error

@@ -54,10 +54,7 @@ def find_copies(checkpoint: Checkpoint, *, tables_only: bool = False) -> dict[st
 
 
 class _Bytes:
-    """Bytes of a checkpoint, one shard open at a time: there may be hundreds.
-
-    They are read: a page that is looked at through a map costs four times as much.
-    """
+    """Bytes of a checkpoint, read where they are asked for."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._mapped = MappedCheckpoint(checkpoint)
@@ -95,25 +92,23 @@ class _Bytes:
             self._mapped.read(info, begin, few)
             found = bytes(few)
             if found != found[:unit] * (len(found) // unit):
-                return begin, found
+                return begin, bytes(found)
         return info.name
 
     def whole(self, info: TensorInfo) -> Hashable:
         """A fingerprint of all bytes."""
         fingerprint = Fingerprint()
-        window = memoryview(bytearray(min(WINDOW_BYTES, info.size_bytes)))
+        window = memoryview(bytearray(min(info.size_bytes, WINDOW_BYTES)))
         for begin in range(0, info.size_bytes, WINDOW_BYTES):
-            window = window[: info.size_bytes - begin]
-            self._mapped.read(info, begin, window)
-            fingerprint.update(window)
+            piece = window[: info.size_bytes - begin]
+            self._mapped.read(info, begin, piece)
+            fingerprint.update(piece)
         return fingerprint.text()
 
     def _open(self, info: TensorInfo) -> None:
-        if info.shard == self._shard:
-            return
-        self._mapped.drop(self._shard)
-        self._shard = info.shard
-        self._mapped.read_only_what_is_asked(info)
+        if info.shard != self._shard:
+            self._shard = info.shard
+            self._mapped.read_only_what_is_asked(info)
 
 
 def _equal(

@@ -215,6 +215,8 @@ def _along(priors: Sequence[Prior], chosen: Sequence[str]) -> dict[str, float]:
                 product += float((one * two).sum())
                 square += float(two.square().sum())
             found[name] = product / square if square else 0.0
+        ours.require_unchanged()
+        theirs.require_unchanged()
     return found
 
 

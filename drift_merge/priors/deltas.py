@@ -1,12 +1,12 @@
-"""The deltas of a prior by name: windows on the mapped files, decompressed where they must be.
+"""The deltas of a prior by name: read from its files, decompressed where they must be.
 
     with open_deltas(prior) as deltas:
         rows = deltas.read("layers.0.mlp.up_proj.weight", 0, 128)
 
 Shapes: a delta is seen as a matrix, (rows, cols) = (prod(shape[:-1]), shape[-1]); one of one
-dimension has a row per element, (n, 1). What is stored plainly comes as it lies, without a copy,
-read only, and in the stored dtype; what is compressed or of low rank comes as new float32 memory.
-With `out`, both are written there, in its dtype and on its device.
+dimension has a row per element, (n, 1). What is stored plainly comes in the stored dtype, what is
+compressed or of low rank in float32, in new memory. With `out`, both are written there, in its
+dtype and on its device. Training looks at whole deltas through a map (`stored`, `factors`).
 """
 
 from collections.abc import Iterable
@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from drift_merge.engine.pieces import read_rectangle, read_rows, read_whole
 from drift_merge.errors import RecipeError
 from drift_merge.maths.compression import decompress_rows
 from drift_merge.maths.dtypes import TORCH_DTYPES
@@ -23,11 +24,12 @@ from drift_merge.names.tensors import matrix_shape
 from drift_merge.plans.plan import matrix_at
 from drift_merge.priors.manifest import Prior, open_shards
 from drift_merge.storage.checkpoint import Checkpoint
+from drift_merge.storage.fingerprints import require_unchanged
 from drift_merge.storage.mapped import MappedCheckpoint
 
 
 class Deltas(AbstractContextManager["Deltas"]):
-    """The mapped shards of a prior. Reading is safe from several threads."""
+    """The shards of a prior. Reading is safe from several threads."""
 
     def __init__(self, shards: Checkpoint, names: Iterable[str]) -> None:
         self._mapped = MappedCheckpoint(shards)
@@ -35,6 +37,7 @@ class Deltas(AbstractContextManager["Deltas"]):
         self._scales = shards.scales
         self._factors = shards.factors
         self._lowrank: dict[str, LowRank] = {}
+        self._last: tuple[str, LowRank] | None = None  # the factors that were read last
         self.shapes = {name: shards.tensors[name].shape for name in names}  # without scales
 
     def is_compressed(self, name: str) -> bool:
@@ -103,14 +106,15 @@ class Deltas(AbstractContextManager["Deltas"]):
         self._require(name, rows, height)
         self._require(name, cols, width)
         size = (rows[1] - rows[0], cols[1] - cols[0])
-        if (found := self.factors(name)) is not None:
-            return found.dense(rows, cols, None if out is None else out.view(size))
-        offset = rows[0] * width + cols[0] if size[0] * size[1] else 0
-        stored = self._stored(name).as_strided(size, (width, 1), offset)
+        out = None if out is None else out.view(size)
+        if name in self._factors:
+            return self._read_factors(name).dense(rows, cols, out)
+        offset = rows[0] * width + cols[0]
         if name not in self._scales:
-            return stored if out is None else out.view(size).copy_(stored)
-        scales = self._stored(self._scales[name])[rows[0] : rows[1]]
-        return decompress_rows(stored, scales, None if out is None else out.view(size))
+            return self._read(name, offset, (width, 1), size, out)
+        stored = self._read(name, offset, (width, 1), size)
+        scales = self._read(self._scales[name], rows[0], (1, 1), (1, size[0]))
+        return decompress_rows(stored, scales.view(-1), out)
 
     def gather(self, name: str, rows: Tensor) -> Tensor:
         """Some rows of a delta, in any order: (len(rows), cols), new memory.
@@ -124,10 +128,14 @@ class Deltas(AbstractContextManager["Deltas"]):
                 f"{name} is stored by its factors: its rows cannot be taken one by one.",
                 remedy="Use a prior that was computed without --rank, or control='random:SEED'.",
             )
-        stored = self._stored(name).view(self.matrix(name))[rows]
+        info = self._mapped.checkpoint.tensors[name]
+        width = self.matrix(name)[1]
+        stored = torch.empty(len(rows), width, dtype=TORCH_DTYPES[info.dtype])
+        read_rows(self._mapped, [info], rows.tolist(), stored)
         if name not in self._scales:
             return stored
-        return decompress_rows(stored, self._stored(self._scales[name])[rows])
+        scales = read_whole(self._mapped, self._mapped.checkpoint.tensors[self._scales[name]])[0]
+        return decompress_rows(stored, scales.view(-1)[rows])
 
     def flat(self, name: str, begin: int, end: int, out: Tensor | None = None) -> Tensor:
         """Elements [begin, end) of a flattened delta, (end - begin,).
@@ -141,8 +149,9 @@ class Deltas(AbstractContextManager["Deltas"]):
         rows, cols = self.matrix(name)
         self._require(name, (begin, end), rows * cols)
         if not self.is_compressed(name):
-            stored = self._stored(name)[begin:end]
-            return stored if out is None else out.copy_(stored)
+            line = None if out is None else out.view(1, -1)
+            found = self._read(name, begin, (1, 1), (1, end - begin), line)
+            return found.view(-1) if out is None else out
         target = torch.empty(end - begin) if out is None else out
         for first, last in _row_ranges(begin, end, cols):
             row, col = divmod(first, cols)
@@ -158,6 +167,33 @@ class Deltas(AbstractContextManager["Deltas"]):
         """
         scales = self._stored(self._scales[name]) if name in self._scales else None
         return self._stored(name).view(self.matrix(name)), scales
+
+    def _read(
+        self,
+        name: str,
+        offset: int,
+        strides: tuple[int, int],
+        size: tuple[int, int],
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """A rectangle of a stored tensor, in new memory or in `out`."""
+        info = self._mapped.checkpoint.tensors[name]
+        if out is not None and out.device.type == "cpu":
+            read_rectangle(self._mapped, info, offset, strides, out)
+            return out
+        found = torch.empty(size, dtype=TORCH_DTYPES[info.dtype])
+        read_rectangle(self._mapped, info, offset, strides, found)
+        return found if out is None else out.copy_(found)
+
+    def _read_factors(self, name: str) -> LowRank:
+        """The factors of a delta, read into memory; the last ones are kept for its other blocks."""
+        last = self._last
+        if last is None or last[0] != name:
+            stored, tensors = self._factors[name], self._mapped.checkpoint.tensors
+            u, v = (read_whole(self._mapped, tensors[n])[0] for n in (stored.u, stored.v))
+            last = (name, LowRank([matrix_at(place) for place in stored.places], u, v))
+            self._last = last
+        return last[1]
 
     def _stored(self, name: str) -> Tensor:
         """A stored tensor, flat and read only, as a window on the map."""
@@ -177,10 +213,19 @@ class Deltas(AbstractContextManager["Deltas"]):
                 remedy=f"Its shape is {self.shapes[name]}.",
             )
 
+    def require_unchanged(self) -> None:
+        """Refuse what was made of a prior that was changed or replaced meanwhile.
+
+        Raises:
+            CheckpointError: naming the shard.
+        """
+        require_unchanged(self._mapped.checkpoint)
+
     def close(self) -> None:
         """Drop the maps; a map that is still looked at lives until its tensors do."""
         self._flat.clear()
         self._lowrank.clear()
+        self._last = None
         self._mapped.close()
 
     def __exit__(self, *_: object) -> None:

@@ -44,6 +44,7 @@ def spectra(prior: Prior) -> list[ModuleSpectrum]:
                 rows = deltas.read(name).float()
                 squares = found.setdefault(str(entry["module"]), [])
                 squares += [_squares(rows, m, f"{name} {i}") for i, m in enumerate(matrices)]
+        deltas.require_unchanged()
     return [_spectrum(module, found[module]) for module in ORDER if module in found]
 
 

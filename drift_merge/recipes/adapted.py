@@ -276,7 +276,7 @@ def _absolute(path: Path, header: ShardHeader) -> ShardHeader:
 
 def _renamed(shard: str, header: ShardHeader) -> ShardHeader:
     tensors = {name: info._replace(shard=shard) for name, info in header.tensors.items()}
-    return ShardHeader(shard, header.file_bytes, tensors, header.metadata)
+    return replace(header, shard=shard, tensors=tensors)
 
 
 def _without(header: ShardHeader, replaced: Mapping[str, str]) -> ShardHeader:

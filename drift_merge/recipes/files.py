@@ -120,8 +120,8 @@ def _resolve(file: Path, key: str, value: Any) -> Any:
         return [_resolve(file, key, item) for item in value]
     if key not in PATHS or not isinstance(value, str):
         return value
-    beside = file.parent / Path(value).expanduser()
-    return str(beside) if beside.exists() or key == "output" else value
+    beside = str(file.parent / os.path.expanduser(value))
+    return beside if os.path.exists(beside) or key == "output" else value
 
 
 def refuse_unknown(
@@ -147,7 +147,7 @@ def absolute(values: Mapping[str, Any]) -> dict[str, Any]:
     def one(key: str, value: Any) -> Any:
         if isinstance(value, list):
             return [one(key, item) for item in value]
-        path = Path(value).expanduser()
-        return os.path.abspath(path) if key == "output" or path.exists() else value
+        path = os.path.expanduser(value)
+        return os.path.abspath(path) if key == "output" or os.path.exists(path) else value
 
     return {key: one(key, value) if key in PATHS else value for key, value in values.items()}

@@ -119,11 +119,11 @@ def require_sources(remade: Remade, values: Mapping[str, Any], file: Path) -> No
     """
     listed = values["reasoner"] if isinstance(values["reasoner"], list) else [values["reasoner"]]
     for text in (*listed, values["mllm"], values.get("base")):
-        if text in remade.local and not Path(text).expanduser().exists():
+        if text in remade.local and not os.path.exists(os.path.expanduser(text)):
             role = remade.local[text]
             raise SourceError(
                 f"{file} was made with the {role} {text}, which is not there (looked at "
-                f"{os.path.abspath(Path(text).expanduser())}).",
+                f"{os.path.abspath(os.path.expanduser(text))}).",
                 remedy="Run it in the directory where it was made, or say where it is now: "
                 f"--{role.split()[0]} PATH",
             )

@@ -1,5 +1,6 @@
 """Opens the checkpoints that a recipe names: headers and configs, no tensor data."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -139,10 +140,10 @@ def _is_same(one: str, other: str) -> bool:
     """Whether two sources are one directory, or one repository."""
     if one == other:
         return True
-    paths = Path(one).expanduser(), Path(other).expanduser()
-    if all(path.exists() for path in paths):
-        return paths[0].resolve() == paths[1].resolve()
-    return not any(path.exists() for path in paths) and one.split("@")[0] == other.split("@")[0]
+    paths = os.path.expanduser(one), os.path.expanduser(other)
+    if all(map(os.path.exists, paths)):
+        return os.path.realpath(paths[0]) == os.path.realpath(paths[1])
+    return not any(map(os.path.exists, paths)) and one.split("@")[0] == other.split("@")[0]
 
 
 def fetch_carried(mllm: Checkpoint) -> None:

@@ -39,7 +39,7 @@ def read_mapping(file: Path) -> Entries:
 
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), _loader())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RecipeError(f"{file} cannot be read as YAML: {error}", remedy=_EXAMPLES) from error
     except RecipeError as error:
         raise RecipeError(f"{file}, {error.message}", remedy=error.remedy) from error
@@ -55,7 +55,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
             if opened.read(64).lstrip()[:1] != b"{":
                 return None
         value = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -21,6 +21,7 @@ from drift_merge.priors.deltas import open_deltas
 from drift_merge.priors.manifest import Prior
 from drift_merge.reports.figures import TensorFigures
 from drift_merge.reports.histogram import Histogram
+from drift_merge.storage.fingerprints import require_unchanged
 from drift_merge.storage.loans.leases import Traffic
 
 _LANCZOS_STEPS = 12  # the largest singular value of noise, which has no gap, comes out 2 % low
@@ -73,6 +74,7 @@ def measure(
             total = found.histograms.setdefault(step.module, Histogram())
             total.counts += histogram.counts
         found.traffic = downloads.traffic
+    require_unchanged(*plan.sources)
     return found
 
 
@@ -97,7 +99,6 @@ def _measure_step(
         rank = sums.delta_squared / _largest_squared(run, reader, step)
     size = sum(run.inputs.dtype(view).itemsize for view in step.inputs)
     numel = max(reader.ranges[-1][1] if reader.ranges else 0, 1)
-    run.inputs.release(step, 0, numel, numel)
     run.progress(size * numel)
     figures = TensorFigures(
         step.name,
@@ -190,4 +191,5 @@ def prior_histograms(
                 end = min(begin + _PRIOR_CHUNK, rows * cols)
                 histogram.add(deltas.flat(name, begin, end))
                 progress(4 * (end - begin))
+        deltas.require_unchanged()
     return found

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from drift_merge.engine.inputs import Inputs
+from drift_merge.engine.pieces import read_whole
 from drift_merge.engine.strangers import refuse_strangers
 from drift_merge.engine.stream import recompute
 from drift_merge.errors import AlignmentError
@@ -111,9 +112,8 @@ def _require_the_mllm(units: Units, stored: Mapping[str, TensorInfo], prepared: 
         info = stored[name]
         if others or unit.shape != info.shape or unit.origin.is_transposed:
             continue
-        dtype = TORCH_DTYPES[info.dtype]
-        with Inputs([prepared.mllm]) as inputs, torch.no_grad():
-            expected = torch.frombuffer(inputs.mapped(0).view(info), dtype=dtype).clone()
+        with Inputs([prepared.mllm]) as inputs:
+            expected = read_whole(inputs.mapped(0), info)[0].flatten()
         assert unit.parameter is not None
         own = unit.parameter.detach().flatten().cpu()
         if torch.equal(own, expected.to(own.dtype)):

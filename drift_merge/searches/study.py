@@ -180,8 +180,14 @@ class Study:
                     self._again(self._study, trial)
 
     def _again(self, study: Any, trial: Any) -> None:
-        if trial.params:
-            study.enqueue_trial(dict(trial.params), user_attrs={"again": trial.number})
+        """Queue the values of a trial, and its point of a grid, which Optuna asks of every one."""
+        found = study.get_trials(deepcopy=False)[trial.number]
+        kept = {k: v for k, v in found.system_attrs.items() if k in ("grid_id", "search_space")}
+        kept |= {"fixed_params": dict(found.params)} if found.params else {}
+        if kept:
+            trials, how = self._optuna.trial, {"user_attrs": {"again": trial.number}}
+            waiting = trials.TrialState.WAITING
+            study.add_trial(trials.create_trial(state=waiting, system_attrs=kept, **how))
 
     def _storage(self) -> Any:
         url = self.settings.storage
@@ -297,9 +303,8 @@ class Draw:
         raise require_optuna().TrialPruned
 
 
-def _is_countable(parameter: Parameter) -> bool:
-    is_whole = parameter.kind == "int" and not parameter.is_log
-    return parameter.kind == "choice" or parameter.step is not None or is_whole
+def _is_countable(one: Parameter) -> bool:
+    return one.kind == "choice" or one.step is not None or (one.kind == "int" and not one.is_log)
 
 
 def _without_password(url: str) -> str:

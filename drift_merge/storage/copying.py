@@ -44,8 +44,14 @@ def copy_file(source: Path, target: Path, label: str) -> str:
     """
     try:
         with open(source, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            return _copy(file.readinto, size, target, label)
+            before = os.fstat(file.fileno())
+            found = _copy(file.readinto, before.st_size, target, label)
+            if os.fstat(file.fileno()).st_mtime_ns != before.st_mtime_ns:
+                raise CheckpointError(
+                    f"{label} changed while it was being used.",
+                    remedy="Let what writes it finish, then run the command again.",
+                )
+            return found
     except OSError as error:
         raise cannot_open(label, source, error) from error
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import xxhash
 
+from drift_merge.errors import CheckpointError
 from drift_merge.storage.checkpoint import Checkpoint
 from drift_merge.storage.folder.faults import cannot_open
+from drift_merge.storage.headers import state_of
 
 WINDOW_BYTES = 2**22  # of a file that is read through
 
@@ -88,22 +90,28 @@ def _commit(checkpoint: Checkpoint) -> str | None:
     return None if checkpoint.adapters else checkpoint.source.revision
 
 
-def states_of(checkpoint: Checkpoint) -> dict[str, tuple[int, int, int]]:
-    """Number, size in bytes and time of change of every shard that is a file here and may change.
+def require_unchanged(*checkpoints: Checkpoint) -> None:
+    """Refuse what was made of shards that are not what they were when their headers were read.
 
     Raises:
-        CheckpointError: a shard has vanished since its header was read.
+        CheckpointError: naming the first that was changed, replaced or removed.
     """
-    found = {}
-    for name in checkpoint.shards if _commit(checkpoint) is None else ():
-        if name not in checkpoint.remote:
+    for checkpoint in checkpoints:
+        if _commit(checkpoint) is not None:
+            continue  # a commit on the Hub never changes
+        for name, header in checkpoint.shards.items():
+            if name in checkpoint.remote or header.state is None:
+                continue
             path = checkpoint.file(name)
             try:
-                stat = path.stat()
+                found = state_of(path.stat())
             except OSError as error:
                 raise cannot_open(name, path, error) from error
-            found[str(path)] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    return found
+            if found != header.state:
+                raise CheckpointError(
+                    f"{path} was changed or replaced while it was being read.",
+                    remedy="Let what writes it finish, then run the command again.",
+                )
 
 
 def of_fingerprints(fingerprints: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:

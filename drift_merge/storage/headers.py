@@ -12,7 +12,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,9 @@ DTYPE_BITS = {
 }
 
 
+State = tuple[int, int, int]  # of a file: its number, size in bytes, time of change in ns
+
+
 class TensorInfo(NamedTuple):
     """One tensor as its shard's header describes it; no data is read."""
 
@@ -71,6 +74,7 @@ class ShardHeader:
     file_bytes: int
     tensors: dict[str, TensorInfo]  # in the order of the header
     metadata: dict[str, str]  # `__metadata__`, empty when absent
+    state: State | None = field(default=None, compare=False)  # of the file; None on the Hub
 
 
 def header_length(first: bytes, *, shard: str, file_bytes: int) -> int:
@@ -130,14 +134,22 @@ def read_header(path: Path, shard: str) -> ShardHeader:
     """Read and check the header of a local file; `shard` is its name in messages."""
     try:
         with open(path, "rb") as file:
-            file_bytes = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            file_bytes = status.st_size
             first = file.read(8)
             if first == b"version ":  # as a length, larger than any file
                 refuse_pointer(shard, path)
             length = header_length(first, shard=shard, file_bytes=file_bytes)
-            return parse_header(first + file.read(length - 8), shard=shard, file_bytes=file_bytes)
+            data = first + file.read(length - 8)
+            header = parse_header(data, shard=shard, file_bytes=file_bytes)
+            return replace(header, state=state_of(status))
     except OSError as error:
         raise cannot_open(shard, path, error) from error
+
+
+def state_of(status: os.stat_result) -> State:
+    """What tells that a file was changed or replaced."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def encode_header(

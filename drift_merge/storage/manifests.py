@@ -96,7 +96,7 @@ def read_record(
     """
     try:
         manifest = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file} cannot be read: {error}.", remedy="Make or download the directory again."
         ) from error
@@ -119,6 +119,7 @@ def read_manifest(file: Path, *, kind: str, format_version: int) -> dict[str, An
 
     Raises:
         CheckpointError: see `read_record`; an entry is missing, or a file lies outside its folder.
+        VerificationError: it was changed after it was written.
     """
     manifest = read_record(file, kind=kind, version=format_version)
     wanted = ("tensors", "sources", "parameters", "shards", "coverage", "findings")
@@ -129,4 +130,6 @@ def read_manifest(file: Path, *, kind: str, format_version: int) -> dict[str, An
             remedy="Make or download the directory again.",
         )
     listed_files(manifest, where=str(file))
+    if _SEAL in manifest:  # those of the first versions have none
+        check_seal(manifest, file)
     return manifest

@@ -1,12 +1,11 @@
-"""Tensor data in windows, never a copy of a checkpoint: read, or through mmap.
+"""Tensor data in windows, never a copy of a checkpoint: read; for training through mmap.
 
-What lies together is read (`read`): a file that shrinks under a map kills the process (SIGBUS),
-under a read it is an error that names the file. A read costs what the map costs, measured: its
-copy stays in the cache, and no pages are mapped and handed back. What is gathered from many places
-is looked at through a map (`view`).
+Commands read (`read`): a file that shrinks under a map kills the process (SIGBUS), under a read it
+is an error that names the file. A read costs what the map costs, measured: its copy stays in the
+cache, and no pages are mapped and handed back. Training alone, which looks at the same deltas in
+every step, does so through a map (`view`).
 
-Knows bytes and offsets; what they mean is the engine's business. Pages that have been used
-are handed back, so that the resident size stays small however large the model is.
+Knows bytes and offsets; what they mean is the engine's business.
 """
 
 import mmap
@@ -23,9 +22,6 @@ from drift_merge.storage.folder.limits import Descriptor, Recent, share_of_files
 from drift_merge.storage.headers import TensorInfo
 from drift_merge.storage.sources import RemoteShard
 
-# Hand pages back in pieces of this size, so that one large embedding does not pile up.
-RELEASE_BYTES = 32 * 2**20
-
 
 class HeldShards(Protocol):
     """What is on this disk of shards of the Hub, perhaps for a while, perhaps in part."""
@@ -40,11 +36,11 @@ class HeldShards(Protocol):
 
 
 class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
-    """The shards of a checkpoint, mapped on first use. Safe to share between threads.
+    """The shards of a checkpoint, opened on first use. Safe to share between threads.
 
     Shards that are on the Hub are looked for in `cache`, where they are while they are held.
-    A map keeps its file open. `share` checkpoints are read side by side: each keeps its part of
-    the files that a process may open, and maps the longest unused shard anew if it is wanted.
+    `share` checkpoints are read side by side: each keeps its part of the files that a process may
+    open, and opens the longest unused shard anew if it is wanted.
     """
 
     def __init__(
@@ -64,6 +60,7 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
         """
         self._require_data(info)
         file = self._descriptor(info.shard)
+        self._require_size(info.shard, os.fstat(file.number).st_size)
         at = info.start + begin
         while target:
             try:
@@ -72,7 +69,7 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
                 raise cannot_open(info.shard, self._file(info.shard), error) from error
             if count == 0:
                 self._require_size(info.shard, os.fstat(file.number).st_size)
-                raise RuntimeError(f"{info.name} ends beyond {info.shard}")
+                raise _changed(info.shard, "a read ended before its end")  # and it grew back
             target, at = target[count:], at + count
 
     def read_only_what_is_asked(self, info: TensorInfo) -> None:
@@ -101,17 +98,8 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
         self._require_size(info.shard, mapped.size())
         return mapped
 
-    def release(self, info: TensorInfo, begin: int, end: int) -> None:
-        """Say that bytes [begin, end) of a tensor are done with; they stay in the page cache."""
-        if begin >= end:
-            return
-        first = (info.start + begin) // mmap.PAGESIZE * mmap.PAGESIZE
-        mapped = self._maps.find(info.shard)  # what is not mapped holds no pages
-        if mapped is not None:
-            mapped.madvise(mmap.MADV_DONTNEED, first, info.start + end - first)
-
     def drop(self, shard: str) -> None:
-        """Unmap a shard that is about to be deleted; it is mapped anew if it comes back."""
+        """Close a shard that is about to be deleted; it is opened anew if it comes back."""
         self._files.drop(shard)
         mapped = self._maps.drop(shard)
         if mapped is not None:
@@ -119,7 +107,7 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
                 mapped.close()
 
     def drop_remote(self) -> None:
-        """Unmap every shard of the cache."""
+        """Close every shard of the cache."""
         names = {*self._maps.names(), *self._files.names()}
         for shard in names & self.checkpoint.remote.keys():
             self.drop(shard)
@@ -151,17 +139,6 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
             raise cannot_open(shard, path, error) from error
         return file
 
-    def require_sizes(self) -> None:
-        """Look whether a shard on this disk has another size than when its header was read.
-
-        Raises:
-            CheckpointError: naming it.
-        """
-        for shard in self.checkpoint.shards:
-            if shard not in self.checkpoint.remote:
-                with suppress(OSError):
-                    self._require_size(shard, os.stat(self._file(shard)).st_size)
-
     def _open(self, shard: str) -> mmap.mmap:
         path = self._file(shard)
         try:
@@ -174,11 +151,7 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
     def _require_size(self, shard: str, found: int) -> None:
         expected = self.checkpoint.shards[shard].file_bytes
         if found != expected:
-            raise CheckpointError(
-                f"{shard} changed while it was being used: "
-                f"it had {expected:,} bytes, now it has {found:,}.",
-                remedy="Let the download finish, then run the command again.",
-            )
+            raise _changed(shard, f"it had {expected:,} bytes, now it has {found:,}")
 
     def close(self) -> None:
         """Drop the maps; a map that is still looked at lives until its views do."""
@@ -187,3 +160,10 @@ class MappedCheckpoint(AbstractContextManager["MappedCheckpoint"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _changed(shard: str, how: str) -> CheckpointError:
+    return CheckpointError(
+        f"{shard} changed while it was being used: {how}.",
+        remedy="Let the download finish, then run the command again.",
+    )

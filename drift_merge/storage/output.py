@@ -225,8 +225,13 @@ class OutputDirectory:
         """Copy one file, of any size, into the payload; returns its fingerprint."""
         return copy_file(source, self.payload / name, label)
 
-    def publish(self) -> None:
-        """Rename the payload to its final name; from here on the output exists, whole."""
+    def publish(self, *, tidy: bool = True) -> None:
+        """Rename the payload to its final name; from here on the output exists, whole.
+
+        Args:
+            tidy: remove what tells that this plan was published. Where a command makes several
+                outputs it stays until all are there, so that the same command finishes the rest.
+        """
         try:
             for folder, _, _ in os.walk(self.payload):
                 _sync_directory(Path(folder))
@@ -235,7 +240,8 @@ class OutputDirectory:
         except OSError as error:
             raise cannot_write(self.out, error) from error
         self.is_published = True
-        self.tidy()
+        if tidy:
+            self.tidy()
 
     def _swap(self) -> None:
         replaced = self.partial / "replaced"

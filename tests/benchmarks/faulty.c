@@ -1,11 +1,13 @@
-/* Preloaded: makes the n-th call on files below a directory fail, be short, or shrink its file.
+/* Preloaded: makes the n-th call on files below a directory fail, be short, or change its file.
 
    FAULT_UNDER  directory (real path); FAULT_CALLS "read", "write" or "sync"; FAULT_AT  from 1
-   FAULT_DO     an errno, "short" or "shrink"; FAULT_ALWAYS  every later call too
+   FAULT_DO     an errno, "short", "end" (of file: 0 bytes), "shrink", "replace" (by another file
+                with another last byte) or "touch" (write it); FAULT_ALWAYS  every later call too
    FAULT_CLOCK  the wall clock goes back by so many seconds a call */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,22 +31,41 @@ static int is_under(int fd) {
     return strncmp(path, under, strlen(under)) == 0;
 }
 
-/* 0: go on; 1: fail with errno set; 2: be short */
+static void change(int fd, const char *what) {
+    char link[64], path[4096], other[4104];
+    struct stat status;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    if (n <= 0 || fstat(fd, &status) || status.st_size < 1) return;
+    path[n] = 0;
+    if (!strcmp(what, "shrink")) {
+        if (truncate(path, status.st_size / 2)) return;
+    } else if (!strcmp(what, "touch")) {
+        int to = open(path, O_WRONLY);
+        if (pwrite(to, "\1", 1, status.st_size - 1) == 1) close(to);
+    } else {
+        char *data = malloc(status.st_size);
+        snprintf(other, sizeof other, "%s.new", path);
+        int to = open(other, O_WRONLY | O_CREAT, 0644);
+        if (data && pread(fd, data, status.st_size, 0) == status.st_size) {
+            data[status.st_size - 1] ^= 1;
+            if (write(to, data, status.st_size) == status.st_size) rename(other, path);
+        }
+        free(data);
+        close(to);
+    }
+}
+
+/* 0: go on; 1: fail with errno set; 2: be short; 3: nothing is left */
 static int struck(const char *kind, int fd) {
     const char *wanted = getenv("FAULT_CALLS"), *at = getenv("FAULT_AT"), *what = getenv("FAULT_DO");
     if (!wanted || !at || !what || strcmp(wanted, kind) || !is_under(fd)) return 0;
     long number = atomic_fetch_add(&calls, 1) + 1;
     if (number < atol(at) || (number > atol(at) && !getenv("FAULT_ALWAYS"))) return 0;
     if (!strcmp(what, "short")) return 2;
-    if (!strcmp(what, "shrink")) {
-        char link[64], path[4096];
-        struct stat status;
-        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-        ssize_t n = readlink(link, path, sizeof path - 1);
-        if (n > 0 && fstat(fd, &status) == 0) {
-            path[n] = 0;
-            if (truncate(path, status.st_size / 2)) return 0;
-        }
+    if (!strcmp(what, "end")) return 3;
+    if (!strcmp(what, "shrink") || !strcmp(what, "replace") || !strcmp(what, "touch")) {
+        change(fd, what);
         return 0;
     }
     errno = atoi(what);
@@ -57,14 +78,15 @@ static int struck(const char *kind, int fd) {
 ssize_t read(int fd, void *to, size_t n) {
     REAL(read);
     int s = struck("read", fd);
-    return s == 1 ? -1 : real(fd, to, s == 2 ? SHORT(n) : n);
+    return s == 1 ? -1 : real(fd, to, s == 3 ? 0 : s == 2 ? SHORT(n) : n);
 }
 ssize_t pread64(int fd, void *to, size_t n, off64_t at) {
     REAL(pread64);
     int s = struck("read", fd);
-    return s == 1 ? -1 : real(fd, to, s == 2 ? SHORT(n) : n, at);
+    return s == 1 ? -1 : real(fd, to, s == 3 ? 0 : s == 2 ? SHORT(n) : n, at);
 }
 static ssize_t vector(int fd, const struct iovec *v, int count, off64_t at, int s) {
+    if (s == 3) return 0;
     return s == 2 && count ? pread64(fd, v[0].iov_base, SHORT(v[0].iov_len), at) : -2;
 }
 ssize_t preadv64(int fd, const struct iovec *v, int count, off64_t at) {

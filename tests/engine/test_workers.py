@@ -1,6 +1,5 @@
 """Workers as processes: the same files, and no failure of one goes unheard."""
 
-import faulthandler
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from drift_merge.engine import steps, workers
-from drift_merge.errors import CheckpointError, DriftMergeError, OutputError
+from drift_merge.errors import DriftMergeError, OutputError
 from drift_merge.storage import shards
 from tests import checkpoints as c
 from tests.runs import run_linear, run_prior
@@ -87,20 +86,11 @@ def test_a_bug_in_a_child_arrives_with_its_traceback(pair, tmp_path, monkeypatch
     assert "in run_bundle" in str(caught.value.__cause__)
 
 
-@pytest.mark.parametrize(
-    ("number", "kind", "words"),
-    [
-        (signal.SIGKILL, DriftMergeError, "by signal 9"),
-        (signal.SIGBUS, CheckpointError, "shrank while it was being read"),
-    ],
-)
-def test_a_child_that_is_killed_is_reported_and_the_next_run_resumes(
-    pair, tmp_path, monkeypatch, number, kind, words
-):
+def test_a_child_that_is_killed_is_reported_and_the_next_run_resumes(pair, tmp_path, monkeypatch):
     run_linear(*pair, tmp_path / "whole", 0.3)
     with monkeypatch.context() as patch:
-        in_a_child(patch, lambda run: (faulthandler.disable(), os.kill(os.getpid(), number)))
-        with pytest.raises(kind, match=words):
+        in_a_child(patch, lambda run: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(DriftMergeError, match="by signal 9"):
             run_linear(*pair, tmp_path / "out", 0.3, threads=2)
     assert not (tmp_path / "out").exists()
     run_linear(*pair, tmp_path / "out", 0.3, threads=2)

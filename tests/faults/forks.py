@@ -10,6 +10,7 @@ The server has one thread and has done no arithmetic, so that forking it is safe
 import builtins
 import ctypes
 import errno
+import importlib
 import json
 import os
 import signal
@@ -151,6 +152,8 @@ def _serve() -> None:
     import drift_merge.priors.compute
     import drift_merge.priors.verify  # noqa: F401
 
+    for name in os.environ.get("FORKS_IMPORT", "").split():
+        importlib.import_module(name)
     assert threading.active_count() == 1
     for line in sys.stdin:
         with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +178,7 @@ def _fork(request: dict[str, Any], files: Path) -> tuple[int, Path]:
 
 
 def _wait(child: int, files: Path) -> dict[str, Any]:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+    deadline = time.monotonic() + float(os.environ.get("FORKS_SECONDS", TIMEOUT_SECONDS))
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:

@@ -1,5 +1,6 @@
 """What an unfinished run leaves, and what a later one makes of it."""
 
+import errno
 import os
 import shlex
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import SIDECARS, Pair, make_pair, read_files
-from tests.faults.forks import Forks, Run
+from tests.faults.forks import RENAMES, Forks, Run
 from tests.faults.harness import assert_refusal, command
 
 NAMES = ("compute", "linear")
@@ -233,3 +234,22 @@ def test_a_killed_run_is_no_checkpoint_and_no_prior(unfinished: Unfinished, tmp_
         assert_refusal(result, 3, [str(path)])
         result = unfinished.forks.run("drift-prior", "align", *[str(path)] * 2)
         assert_refusal(result, 5, [str(path)])
+
+
+@pytest.mark.parametrize("do", ["kill", errno.EIO])
+def test_a_sweep_that_ends_after_its_first_output_is_finished_by_a_rerun(
+    do: object, forks: Forks, tmp_path: Path
+) -> None:
+    pair = make_pair(tmp_path, layers=1)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"method: linear\nreasoner: {pair.reasoner}\nmllm: {pair.mllm}\n")
+    words = ["drift-merge", "sweep", str(recipe), "--set", "weight=0.2,0.4", "-o"]
+    assert forks.run(*words, str(tmp_path / "whole")).code == 0
+    out = tmp_path / "out"
+    struck = forks.run(*words, str(out), count=RENAMES, at=2, do=do)
+    assert struck.code != 0
+    assert (out / "weight=0.2").exists()
+    assert not (out / "weight=0.4").exists()
+    again = forks.run(*words, str(out))
+    assert again.code == 0, again
+    assert read_files(out) == read_files(tmp_path / "whole")

@@ -95,15 +95,13 @@ def test_memory_of_the_caller_is_filled_with_the_same_values(opened, dtype, out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
-def test_what_is_stored_plainly_is_a_window_on_the_file_in_its_dtype(opened, dtype):
+def test_what_is_stored_plainly_comes_in_its_dtype_in_memory_of_the_caller(opened, dtype):
     deltas = opened[dtype]
     whole = deltas.read(UP)
     assert whole.dtype == getattr(torch, dtype)
-    inside = deltas.block(UP, (2, 7), (4, 7))
-    size = whole.element_size()
-    assert inside.data_ptr() == whole.data_ptr() + (2 * 16 + 4) * size
-    assert deltas.flat(UP, 9, 11).data_ptr() == whole.data_ptr() + 9 * size
-    assert deltas.read(UP).data_ptr() == whole.data_ptr()
+    assert deltas.block(UP, (2, 7), (4, 7)).dtype == deltas.flat(UP, 9, 11).dtype == whole.dtype
+    whole.zero_()
+    assert deltas.read(UP).any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

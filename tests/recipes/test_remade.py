@@ -8,6 +8,7 @@ import pytest
 from drift_merge.errors import CheckpointError, RecipeError, SourceError
 from drift_merge.plans.prepare import changed_sources, prepare
 from drift_merge.recipes.files import read_recipe
+from drift_merge.storage.manifests import reseal
 from tests import checkpoints as c
 from tests.runs import run_linear, run_prior
 
@@ -36,7 +37,7 @@ def test_a_source_of_the_hub_is_pinned_to_the_commit_that_was_used(made):
     manifest = json.loads(file.read_bytes())
     pinned = {"source": "org/name@main", "repo_id": "org/name", "revision": "a" * 40}
     manifest["sources"]["mllm"] |= pinned
-    file.write_text(json.dumps(manifest))
+    file.write_text(json.dumps(reseal(manifest)))
     assert read_recipe(file).recipe().mllm == f"org/name@{'a' * 40}"
 
 
@@ -55,7 +56,7 @@ def test_a_map_is_asked_for_since_the_manifest_has_only_its_name(made):
     file = Path("merge/drift_merge.json")
     manifest = json.loads(file.read_bytes())
     manifest["parameters"]["map_file"] = "names.yaml"
-    file.write_text(json.dumps(manifest))
+    file.write_text(json.dumps(reseal(manifest)))
     with pytest.raises(RecipeError, match=r"made with the map names\.yaml") as raised:
         read_recipe(file).recipe()
     assert "--map names.yaml" in raised.value.remedy
@@ -83,6 +84,6 @@ def test_a_source_with_other_shapes_is_told_by_name(made):
 )
 def test_a_manifest_that_is_none_of_ours_is_refused(made, change, message):
     file = Path("merge/drift_merge.json")
-    file.write_text(json.dumps(json.loads(file.read_bytes()) | change))
+    file.write_text(json.dumps(reseal(json.loads(file.read_bytes()) | change)))
     with pytest.raises(CheckpointError, match=message):
         read_recipe(file)

@@ -97,6 +97,24 @@ def test_a_rerun_repeats_nothing_and_more_trials_go_on(pair, tmp_path):
     assert weight_of(tmp_path / "best") == more["trials"][more["best"]]["parameters"]["weight"]
 
 
+def test_a_point_of_a_grid_that_was_interrupted_is_tried_again_and_none_is_lost(pair, tmp_path):
+    calls = []
+
+    def objective(path):
+        calls.append(path)
+        if len(calls) == 5:  # the mllm, the default, and the third of four points
+            raise KeyboardInterrupt
+        return near(0.3)(path)
+
+    space, how = ["weight=0.1:0.4:0.1"], {"output": tmp_path / "best", "trials": 4}
+    with pytest.raises(KeyboardInterrupt):
+        search(pair, objective, space, **how)
+    found = search(pair, objective, space, **how)
+    assert len(calls) == 7
+    weights = sorted(t["parameters"]["weight"] for t in found["trials"])
+    assert weights == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
 @pytest.mark.slow
 def test_the_same_seed_searches_the_same(pair):
     def drawn(seed):

@@ -33,15 +33,6 @@ def test_a_view_cannot_be_written_to(checkpoint: Checkpoint) -> None:
         assert mapped.view(next(iter(checkpoint.tensors.values()))).readonly
 
 
-def test_pages_that_were_released_can_be_read_again(checkpoint: Checkpoint) -> None:
-    with MappedCheckpoint(checkpoint) as mapped:
-        for info in checkpoint.tensors.values():
-            before = bytes(mapped.view(info))
-            mapped.release(info, 0, info.size_bytes)
-            mapped.release(info, info.size_bytes, info.size_bytes)
-            assert bytes(mapped.view(info)) == before
-
-
 def test_threads_share_one_map_of_each_shard(checkpoint: Checkpoint) -> None:
     before = open_files()
     infos = list(checkpoint.tensors.values())
@@ -95,3 +86,24 @@ def test_a_shard_that_is_gone_after_it_was_mapped_is_still_read(checkpoint: Chec
         before = bytes(mapped.view(info))
         checkpoint.file(info.shard).unlink()
         assert bytes(mapped.view(info)) == before
+
+
+def test_what_is_read_holds_the_bytes_of_its_tensor(checkpoint: Checkpoint) -> None:
+    assert checkpoint.path is not None
+    with MappedCheckpoint(checkpoint) as mapped:
+        for name, tensor in read_tensors(checkpoint.path).items():
+            found = bytearray(len(tensor.data) - 2)
+            mapped.read(checkpoint.tensors[name], 2, memoryview(found))
+            assert found == tensor.data[2:]
+
+
+def test_a_file_that_ends_early_and_grows_back_is_named(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = next(iter(checkpoint.tensors.values()))
+    monkeypatch.setattr(os, "preadv", lambda *_: 0)
+    with (
+        MappedCheckpoint(checkpoint) as mapped,
+        pytest.raises(CheckpointError, match=f"{info.shard} changed while it was being used"),
+    ):
+        mapped.read(info, 0, memoryview(bytearray(2)))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from drift_merge.errors import CheckpointError
 from drift_merge.recipes.recipe import Recipe
 from drift_merge.recipes.sources import open_sources
-from drift_merge.storage.fingerprints import of_files, states_of
+from drift_merge.storage.fingerprints import of_files, require_unchanged
 from tests import checkpoints as c
 from tests.adapters import write_adapter
 from tests.faults.harness import assert_refusal, run
@@ -83,12 +84,13 @@ def test_a_base_here_that_changes_is_noticed_although_the_adapter_is_pinned(
     recipe = Recipe(method="linear", reasoners=(LORA,), mllm=MLLM)
     _, (joined,), _ = open_sources(recipe, quiet=True)
     assert joined.source.is_pinned
-    before = of_files(joined), states_of(joined)
+    before = of_files(joined)
+    require_unchanged(joined)
     shards = [str(path) for path in pair.reasoner.glob("*.safetensors")]
-    assert set(shards) < set(before[1])
     os.utime(shards[0], ns=(1, 1))
-    assert of_files(joined) != before[0]
-    assert states_of(joined) != before[1]
+    assert of_files(joined) != before
+    with pytest.raises(CheckpointError, match="was changed or replaced"):
+        require_unchanged(joined)
 
 
 def test_where_no_adapter_may_be_and_without_weights_or_base_it_is_refused(

@@ -128,7 +128,7 @@ def _scaling(config: Config) -> dict[str, Any]:
     settings.pop("type", None)
     if kind in (None, "default", "mrope"):
         return {}
-    return {"type": _SAME_KIND.get(kind, kind), **dict(sorted(settings.items()))}
+    return {"type": _SAME_KIND.get(str(kind), str(kind)), **dict(sorted(settings.items()))}
 
 
 def _show_scaling(scaling: Config) -> str:

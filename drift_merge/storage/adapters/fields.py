@@ -4,11 +4,11 @@ The fields and defaults are those of `LoraConfig` of PEFT 0.21.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from drift_merge.errors import CheckpointError, RecipeError
@@ -140,7 +140,7 @@ def named_base(source: Source) -> str | None:
     base, revision = fields.get("base_model_name_or_path"), fields.get("revision")
     if not isinstance(base, str) or not base:
         return None
-    is_on_hub = isinstance(revision, str) and revision and not Path(base).exists()
+    is_on_hub = isinstance(revision, str) and revision and not os.path.exists(base)
     return f"{base}@{revision}" if is_on_hub else base
 
 

@@ -39,25 +39,31 @@ def _walk(folder: Path, prefix: str, roots: list[str], found: Scan) -> None:
     except OSError as error:
         raise cannot_open(str(folder), folder, error) from error
     for entry in listed:
-        name = prefix + entry.name
-        path = Path(entry.path)
-        if entry.is_symlink() and not _is_within(os.path.realpath(path), roots):
-            found.astray[name] = os.path.realpath(path) if path.exists() else ""
-            is_file = path.is_file()
-        elif path.is_dir():
-            is_file = False
-            # A link to a folder above itself would never end; what is there is listed anyway.
-            is_loop = entry.is_symlink() and _is_within(
-                os.path.realpath(folder), [os.path.realpath(path)]
-            )
-            if not entry.name.startswith(".") and not is_loop:
-                _walk(path, f"{name}/", roots, found)
-        else:
-            is_file = path.is_file()
-            if not is_file and entry.is_symlink():
-                found.astray[name] = ""
-        if is_file:
-            found.files[name] = path.stat().st_size
+        try:
+            _look(entry, prefix + entry.name, roots, found)
+        except OSError as error:
+            raise cannot_open(prefix + entry.name, Path(entry.path), error) from error
+
+
+def _look(entry: "os.DirEntry[str]", name: str, roots: list[str], found: Scan) -> None:
+    path = Path(entry.path)
+    if entry.is_symlink() and not _is_within(os.path.realpath(path), roots):
+        found.astray[name] = os.path.realpath(path) if path.exists() else ""
+        is_file = path.is_file()
+    elif path.is_dir():
+        is_file = False
+        # A link to a folder above itself would never end; what is there is listed anyway.
+        is_loop = entry.is_symlink() and _is_within(
+            os.path.realpath(path.parent), [os.path.realpath(path)]
+        )
+        if not entry.name.startswith(".") and not is_loop:
+            _walk(path, f"{name}/", roots, found)
+    else:
+        is_file = path.is_file()
+        if not is_file and entry.is_symlink():
+            found.astray[name] = ""
+    if is_file:
+        found.files[name] = path.stat().st_size
 
 
 def _is_within(target: str, roots: list[str]) -> bool:

@@ -91,6 +91,7 @@ def extract_lora(
         )
         with ThreadPoolExecutor(threads) as pool:
             pairs = list(pool.map(one, targets.layers))
+        deltas.require_unchanged()
         made = _adapter(prior, targets, pairs, asked)
         if not output.is_published:
             _write(made, output)

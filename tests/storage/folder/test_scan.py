@@ -3,6 +3,7 @@
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,3 +135,19 @@ def test_inputs_and_outputs_share_the_files_that_a_process_may_open(
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
     assert share_of_files(2) == expected
+
+
+def test_a_link_that_may_not_be_followed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to("elsewhere")
+    real = os.path.realpath
+
+    def realpath(path: Any, **how: Any) -> str:
+        if Path(path).name == "link":
+            raise PermissionError(13, "Permission denied")
+        return str(real(path, **how))
+
+    monkeypatch.setattr(os.path, "realpath", realpath)
+    with pytest.raises(CheckpointError, match="link cannot be read: Permission denied"):
+        scan(tmp_path)

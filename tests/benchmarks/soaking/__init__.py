@@ -1,0 +1,1 @@
+"""The rounds of `tests/benchmarks/soak.py`: world, disk, hub, programs, damage."""
