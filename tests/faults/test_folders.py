@@ -270,7 +270,7 @@ def test_too_many_open_files_say_ulimit(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("mmap.mmap", fail)
+    monkeypatch.setattr("drift_merge.storage.mapped.Descriptor", fail)
     refused(command("linear", pair, tmp_path / "out"), 5, "Too many open files", "ulimit -")
 
 
