@@ -76,11 +76,16 @@ def test_records_are_a_partition_of_both_models(one, two):
 @quick
 @given(models("one"), models("two"))
 def test_swapping_the_models_mirrors_the_records(one, two):
-    mirror = {"only_reasoner": "only_mllm", "only_mllm": "only_reasoner"}
+    """But that what the mllm alone has may be its own insertion, and the reasoner's may not."""
+
+    def told(record, *, is_turned=False):
+        a, b, status, name = record
+        status = status if a and b else "one side"
+        return (b, a, status, name) if is_turned else (a, b, status, name)
+
     there = account(align(one, two, modules="attn,mlp,norm"))
     back = account(align(two, one, modules="attn,mlp,norm"))
-    swapped = [(b, a, mirror.get(status, status), name) for a, b, status, name in back]
-    assert there == sorted(swapped)
+    assert sorted(map(told, there)) == sorted(told(r, is_turned=True) for r in back)
 
 
 @quick

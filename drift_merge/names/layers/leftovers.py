@@ -1,7 +1,7 @@
 """Leftovers of two towers: one module under two names, and modules that the mllm put in.
 
 Nothing is guessed: two names are one matrix if shape and place leave no other choice, or if the
-words of the names agree.
+words of the names agree; never if both names are known, and mean two things.
 """
 
 import re
@@ -23,6 +23,14 @@ _SAME = {
     **{f"w{letter}": letter for letter in "qkvor"},
     **{"w1": "gate", "w2": "down", "w3": "up", "shared": "share", "experts": "expert"},
 }
+# What every family means by these: one of them is never another, whatever its shape and place.
+_KNOWN = frozenset(
+    (
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        *("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm"),
+        *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    )
+)
 # Rows may lie in another order than q_proj, k_proj or the halves have them: shape tells nothing.
 _ORDERED = re.compile(r"\.w[qk]\.|qkv|query_key_value|w13|gate_up|up_gate|att_proj|ff_proj|c_attn")
 _SECOND = re.compile(r"_\d+$")  # ERNIE: the router of a second set of experts, `gate.weight_1`
@@ -32,13 +40,14 @@ Shapes = Mapping[str, Shape | None]
 
 
 def pair_renamed(
-    only_ours: Iterable[str], only_theirs: Iterable[str], ours: Shapes, theirs: Shapes
+    only_ours: Collection[str], only_theirs: Collection[str], ours: Shapes, theirs: Shapes
 ) -> list[tuple[str, str]]:
     """Return the leftovers of two towers that are one parameter under two names.
 
     Two are, if they are in one layer, of one class and one shape, and either the words of their
     names agree (`to_q`, `q_proj`) or no other leftover of that layer has this class and shape.
-    A name is paired in every layer that has it, or in none.
+    A name is paired in every layer that has it, or in none. Two known names are two parameters
+    (`input_layernorm`, `post_feedforward_layernorm`), and so are a weight and a bias.
     """
     mine, its = _by_place(only_ours, ours), _by_place(only_theirs, theirs)
     found: list[tuple[str, str]] = []
@@ -48,7 +57,17 @@ def pair_renamed(
             found.append((one[0], other[0]))
         else:
             found += _by_words(one, other)
-    return _in_every_layer(found, set(only_ours))
+    allowed = [(one, other) for one, other in found if _may_be_one(one, other)]
+    return _in_every_layer(allowed, only_ours, only_theirs)
+
+
+def _may_be_one(one: str, other: str) -> bool:
+    path, _, leaf = one.rpartition(".")
+    its_path, _, its_leaf = other.rpartition(".")
+    module, its_module = path.rpartition(".")[2], its_path.rpartition(".")[2]
+    if leaf != its_leaf and {leaf, its_leaf} == {"weight", "bias"}:
+        return False
+    return module == its_module or not {module, its_module} <= _KNOWN
 
 
 def _by_words(ours: list[str], theirs: list[str]) -> list[tuple[str, str]]:
@@ -143,13 +162,15 @@ def words_of(name: str) -> list[str]:
 
 
 def _in_every_layer(
-    found: list[tuple[str, str]], only_ours: Collection[str]
+    found: list[tuple[str, str]], only_ours: Collection[str], only_theirs: Collection[str]
 ) -> list[tuple[str, str]]:
     def tail(name: str) -> str:
         return name.split(".", 2)[2] if name.startswith("layers.") else name
 
-    totals = Counter(tail(name) for name in only_ours)
+    ours, theirs = Counter(map(tail, only_ours)), Counter(map(tail, only_theirs))
     kinds = Counter((tail(one), tail(other)) for one, other in found)
-    return [
-        (one, other) for one, other in found if kinds[tail(one), tail(other)] == totals[tail(one)]
-    ]
+
+    def is_everywhere(mine: str, its: str) -> bool:
+        return kinds[mine, its] == ours[mine] == theirs[its]
+
+    return [(one, other) for one, other in found if is_everywhere(tail(one), tail(other))]

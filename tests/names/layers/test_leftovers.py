@@ -61,6 +61,30 @@ def test_two_of_one_shape_without_a_common_word_are_not_guessed():
         require_complete(align(text(tails), f.mllm(tails=other)))
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("input_layernorm", "post_feedforward_layernorm"),  # OLMo 2 normalises what comes out
+        ("post_attention_layernorm", "pre_feedforward_layernorm"),
+        ("self_attn.k_proj", "self_attn.v_proj"),
+    ],
+)
+def test_two_known_names_are_two_parameters_though_shape_and_place_agree(one, other):
+    tails = f.layer(bias=False)
+    mine = {tail: shape for tail, shape in tails.items() if other not in tail}
+    its = renamed({one: other}, mine)
+    with pytest.raises(AlignmentError):
+        require_complete(align(text(mine), f.mllm(tails=its), modules="attn,mlp,norm"))
+
+
+def test_a_weight_is_not_a_bias():
+    size = f.layer(bias=False)["input_layernorm.weight"]
+    mine = f.layer(bias=False) | {"self_attn.one.weight": size}
+    its = f.layer(bias=False) | {"self_attn.other.bias": size}
+    with pytest.raises(AlignmentError):
+        require_complete(align(text(mine), f.mllm(tails=its), modules="attn,mlp,norm"))
+
+
 @pytest.mark.parametrize("name", ["attention.wk", "self_attn.wqkv_x", "self_attn.w13"])
 def test_rows_that_may_lie_in_another_order_are_never_paired_by_shape(name):
     tails = f.layer(bias=False)
