@@ -18,6 +18,7 @@ from tests.benchmarks.study.runs import RESULTS, best_rate, best_values, read
 from tests.benchmarks.study.stored import MEASURES, Stored, interval, load, store
 
 COLUMNS = ("row", "value", "seeds", *MEASURES, "difference", "low", "high", "verdict", "seconds")
+COMPARED = ("row", "against", "difference", "low", "high", "verdict")
 PRIMARY = (
     (DRIFT, "SFT"),
     (DRIFT, f"{DRIFT}, random delta"),
@@ -94,6 +95,13 @@ def markdown(lines: list[dict[str, Any]], columns: Iterable[str]) -> str:
     return head + "\n".join(rows) + "\n"
 
 
+def text_of(stored: list[Stored]) -> str:
+    """Both tables."""
+    rate = best_rate(stored)
+    lines = markdown(table(stored, rate), COLUMNS)
+    return lines + "\n" + markdown(comparisons(tests_of(stored, rate)), COMPARED)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
@@ -104,8 +112,7 @@ def main() -> None:
     rate = best_rate(stored)
     lines = table(stored, rate)
     runs = tests_of(stored, rate)
-    text = markdown(lines, COLUMNS) + "\n"
-    text += markdown(comparisons(runs), ("row", "against", "difference", "low", "high", "verdict"))
+    text = text_of(stored)
     (out / "table.md").write_text(text)
     with open(out / "table.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

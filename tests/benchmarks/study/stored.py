@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,18 @@ def interval(one: list[np.ndarray], other: list[np.ndarray]) -> tuple[float, flo
         other: the same seeds and items.
     """
     differences = np.array(one, float) - np.array(other, float)  # seeds x items
-    rng = np.random.default_rng(0)
-    seeds, items = differences.shape
-    # Of a product of resamplings the mean is the mean of rows, weighted, times columns, weighted.
-    rows = rng.multinomial(seeds, [1 / seeds] * seeds, DRAWS) / seeds
-    columns = rng.multinomial(items, [1 / items] * items, DRAWS) / items
+    rows, columns = _draws(*differences.shape)
     drawn = ((rows @ differences) * columns).sum(1)
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(differences.mean()), float(low), float(high)
+
+
+@cache
+def _draws(seeds: int, items: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each draw has each seed and each item, as shares: (DRAWS, seeds), (DRAWS, items).
+
+    Of a product of resamplings the mean is the mean of rows, weighted, times columns, weighted.
+    """
+    rng = np.random.default_rng(0)
+    rows = rng.multinomial(seeds, [1 / seeds] * seeds, DRAWS) / seeds
+    return rows, rng.multinomial(items, [1 / items] * items, DRAWS) / items
