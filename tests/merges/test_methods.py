@@ -41,6 +41,18 @@ each = pytest.mark.parametrize(
     "case",
     [pytest.param(c, marks=[] if c in FIRST else pytest.mark.slow, id=name_of(c)) for c in CASES],
 )
+# A resumed run goes one way for all that compute alike: those that look at nothing first, at each
+# tensor, at the whole model, at singular directions, and that draw masks.
+_KINDS = ("linear", "slerp", "ties", "tsv-m", "dare-ties")
+resumed = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            c, marks=[] if c in FIRST and c.name in _KINDS else pytest.mark.slow, id=name_of(c)
+        )
+        for c in CASES
+    ],
+)
 RANDOM_CASES = [case for case in CASES if case.name in RANDOM]
 random = pytest.mark.parametrize("case", RANDOM_CASES, ids=name_of)
 
@@ -183,7 +195,7 @@ class Cut(Exception):
     """The power fails."""
 
 
-@each
+@resumed
 def test_a_resumed_run_writes_what_an_undisturbed_one_writes(case, sources, tmp_path, monkeypatch):
     run_merge(case, sources, tmp_path / "whole")
     monkeypatch.setattr(flushing, "FLUSH_BYTES", 600)
