@@ -4,6 +4,7 @@ Another processor or BLAS rounds otherwise, and their bytes are those of one mac
 differ, what counts is the distance of the two.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
@@ -21,12 +22,12 @@ from drift_merge.storage.measured import TensorRecord
 Stored = tuple[Path, TensorInfo]
 
 
-class Distance(Sink):
+class Distance(Sink, ABC):
     """Takes the bytes of what is made again, and says how far it is from what is stored."""
 
+    @abstractmethod
     def measure(self, found: TensorRecord) -> tuple[float, float]:
         """The L2 norm of the difference, and that of what it is compared with."""
-        raise NotImplementedError
 
 
 class _OfTensor(Distance):

@@ -79,7 +79,7 @@ class Workspace:
 
         Args:
             slot: number of the input; each has its own buffer.
-            raw: flat, in the stored dtype; may be a view of a map.
+            raw: flat, in the stored dtype.
             compute: float32 or float64.
 
         Returns:

@@ -58,7 +58,7 @@ INDEXES: dict[str, tuple[Break, tuple[str, ...]]] = {
         (INDEX, "'../secret.safetensors'", "not a plain path below its own directory"),
     ),
     "an absolute path": (
-        with_index(lambda m: m.update({Q: "/tmp/secret.safetensors"})),
+        with_index(lambda m: m.update({Q: "/elsewhere/secret.safetensors"})),
         (INDEX, "not a plain path below its own directory"),
     ),
     "a path with backslashes": (

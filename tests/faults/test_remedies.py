@@ -412,7 +412,10 @@ NOT_RUN = {
         "",
     ): "a change of the user's own training program; tests/training refuse and go on",
     ("trainers/", ""): "a change of the user's own training program; tests/real_trainers run them",
-    ("cli/commands/looking/report.py", "See what its best"): "tests/searches run what a page says",
+    (
+        "cli/commands/looking/report.py",
+        "See what its best",
+    ): "asks for the mllm; tests/cli/test_looking run the command",
     ("cli/commands/train.py", ""): "trains; tests/real_trainers run it",
     ("hub/", ""): "needs a token or the network; tests/hub run each against a server of their own",
     ("storage/hub/", ""): "needs the network; tests/storage/hub and tests/streaming refuse it",
