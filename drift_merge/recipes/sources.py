@@ -128,10 +128,12 @@ def _join(source: Source, recipe: Recipe, open_one: Callable[[str], Checkpoint])
             f"{quote(str(Path(directory) / ADAPTER_CONFIG))} BASE",
         ) from error
     joined = join_adapter(source, base)
-    if named is None or _is_same(named, text):
+    is_elsewhere = source.kind == "hub" and base.source.kind == "local"
+    if named is None or (_is_same(named, text) and not (is_elsewhere and text == named)):
         return joined
+    what = f"the directory {base.path} here" if text == named else text
     message = (
-        f"{source.given} was trained on {named}, by its {ADAPTER_CONFIG}; {text} stands for that."
+        f"{source.given} was trained on {named}, by its {ADAPTER_CONFIG}; {what} stands for that."
     )
     return replace(joined, notes=(*joined.notes, CheckpointNote("adapter", message)))
 

@@ -84,6 +84,9 @@ def test_a_base_here_that_changes_is_noticed_although_the_adapter_is_pinned(
     recipe = Recipe(method="linear", reasoners=(LORA,), mllm=MLLM)
     _, (joined,), _ = open_sources(recipe, quiet=True)
     assert joined.source.is_pinned
+    # Its config is of another machine, where that path may be another model.
+    (note,) = joined.notes
+    assert f"the directory {pair.reasoner} here stands for that" in note.message
     before = of_files(joined)
     require_unchanged(joined)
     shards = [str(path) for path in pair.reasoner.glob("*.safetensors")]
