@@ -19,10 +19,12 @@ SHARDINGS = {"whole": 1, "few": (1, 3), "many": (4, 7)}
 
 
 @pytest.fixture(scope="module")
-def seeded(request: pytest.FixtureRequest) -> Iterator[tuple[str, Forks]]:
-    server = Forks({"PYTHONHASHSEED": request.param})
-    yield request.param, server
-    server.close()
+def servers() -> Iterator[dict[str, Forks]]:
+    """By hash seed: what runs commands."""
+    found = {seed: Forks({"PYTHONHASHSEED": seed}) for seed in ("1", "2")}
+    yield found
+    for server in found.values():
+        server.close()
 
 
 @pytest.fixture(scope="module")
@@ -42,48 +44,34 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-@pytest.fixture(scope="module")
-def first() -> dict[str, dict[str, bytes]]:
-    """The files of the first output of each command, whichever run made it."""
-    return {}
+# Seed, threads, sharding. The other seed with one sharding, usually; pytest -m slow: with all.
+ALL = [(seed, threads, one) for seed in ("1", "2") for threads in ("1", "5") for one in SHARDINGS]
+USUAL = [run for run in ALL if run[0] == "1" or run[1:] == ("5", "many")]
 
 
-def _marks(seed: str, threads: str, sharding: str) -> list[pytest.MarkDecorator]:
-    is_usual = seed == "1" or (threads, sharding) == ("5", "many")
-    return [] if is_usual else [pytest.mark.slow]
-
-
-# With the other hash seed one sharding is enough; pytest -m slow tries all.
-RUNS = [
-    pytest.param(seed, threads, sharding, marks=_marks(seed, threads, sharding))
-    for seed in ("1", "2")
-    for threads in ("1", "5")
-    for sharding in SHARDINGS
-]
-
-
-@pytest.mark.parametrize(("seeded", "threads", "sharding"), RUNS, indirect=["seeded"])
+@pytest.mark.parametrize("runs", [USUAL, pytest.param(ALL, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_file_has_the_same_bytes_for_any_threads_seed_and_sharding(
     name: str,
-    threads: str,
-    sharding: str,
-    seeded: tuple[str, Forks],
+    runs: list[tuple[str, str, str]],
+    servers: dict[str, Forks],
     folders: dict[str, Path],
-    first: dict[str, dict[str, bytes]],
     tmp_path: Path,
 ) -> None:
-    _, forks = seeded
-    options = ("--threads", threads, "--max-shard-size", "200KB", "--json")
-    run = forks.run(
-        *COMMANDS[name],
-        *("reasoner", "mllm", "-o", str(tmp_path / "out"), *options),
-        cwd=str(folders[sharding]),
-        extent_bytes=10_000,
-    )
-    assert run.code == 0, run
-    files = read_files(tmp_path / "out")
-    assert sum(file.endswith(".safetensors") for file in files) > 1
-    expected = first.setdefault(name, files)
-    assert files.keys() == expected.keys()
-    assert [file for file in files if files[file] != expected[file]] == []
+    found = {}
+    for number, (seed, threads, sharding) in enumerate(runs):
+        out = tmp_path / str(number)
+        options = ("--threads", threads, "--max-shard-size", "200KB", "--json")
+        run = servers[seed].run(
+            *COMMANDS[name],
+            *("reasoner", "mllm", "-o", str(out), *options),
+            cwd=str(folders[sharding]),
+            extent_bytes=10_000,
+        )
+        assert run.code == 0, run
+        found[seed, threads, sharding] = read_files(out)
+    expected = found[runs[0]]
+    assert sum(file.endswith(".safetensors") for file in expected) > 1
+    for how, files in found.items():
+        assert files.keys() == expected.keys(), how
+        assert [file for file in files if files[file] != expected[file]] == [], how
