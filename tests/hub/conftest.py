@@ -14,11 +14,9 @@ import pytest
 from drift_merge.hub import refusals
 from drift_merge.storage.hub import faults
 from tests import checkpoints as c
-from tests.hub.places import REPO, TOKEN, Artifacts
-from tests.hub_server.client import connected
+from tests.hub.places import REPO, Artifacts, account
 from tests.hub_server.repo import Repo
 from tests.hub_server.server import HubServer
-from tests.hub_server.store import Account
 from tests.runs import run_linear, run_prior
 
 # huggingface_hub 2.4 itself calls its transport in a way that the transport has deprecated.
@@ -49,9 +47,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> 
     """A Hub with one account, whose token is set."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    with HubServer(tmp_path / "store") as server, connected(server, tmp_path / "home", monkeypatch):
-        server.accounts[TOKEN] = Account("alice", orgs=("org",))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with account(tmp_path) as server:
         yield server
 
 

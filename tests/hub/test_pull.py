@@ -1,5 +1,6 @@
 """Pulling: absent or whole, what its manifest says, and always one commit's."""
 
+import copy
 import hashlib
 import json
 import os
@@ -15,16 +16,23 @@ from drift_merge.priors.manifest import open_prior
 from drift_merge.priors.verify import verify_prior
 from tests.checkpoints import read_files
 from tests.faults.harness import assert_refusal, run
-from tests.hub.places import MERGED, REPO, files_at, shards_of
+from tests.hub.places import MERGED, REPO, account, files_at, shards_of
 from tests.hub_server.client import go_offline
 
 
+@pytest.fixture(scope="module")
+def kept(built, tmp_path_factory):
+    """The server that the prior and the merge were pushed to, once."""
+    with account(tmp_path_factory.mktemp("kept")) as server:
+        assert run("drift-prior", "push", str(built.prior), REPO).code == 0
+        assert run("drift-merge", "push", str(built.merged), MERGED).code == 0
+    return server
+
+
 @pytest.fixture
-def there(hub, built):
-    """The prior and the merge, pushed."""
-    assert run("drift-prior", "push", str(built.prior), REPO).code == 0
-    assert run("drift-merge", "push", str(built.merged), MERGED).code == 0
-    hub.forget_requests()
+def there(hub, kept):
+    """The prior and the merge, on a server of the test's own."""
+    hub.repos, hub.blobs = copy.deepcopy(kept.repos), dict(kept.blobs)
     return hub
 
 

@@ -12,9 +12,7 @@ from drift_merge.hub import refusals
 from drift_merge.hub.files import COMMIT_FILES
 from tests import checkpoints as c
 from tests.faults.harness import assert_refusal, run
-from tests.hub.places import REPO, TOKEN, files_at, shards_of
-from tests.hub_server.client import connected
-from tests.hub_server.server import HubServer
+from tests.hub.places import REPO, TOKEN, account, files_at, shards_of
 from tests.hub_server.store import Account
 from tests.runs import run_prior
 
@@ -37,12 +35,8 @@ REQUESTS = (
 @pytest.fixture(scope="module")
 def whole(built, tmp_path_factory):
     """What an undisturbed push leaves, by file."""
-    folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch, HubServer(folder / "store") as hub:
-        hub.accounts[TOKEN] = Account("alice", orgs=("org",))
-        with connected(hub, folder / "home", patch):
-            patch.setenv("HF_TOKEN", TOKEN)
-            assert run("drift-prior", "push", str(built.prior), REPO).code == 0
+    with account(tmp_path_factory.mktemp("whole")) as hub:
+        assert run("drift-prior", "push", str(built.prior), REPO).code == 0
         return files_at(hub)
 
 

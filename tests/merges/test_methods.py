@@ -74,7 +74,7 @@ def test_the_stream_writes_what_the_method_gives_in_memory_bit_for_bit(
 ):
     expected = in_memory(case, sources)
     assert expected != c.read_tensors(sources.mllm)
-    runs = [(sources, 23, 1, "5GB"), (sharded, 100, 3, "3KB")]
+    runs = [(sources, 61, 1, "5GB"), (sharded, 157, 3, "3KB")]
     for number, (some, chunk, threads, shard) in enumerate(runs):
         monkeypatch.setattr(workspace, "CPU_CHUNK", chunk)
         out = tmp_path / str(number)
