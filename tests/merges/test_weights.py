@@ -157,10 +157,11 @@ WITH_OWN = [
 
 @pytest.mark.parametrize("case", WITH_OWN, ids=name_of)
 def test_a_weight_of_the_mllm_alone_counts(case, sources, tmp_path):
-    run_merge(case, sources, tmp_path / "default", modules="re:layers.0")
-    run_merge(case, sources, tmp_path / "given", modules="re:layers.0", mllm_weight=0.2)
-    default, given = (c.read_tensors(tmp_path / name) for name in ("default", "given"))
     name = "model.layers.0.mlp.up_proj.weight"
+    one = "re:layers.0.mlp.up_proj"
+    run_merge(case, sources, tmp_path / "default", modules=one)
+    run_merge(case, sources, tmp_path / "given", modules=one, mllm_weight=0.2)
+    default, given = (c.read_tensors(tmp_path / name) for name in ("default", "given"))
     assert default[name] != given[name]
 
 

@@ -315,7 +315,7 @@ def test_data_that_is_lost_when_a_file_makes_room_fails_every_later_flush(
             writer.flush()
 
 
-@given(st.dictionaries(st.text(min_size=1), kinds, min_size=1, max_size=8))
+@given(st.dictionaries(texts(min_size=1, max_size=20), kinds, min_size=1, max_size=8))
 def test_an_index_is_as_json_writes_it(found: dict[str, tuple[str, list[int]]]) -> None:
     some = [(name, dtype, tuple(shape)) for name, (dtype, shape) in found.items()]
     layout = layout_of(some, always_numbered=True)
