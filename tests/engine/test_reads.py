@@ -55,7 +55,7 @@ def run_at(
 _EVERY = pytest.param(1, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("step", [9, _EVERY])
+@pytest.mark.parametrize("step", [16, _EVERY])
 @pytest.mark.parametrize("do", [errno.EIO, "end", "short"])
 @pytest.mark.parametrize("name", ["linear", pytest.param("compute", marks=pytest.mark.slow)])
 def test_a_read_that_fails_or_is_short_is_refused_or_makes_no_difference(

@@ -31,7 +31,7 @@ SPARSE = [
 ]
 
 
-@pytest.mark.parametrize("chunk", [5, 2**17])
+@pytest.mark.parametrize("chunk", [11, 2**17])
 @pytest.mark.parametrize(
     ("ours", "theirs", "kind"),
     [(*p, "dense") for p in DENSE]

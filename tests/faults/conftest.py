@@ -8,8 +8,8 @@ from tests.faults.forks import Forks
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
-    """A server that runs commands in processes that may die."""
-    server = Forks()
+    """A server that runs commands in processes that may die, with a hash seed that is known."""
+    server = Forks({"PYTHONHASHSEED": "1"})
     yield server
     server.close()
 

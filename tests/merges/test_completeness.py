@@ -92,7 +92,9 @@ def plain(sources, tmp_path_factory):
             # Of equal weights the first guess of the Karcher mean can be the mean.
             more = {"weights": (3.0, 0.2)} if case.name == "karcher" else {}
             more |= {"weights": ("frank",)} if "frank_decay" in options else {}
-            run_merge(case, sources, out, options=options, dtype="float32", modules="mlp,norm", **more)
+            run_merge(
+                case, sources, out, options=options, dtype="float32", modules="mlp,norm", **more
+            )
             made[key] = c.read_tensors(out)
         return made[key]
 
