@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -19,7 +20,13 @@ from tests.light import run_without_torch
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "drift_merge"
 FILES = sorted(PACKAGE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """The package, parsed once by the process that runs a test of it, not by all that collect."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
 
 # The floors of the house, from the ground up; a room imports only from floors below its own.
 FLOORS = (
@@ -77,10 +84,13 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 yield full if full in MODULES else str(node.module)
 
 
-EDGES = {
-    module: {other for other in imported(TREES[path]) if other in MODULES} - {module}
-    for module, path in MODULES.items()
-}
+@cache
+def edges() -> dict[str, set[str]]:
+    """What each file imports of the package."""
+    return {
+        module: {other for other in imported(trees()[path]) if other in MODULES} - {module}
+        for module, path in MODULES.items()
+    }
 
 
 def test_every_room_has_a_floor():
@@ -91,7 +101,7 @@ def test_every_room_has_a_floor():
 def test_imports_between_rooms_only_go_down():
     assert not [
         f"{module} imports {other}"
-        for module, others in EDGES.items()
+        for module, others in edges().items()
         for other in others
         if (own := room_of(module)) != (their := room_of(other))
         and own != "__init__"
@@ -102,7 +112,7 @@ def test_imports_between_rooms_only_go_down():
 def test_no_imports_go_round_in_a_circle():
     """Between files, so between the rooms inside a room too; imports within functions count."""
     try:
-        TopologicalSorter(EDGES).prepare()
+        TopologicalSorter(edges()).prepare()
     except CycleError as error:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
@@ -111,7 +121,7 @@ def test_each_room_names_the_order_in_which_to_read_its_files_and_they_import_in
     """The docstring of a package ends with "Read: a, b, c.", each file once, ground up."""
     offenders = []
     for path in (p for p in FILES if p.name == "__init__.py" and p.parent != PACKAGE):
-        text = " ".join((ast.get_docstring(TREES[path]) or "").split())
+        text = " ".join((ast.get_docstring(trees()[path]) or "").split())
         listed = re.search(r"Read: ([\w, ]+)\.", text)
         order = re.split(r", ", listed[1]) if listed else []
         inside = {p.stem for p in path.parent.glob("*.py")} - {"__init__"}
@@ -121,7 +131,7 @@ def test_each_room_names_the_order_in_which_to_read_its_files_and_they_import_in
             continue
         own = module_of(path)
         place = {f"{own}.{name}": number for number, name in enumerate(order)}
-        for module, others in EDGES.items():
+        for module, others in edges().items():
             here = next((n for r, n in place.items() if f"{module}.".startswith(f"{r}.")), None)
             for other in others if here is not None else ():
                 there = next((n for r, n in place.items() if f"{other}.".startswith(f"{r}.")), None)
@@ -137,7 +147,7 @@ def test_each_room_says_what_it_promises_and_what_it_must_not_know():
         for path in FILES
         if path.name == "__init__.py"
         and path.parent != PACKAGE
-        and len(re.findall(r"[.:](?:\s|$)", ast.get_docstring(TREES[path]) or "")) < 3
+        and len(re.findall(r"[.:](?:\s|$)", ast.get_docstring(trees()[path]) or "")) < 3
     ]
 
 
@@ -166,14 +176,14 @@ def test_files_are_short_plain_and_free_of_this_machine():
 def test_numpy_and_transformers_are_not_imported_since_they_are_no_dependencies():
     banned = {"numpy", "transformers"}
     assert not [
-        name_of(p) for p, t in TREES.items() if {m.split(".")[0] for m in imported(t)} & banned
+        name_of(p) for p, t in trees().items() if {m.split(".")[0] for m in imported(t)} & banned
     ]
 
 
 def test_everything_public_is_documented():
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    offenders = [name_of(path) for path, tree in TREES.items() if not ast.get_docstring(tree)]
-    for path, tree in TREES.items():
+    offenders = [name_of(path) for path, tree in trees().items() if not ast.get_docstring(tree)]
+    for path, tree in trees().items():
         for scope in (tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))):
             if getattr(scope, "name", "").startswith("_"):
                 continue
@@ -189,7 +199,7 @@ def test_everything_public_is_documented():
 
 def test_functions_fit_on_a_page():
     offenders = []
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 begin = node.body[0].end_lineno if ast.get_docstring(node) else node.lineno
@@ -202,7 +212,7 @@ def test_light_files_import_torch_in_functions_only():
     heavy = {"torch", "safetensors", "tokenizers", "rich", "yaml", "huggingface_hub"}
     offenders = []
     for path in (p for p in FILES if name_of(p).startswith(LIGHT)):
-        top = [n for n in TREES[path].body if isinstance(n, ast.Import | ast.ImportFrom)]
+        top = [n for n in trees()[path].body if isinstance(n, ast.Import | ast.ImportFrom)]
         modules = {m.split(".")[0] for node in top for m in imported(ast.Module([node], []))}
         offenders += [f"{name_of(path)}: {modules & heavy}"] if modules & heavy else []
     assert not offenders
