@@ -10,6 +10,7 @@ The server has one thread and has done no arithmetic, so that forking it is safe
 import builtins
 import ctypes
 import errno
+import gc
 import importlib
 import json
 import os
@@ -40,6 +41,16 @@ CHANGES = (
 )
 SENDS = ("send",)  # of sockets: the head of a request, each piece of its body
 TIMEOUT_SECONDS = 60
+_PRELOADED = tuple(
+    f"drift_merge.{name}"
+    for name in (
+        *("artifacts.checks", "cli.answers", "cli.merge", "cli.prior", "cli.commands.compute"),
+        *("cli.commands.methods", "cli.commands.push", "cli.commands.verify", "engine.stream"),
+        *("engine.strangers", "hub.pull", "hub.push", "maths.methods.elementwise"),
+        *("maths.methods.trimming", "maths.methods.spectral.leading", "merges.make"),
+        *("merges.verify", "priors.compress", "priors.compute", "priors.verify"),
+    )
+)
 NO_MOUNT = 97  # exit code of a run that may not mount its small disk
 
 
@@ -139,21 +150,9 @@ def _serve() -> None:
     import torch
     import torch.distributed.rendezvous  # noqa: F401
 
-    import drift_merge.artifacts.checks
-    import drift_merge.cli.answers
-    import drift_merge.cli.merge
-    import drift_merge.cli.prior
-    import drift_merge.engine.stream
-    import drift_merge.hub.pull
-    import drift_merge.hub.push
-    import drift_merge.merges.make
-    import drift_merge.merges.verify
-    import drift_merge.priors.compress
-    import drift_merge.priors.compute
-    import drift_merge.priors.verify  # noqa: F401
-
-    for name in os.environ.get("FORKS_IMPORT", "").split():
+    for name in (*_PRELOADED, *os.environ.get("FORKS_IMPORT", "").split()):
         importlib.import_module(name)
+    gc.freeze()  # a collection in a child would touch, and so copy, every page
     assert threading.active_count() == 1
     for line in sys.stdin:
         with tempfile.TemporaryDirectory() as folder:
