@@ -17,7 +17,7 @@ from drift_merge.storage.forms.compressed import stored_fingerprints
 from drift_merge.storage.loans.leases import Traffic
 from drift_merge.storage.measured import Results
 from drift_merge.storage.output import OutputDirectory
-from drift_merge.storage.outputs.existing import Overwrite, check_output
+from drift_merge.storage.outputs.existing import Overwrite, check_output, note_together
 from drift_merge.storage.ranks.meeting import ALONE, Ranks
 from drift_merge.storage.sizes import parse_size
 
@@ -126,6 +126,8 @@ def execute_all(jobs: Sequence[Job], options: RunOptions) -> list[Outcome]:
                 outcomes.append(Outcome(made[number], found, False, seconds, traffic))
             else:
                 outcomes.append(Outcome({}, 0, True))
+        if ranks.is_first and len(outputs) > 1:
+            note_together([(output.out, output.plan) for output in outputs])
         for output in outputs if ranks.is_first else ():
             output.tidy()
         ranks.wait()

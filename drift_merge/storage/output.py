@@ -6,6 +6,7 @@
     OUT.partial/payload/       what will become OUT
     OUT.partial/shards/        inputs fetched from the Hub, while they are needed (--stream)
     OUT.partial/replaced/      the old OUT, for the moment of the swap (--overwrite)
+    OUT.partial/together.json  of several outputs: that all are there, while leftovers are removed
 
 One rename of `payload` to OUT publishes it. A crash at any moment leaves OUT as it was, or in
 the moment of the swap in `replaced`, from where the next run takes it back. The same command
@@ -26,6 +27,7 @@ from drift_merge.storage.copying import copy_file, write_file
 from drift_merge.storage.journal import Journal, read_journal
 from drift_merge.storage.measured import Results
 from drift_merge.storage.outputs.existing import (
+    TOGETHER,
     Overwrite,
     finished_plan,
     partial_of,
@@ -37,7 +39,7 @@ from drift_merge.storage.outputs.lock import DirectoryLock
 from drift_merge.storage.ranks.meeting import ALONE, Ranks
 from drift_merge.storage.shards import cannot_read, cannot_write
 
-OURS = {"lock", "journal.jsonl", "payload", "shards", "replaced"}
+OURS = {"lock", "journal.jsonl", "payload", "shards", "replaced", TOGETHER}
 _OF_RANK = re.compile(r"journal-\d+\.jsonl")
 
 
@@ -263,13 +265,14 @@ class OutputDirectory:
         if (self.partial / "replaced").exists() and not os.path.lexists(self.out):
             return  # the only copy of the old output; the next run takes it back
         # The lock goes last: whoever finds it gone may move in, and then keeps the directory.
-        # The journal goes before it and after the rest: it says that this plan was published.
+        # The journal goes before it and after the rest: it says that this plan was published;
+        # of the last of several outputs the note still says so of all.
         for name in ("payload", "shards", "replaced"):
             _remove_tree(self.partial / name)
         try:
             for path in self._rank_journals():
                 path.unlink(missing_ok=True)
-            for name in ("journal.jsonl", "lock"):
+            for name in ("journal.jsonl", "lock", TOGETHER):
                 (self.partial / name).unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(self.partial, error) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import SIDECARS, Pair, make_pair, read_files
-from tests.faults.forks import RENAMES, Forks, Run
+from tests.faults.forks import CHANGES, RENAMES, Forks, Run
 from tests.faults.harness import assert_refusal, command
 
 NAMES = ("compute", "linear")
@@ -236,20 +236,54 @@ def test_a_killed_run_is_no_checkpoint_and_no_prior(unfinished: Unfinished, tmp_
         assert_refusal(result, 5, [str(path)])
 
 
-@pytest.mark.parametrize("do", ["kill", errno.EIO])
-def test_a_sweep_that_ends_after_its_first_output_is_finished_by_a_rerun(
-    do: object, forks: Forks, tmp_path: Path
-) -> None:
+@pytest.fixture
+def sweep(tmp_path: Path) -> list[str]:
+    """A sweep of two outputs, to which -o OUT is added."""
     pair = make_pair(tmp_path, layers=1)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"method: linear\nreasoner: {pair.reasoner}\nmllm: {pair.mllm}\n")
-    words = ["drift-merge", "sweep", str(recipe), "--set", "weight=0.2,0.4", "-o"]
-    assert forks.run(*words, str(tmp_path / "whole")).code == 0
+    return ["drift-merge", "sweep", str(recipe), "--set", "weight=0.2,0.4", "-o"]
+
+
+@pytest.mark.parametrize("do", ["kill", errno.EIO])
+def test_a_sweep_that_ends_after_its_first_output_is_finished_by_a_rerun(
+    do: object, sweep: list[str], forks: Forks, tmp_path: Path
+) -> None:
+    assert forks.run(*sweep, str(tmp_path / "whole")).code == 0
     out = tmp_path / "out"
-    struck = forks.run(*words, str(out), count=RENAMES, at=2, do=do)
+    struck = forks.run(*sweep, str(out), count=RENAMES, at=2, do=do)
     assert struck.code != 0
     assert (out / "weight=0.2").exists()
     assert not (out / "weight=0.4").exists()
-    again = forks.run(*words, str(out))
+    again = forks.run(*sweep, str(out))
     assert again.code == 0, again
     assert read_files(out) == read_files(tmp_path / "whole")
+
+
+def test_a_sweep_killed_while_it_tidies_up_is_finished_by_a_rerun(
+    sweep: list[str], forks: Forks, tmp_path: Path
+) -> None:
+    whole = forks.run(*sweep, str(tmp_path / "whole"), count=CHANGES)
+    last = len(whole.calls) - whole.calls[::-1].index("rename")  # the call that publishes the last
+    numbers = range(last + 1, len(whole.calls) + 1)
+    outs = {number: tmp_path / f"out{number}" for number in numbers}
+    killed = forks.strike({n: {"arguments": [*sweep, str(out)]} for n, out in outs.items()}, "kill")
+    assert {run.code for run in killed} == {-9}
+    again = forks.run_all([{"arguments": [*sweep, str(out)]} for out in outs.values()])
+    # Only when the last trace is gone has it ended as any run ends that is repeated.
+    assert [run.code for run in again] == [0] * (len(outs) - 1) + [6]
+    for out in outs.values():
+        assert read_files(out) == read_files(tmp_path / "whole")
+
+
+def test_an_output_replaced_since_the_sweep_was_killed_is_not_taken_for_its_own(
+    sweep: list[str], forks: Forks, tmp_path: Path
+) -> None:
+    out, words = tmp_path / "out", [*sweep, str(tmp_path / "out")]
+    calls = forks.run(*sweep, str(tmp_path / "whole"), count=("rmdir",)).calls
+    assert forks.run(*words, count=("rmdir",), at=len(calls) - 1, do="kill").code == -9
+    assert os.listdir(out / "weight=0.4.partial") != []
+    shutil.copytree(out / "weight=0.2", tmp_path / "copy")
+    shutil.rmtree(out / "weight=0.2")
+    shutil.move(tmp_path / "copy", out / "weight=0.2")
+    assert_refusal(forks.run(*words), 6, ["weight=0.2", "exists already"])

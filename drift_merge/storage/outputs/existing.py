@@ -2,14 +2,17 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from drift_merge.errors import OutputError
+from drift_merge.storage.copying import write_file
 from drift_merge.storage.journal import read_journal
 from drift_merge.storage.shards import cannot_read
 
+TOGETHER = "together.json"  # beside the last of several outputs, while their leftovers are removed
 Overwrite = bool | Literal["any"]  # True: what this package has made
 
 
@@ -96,7 +99,29 @@ def finished_plan(out: Path) -> str | None:
     partial = partial_of(out)
     if not out.is_dir() or (partial / "payload").exists():
         return None
-    return read_journal(partial / "journal.jsonl")[0]
+    return read_journal(partial / "journal.jsonl")[0] or _plan_beside(real(out))
+
+
+def note_together(outputs: Sequence[tuple[Path, str]]) -> None:
+    """Say beside the last of several outputs, published under these plans, that all are there.
+
+    Their leftovers go one by one, that of the last at the end; a run that is killed meanwhile is
+    known by this note. An output that somebody has replaced since is not what was noted.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    note = {real(out).name: [plan, real(out).stat().st_ino] for out, plan in outputs}
+    write_file(partial_of(outputs[-1][0]) / TOGETHER, json.dumps(note).encode())
+
+
+def _plan_beside(final: Path) -> str | None:
+    for path in final.parent.glob(f"*.partial/{TOGETHER}"):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not there any more, or torn
+            plan, inode = json.loads(path.read_bytes())[final.name]
+            if inode == final.stat().st_ino:
+                return str(plan)
+    return None
 
 
 def partial_of(out: Path) -> Path:
