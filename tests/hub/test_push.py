@@ -1,43 +1,17 @@
 """Pushing to a real HTTP server on loopback with the unmodified huggingface_hub client."""
 
 import json
-import re
 
 import pytest
-import yaml
 
-from drift_merge.errors import CheckpointError
 from drift_merge.priors.manifest import open_prior
 from drift_merge.reports.pictures import has_matplotlib
 from drift_merge.storage.checkpoint import open_checkpoint
-from tests.faults.harness import assert_json_refusal, assert_refusal, run
+from tests.faults.harness import assert_refusal, run
 from tests.hub.places import MERGED, REPO, files_at, shards_of
+from tests.hub.pushing import push, refused
 from tests.hub_server.client import go_offline
 from tests.runs import run_prior
-
-NAMES_OF_MODELS = re.compile(
-    r"config\.json|generation_config\.json|(model|pytorch_model|adapter_model).*|tokenizer.*"
-    r"|.*\.(bin|pt|gguf)|adapter_config\.json"
-)
-
-
-def push(directory, *options, repo_id=REPO, program="drift-prior"):
-    result = run(program, "push", str(directory), repo_id, *options)
-    assert result.code == 0, result
-    return result
-
-
-def refused(code, *mentions, directory, options=(), repo_id=REPO, program="drift-prior"):
-    """A push is refused, plainly and as JSON."""
-    arguments = (program, "push", str(directory), repo_id, *options)
-    result = run(*arguments)
-    assert result.code == code, result
-    assert result.stdout == ""
-    assert "Error: " in result.stderr
-    assert "Traceback" not in result.stderr
-    for mention in mentions:
-        assert mention in result.stderr, result.stderr
-    assert_json_refusal(run(*arguments, "--json"), code, mentions)
 
 
 def test_what_is_pushed_is_there_byte_for_byte_and_private(hub, built):
@@ -217,91 +191,6 @@ def test_no_file_that_is_sent_names_a_path_of_this_machine(hub, built):
     assert "base_model" not in card
 
 
-def test_a_damaged_prior_is_not_sent(hub, own):
-    shard = own.prior / shards_of(own.prior)[0]
-    data = bytearray(shard.read_bytes())
-    data[-1] ^= 1
-    shard.write_bytes(data)
-    refused(1, "layers.", directory=own.prior)
-    assert hub.repos == {}
-
-
-def test_a_missing_shard_is_named_before_anything_is_sent(hub, own):
-    (own.prior / shards_of(own.prior)[0]).unlink()
-    refused(3, "prior-00001-of-", directory=own.prior)
-    assert hub.repos == {}
-
-
-def test_what_is_no_prior_is_not_sent(hub, built):
-    refused(3, "is not a prior", directory=built.merged)
-    refused(3, "is not a merge", directory=built.prior, program="drift-merge")
-
-
-@pytest.mark.parametrize("repo_id", ["name", "a/b/c", "org/na me", "org/name@main", "./x", "/x/y"])
-def test_a_place_that_is_none_is_a_usage_error(hub, built, repo_id):
-    refused(2, "is no place on the Hub", directory=built.prior, repo_id=repo_id)
-
-
-def test_a_commit_cannot_be_written_to(hub, built):
-    refused(2, "cannot be written to", directory=built.prior, options=["--revision", "a" * 40])
-
-
-def test_a_public_repository_is_not_written_to_without_public(hub, repo, built):
-    repo.private = False
-    refused(6, "published at once", "--public", directory=built.prior)
-    push(built.prior, "--public")
-
-
-def test_an_existing_private_repository_stays_private_and_that_is_said(hub, repo, built):
-    result = push(built.prior, "--public")
-    assert "stays private" in result.stderr
-    assert repo.private
-
-
-def test_another_prior_is_not_overwritten_unless_told(hub, built):
-    push(built.prior)
-    before = files_at(hub)
-    refused(6, "another artifact", "reasoner and mllm", "--overwrite", directory=built.other)
-    assert files_at(hub) == before
-    push(built.other, "--overwrite")
-    there = files_at(hub)
-    assert {n for n in there if n.endswith(".safetensors")} == set(shards_of(built.other))
-    assert json.loads(there["prior.json"])["parameters"]["dtype"] == "float32"
-
-
-def test_an_overwritten_prior_never_looks_complete_in_between(hub, built):
-    push(built.prior)
-    begin = len(hub.repos[REPO].log)
-    push(built.other, "--overwrite")
-    log = hub.repos[REPO].log[begin:]
-    assert all("README.md" not in names for _, _, names in log[:-1])
-    assert "prior.json" not in log[0][2]
-
-
-def test_a_merge_is_not_put_over_a_prior_nor_a_prior_over_a_merge(hub, built):
-    push(built.prior)
-    refused(6, "a drift prior", directory=built.merged, program="drift-merge")
-    push(built.merged, "--overwrite", program="drift-merge")
-    assert "prior.json" not in files_at(hub)
-    refused(6, "a merge of drift-merge", directory=built.prior)
-
-
-def test_somebodys_model_is_never_overwritten(hub, built):
-    hub.add_commit(REPO, built.pair.mllm)
-    hub.repos[REPO].private = True
-    for options in ([], ["--overwrite"]):
-        refused(6, "something else", "another name", directory=built.prior, options=options)
-        refused(6, "something else", directory=built.merged, program="drift-merge", options=options)
-
-
-def test_the_unfinished_upload_of_another_prior_is_not_mixed_with_this_one(hub, repo, built):
-    push(built.other)
-    del repo.commits[repo.refs["main"]]["prior.json"], repo.commits[repo.refs["main"]]["README.md"]
-    refused(6, "unfinished upload of another", "--overwrite", directory=built.prior)
-    push(built.prior, "--overwrite")
-    assert {n for n in files_at(hub) if n.endswith(".safetensors")} == set(shards_of(built.prior))
-
-
 def test_files_that_others_have_added_stay(hub, built, tmp_path):
     push(built.prior)
     repo, plot = hub.repos[REPO], tmp_path / "plot.png"
@@ -320,25 +209,6 @@ def test_the_same_tensors_in_other_shards_leave_no_shard_behind(hub, built, tmp_
     assert not {"README.md", "prior.json"} & first
     assert all("README.md" not in names for names in between)
     assert [n for n in files_at(hub) if n.endswith(".safetensors")] == shards_of(tmp_path / "one")
-
-
-def test_a_commit_by_somebody_else_in_between_is_an_error(hub, repo, built):
-    hub.inject("POST .*/commit/main", status=412)
-    refused(6, "has changed while", "Run the same command again", directory=built.prior)
-
-
-def test_a_prior_on_the_hub_does_not_load_as_a_model(hub, built):
-    push(built.prior)
-    for name in files_at(hub):
-        assert NAMES_OF_MODELS.fullmatch(name) is None
-    for headers_only in (True, False):
-        with pytest.raises(CheckpointError, match="is a drift prior: differences") as caught:
-            open_checkpoint(REPO, headers_only=headers_only)
-        assert "drift-prior inspect" in caught.value.remedy
-    front = yaml.safe_load(files_at(hub)["README.md"].decode().split("---\n")[1])
-    assert front["library_name"] == "drift-prior"
-    assert "not-a-model" in front["tags"]
-    assert "pipeline_tag" not in front
 
 
 def test_a_merge_on_the_hub_is_read_like_any_checkpoint(hub, built):

@@ -1,7 +1,6 @@
 """Compressed priors on disk: what the files promise, however they were made."""
 
 import json
-import shutil
 from math import prod
 
 import numpy as np
@@ -11,10 +10,6 @@ from safetensors import safe_open
 import drift_merge
 from drift_merge.engine import workspace
 from drift_merge.errors import (
-    AlignmentError,
-    CheckpointError,
-    OutputError,
-    RecipeError,
     VerificationError,
 )
 from drift_merge.priors.manifest import open_prior
@@ -23,46 +18,10 @@ from drift_merge.priors.verify import verify_prior
 from drift_merge.storage import fingerprints
 from tests import checkpoints as c
 from tests import reference_compression as reference
-from tests.artifacts.damage import edit_json, flip
 from tests.golden_files import compare_with_golden
+from tests.priors.compressed import ALL, CODES, UP, shards_of, sources, values_of
 from tests.priors.exact import exact_tensors
 from tests.runs import run_compress, run_prior
-
-CODES = {"int8": "I8", "float8_e4m3fn": "F8_E4M3"}
-UP = "layers.0.mlp.up_proj.weight"
-ALL = 10**6  # a sample of all tensors
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    return c.make_pair(tmp_path_factory.mktemp("pair"), num_shards=(2, 3))
-
-
-@pytest.fixture(scope="module")
-def plain(pair, tmp_path_factory):
-    """Uncompressed priors by dtype."""
-    directory = tmp_path_factory.mktemp("plain")
-    dtypes = ("float32", "bfloat16", "float16", "source")
-    for dtype in dtypes:
-        run_prior(*pair, directory / dtype, dtype=dtype, modules="attn,mlp,norm")
-    return {dtype: directory / dtype for dtype in dtypes}
-
-
-def values_of(tensors, name):
-    """A delta as it is stored, float32, by numpy alone."""
-    stored = tensors[name]
-    if f"{name}:scale" not in tensors:
-        return stored.values.astype(np.float32)
-    scales = tensors[f"{name}:scale"].values
-    return stored.values.astype(np.float32) * scales[..., None]
-
-
-def shards_of(directory):
-    return {p.name: p.read_bytes() for p in sorted(directory.glob("*.safetensors"))}
-
-
-def sources(pair):
-    return {"reasoner": str(pair.reasoner), "mllm": str(pair.mllm)}
 
 
 @pytest.mark.parametrize("dtype", CODES)
@@ -271,117 +230,6 @@ def test_the_manifest_of_a_fixed_pair_compressed_is_the_golden_one(tmp_path, mon
         entry["norm_stored"] = round(entry["norm_stored"], 4)
         entry["cosine_stored"] = round(entry["cosine_stored"], 6)
     compare_with_golden("prior_compressed.json", json.dumps(manifest, indent=1) + "\n")
-
-
-# What is refused.
-
-
-@pytest.fixture
-def prior(plain, tmp_path):
-    """A copy of a bfloat16 prior, to be damaged."""
-    return shutil.copytree(plain["bfloat16"], tmp_path / "prior")
-
-
-def refused(prior, out, error, match):
-    with pytest.raises(error, match=match):
-        run_compress(prior, out)
-    assert not out.exists()
-    assert not out.with_name(f"{out.name}.partial").exists()
-
-
-def test_one_flipped_bit_of_any_tensor_is_refused_and_the_tensor_named(prior, tmp_path):
-    (shard,) = prior.glob("*.safetensors")
-    end = shard.stat().st_size
-    last = list(c.read_shard(shard))[-1]
-    for at in (end - 1, end - 2):
-        flip(shard, at)
-        refused(prior, tmp_path / "out", VerificationError, rf"{last} in .* differs from its")
-        flip(shard, at)
-    run_compress(prior, tmp_path / "out")
-
-
-def test_a_changed_manifest_or_index_is_refused(prior, tmp_path):
-    original = (prior / "prior.json").read_text()
-    edit_json(prior / "prior.json", lambda m: m["tensors"][UP].update(norm_delta=1.0))
-    refused(prior, tmp_path / "out", VerificationError, r"prior\.json was changed")
-    (prior / "prior.json").write_text(original)
-    index = prior / "prior.safetensors.index.json"
-    edit_json(index, lambda value: value.update(more=1))
-    refused(prior, tmp_path / "out", VerificationError, "index")
-
-
-def test_shards_of_another_run_are_refused(prior, plain, tmp_path):
-    for path in plain["float16"].glob("*.safetensors"):
-        (prior / path.name).write_bytes(path.read_bytes())
-    refused(prior, tmp_path / "out", CheckpointError, r"is F16 .* but the manifest says BF16")
-
-
-def test_a_compressed_prior_is_not_compressed_again(pair, tmp_path):
-    run_prior(*pair, tmp_path / "prior", dtype="int8")
-    for dtype in CODES:
-        with pytest.raises(RecipeError, match=r"compressed already \(int8\)"):
-            run_compress(tmp_path / "prior", tmp_path / "out", dtype=dtype)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int4", "source"])
-@pytest.mark.parametrize("before", ["float32", "bfloat16"])
-def test_a_dtype_that_compresses_nothing_is_refused(plain, tmp_path, before, dtype):
-    with pytest.raises(RecipeError, match=rf"--dtype is '{dtype}'; expected one of float8"):
-        run_compress(plain[before], tmp_path / "out", dtype=dtype)
-
-
-def test_nan_and_inf_are_refused_when_computing_and_when_compressing(tmp_path):
-    values = c.reasoner_tensors()[f"model.{UP}"].values.copy()
-    values[0, 0], values[1, 1] = np.nan, np.inf
-    pair = c.make_pair(tmp_path, reasoner={f"model.{UP}": c.store(values)})
-    with pytest.raises(CheckpointError, match=rf"reasoner: model\.{UP}: 2 values"):
-        run_prior(*pair, tmp_path / "out", dtype="int8")
-    with pytest.raises(RecipeError, match="cannot hold NaN or Inf"):
-        run_prior(*pair, tmp_path / "out", dtype="int8", allow_nonfinite=True)
-    run_prior(*pair, tmp_path / "prior", allow_nonfinite=True)
-    refused(tmp_path / "prior", tmp_path / "out", RecipeError, f"holds NaN or Inf .{UP}")
-
-
-def test_a_delta_that_float32_cannot_hold_is_refused_by_name(tmp_path):
-    values = c.reasoner_tensors()[f"model.{UP}"].values.astype(np.float64)
-    values[0, 0] = 1e300
-    pair = c.make_pair(tmp_path, reasoner={f"model.{UP}": c.store(values, "F64")})
-    with pytest.raises(CheckpointError, match=rf"the result in I8: {UP}: 1 values"):
-        run_prior(*pair, tmp_path / "out", dtype="int8")
-
-
-@pytest.mark.parametrize("values", [{"dtype": "bfloat16"}, {"dtype": "source"}])
-def test_through_without_compression_is_refused(pair, tmp_path, values):
-    with pytest.raises(RecipeError, match="--through"):
-        run_prior(*pair, tmp_path / "out", through="float16", **values)
-
-
-def test_a_merge_cannot_be_compressed(pair, tmp_path):
-    from tests.runs import run_linear
-
-    with pytest.raises(RecipeError, match="--dtype is 'int8'"):
-        run_linear(*pair, tmp_path / "out", 0.1, dtype="int8")
-
-
-def test_a_tensor_named_like_scales_is_refused(tmp_path):
-    name = "model.layers.0.mlp.up_proj.weight:scale"
-    values = c.store(np.ones((4, 16)))
-    pair = c.make_pair(tmp_path, reasoner={name: values}, mllm={name: values})
-    run_prior(*pair, tmp_path / "plain")
-    with pytest.raises(AlignmentError, match="ends with ':scale'"):
-        run_prior(*pair, tmp_path / "out", dtype="int8")
-
-
-def test_an_output_inside_the_prior_or_there_already_is_refused(prior, tmp_path):
-    with pytest.raises(OutputError, match="is inside the input"):
-        run_compress(prior, prior / "out")
-    run_compress(prior, tmp_path / "out")
-    before = c.read_files(tmp_path / "out")
-    with pytest.raises(OutputError, match="exists already"):
-        run_compress(prior, tmp_path / "out", dtype="float8_e4m3fn")
-    assert c.read_files(tmp_path / "out") == before
-    run_compress(prior, tmp_path / "out", dtype="float8_e4m3fn", overwrite=True)
-    assert open_prior(tmp_path / "out").manifest["parameters"]["dtype"] == "float8_e4m3fn"
 
 
 def test_verify_names_codes_and_scales_computed_again_differently(pair, tmp_path):

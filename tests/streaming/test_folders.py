@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests import checkpoints as c
-from tests.faults.folders import LEFT, OTHERS
 from tests.faults.harness import run
+from tests.faults.inputs.folders import LEFT, OTHERS
 from tests.hub_server.client import go_offline
 from tests.hub_server.models import MLLM, REASONER, make_layered_pair, publish
 from tests.hub_server.server import HubServer

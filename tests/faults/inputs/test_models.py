@@ -15,11 +15,11 @@ from tests.checkpoints import (
     store,
     write_shard,
 )
-from tests.faults.damage import (
+from tests.faults.harness import assert_refusal, command, refused, run
+from tests.faults.inputs.damage import (
     COMMANDS,
     ROLES,
 )
-from tests.faults.harness import assert_refusal, command, refused, run
 
 # Models that do not fit.
 

@@ -19,7 +19,8 @@ from tests.checkpoints import (
     write_index,
     write_shard,
 )
-from tests.faults.damage import (
+from tests.faults.harness import command, refused, run
+from tests.faults.inputs.damage import (
     COMMANDS,
     INDEX,
     OTHER,
@@ -29,7 +30,6 @@ from tests.faults.damage import (
     Q,
     damaged,
 )
-from tests.faults.harness import command, refused, run
 
 
 def with_index(change: Callable[[dict[str, Any]], Any]) -> Break:

@@ -16,13 +16,13 @@ from tests.checkpoints import (
     store,
     text_shapes,
 )
-from tests.faults.damage import (
+from tests.faults.harness import command, refused, run
+from tests.faults.inputs.damage import (
     ROLES,
     K,
     Q,
     header_of,
 )
-from tests.faults.harness import command, refused, run
 
 # Values that are no numbers.
 

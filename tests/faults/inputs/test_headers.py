@@ -13,7 +13,8 @@ from tests.checkpoints import (
     make_pair,
     shard_bytes,
 )
-from tests.faults.damage import (
+from tests.faults.harness import assert_refusal, command, refused, run
+from tests.faults.inputs.damage import (
     COMMANDS,
     ROLES,
     SHARD,
@@ -22,7 +23,6 @@ from tests.faults.damage import (
     header_of,
     tensor_of,
 )
-from tests.faults.harness import assert_refusal, command, refused, run
 
 
 def with_header(change: Callable[[dict[str, Any]], Any]) -> Break:
