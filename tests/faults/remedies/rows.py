@@ -289,7 +289,7 @@ NOT_RUN = {
     (
         "storage/folder/faults.py",
         "too_many_files_remedy",
-    ): "ulimit; tests/faults/test_folders run it",
+    ): "ulimit; tests/faults/inputs run it",
     ("storage/shards.py", ""): "ulimit, or looks at a folder of another user",
     ("storage/sources.py", "ls -l"): "only looks at a file",
     ("storage/weight_map.py", "merge_and_unload"): "tests/real_trainers/lora merge with PEFT",
