@@ -34,7 +34,7 @@ from drift_merge.trainers.sft.request import (
     last_checkpoint,
     run_of,
 )
-from drift_merge.trainers.sft.watch import StepProgress, Watch
+from drift_merge.trainers.sft.watch import CompleteError, StepProgress, Watch, last_report
 from drift_merge.trainers.wiring import optional
 
 _INSTALL = "pip install 'drift_merge[train]'"
@@ -80,8 +80,13 @@ def train(
         last = first_does(lambda: _enter(run, prepared, resume=resume))
         with _kept_if_saved(run):
             trainer, callback = _trainer(prepared, last, arguments, progress)
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-        report = None if callback is None else callback.report
+            try:
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+                report = None if callback is None else callback.report
+            except CompleteError:
+                assert last is not None
+                trainer.callback_handler.on_train_end(arguments, trainer.state, trainer.control)
+                report = last_report(last)
         history = trainer.state.log_history
         manifest = describe(prepared, history, report)
         write_output(prepared, trainer.model, manifest, history, output)
@@ -145,7 +150,7 @@ def _trainer(
         train_dataset=prepared.examples,
         data_collator=collator,
         callbacks=[
-            Watch(progress, request.save_total_limit),
+            Watch(progress, request.save_total_limit, callback),
             *([callback] if callback else []),
         ],
     )

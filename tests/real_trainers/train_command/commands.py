@@ -26,9 +26,10 @@ def command(setup, out, *more, prior=True):
     return [sys.executable, "-c", MAIN, *given(setup, out, *TRAINED, *more, prior=prior)]
 
 
-def run(words, code=0):
+def run(words, code=0, **variables):
+    environment = ENVIRONMENT | variables
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT
+        words, capture_output=True, text=True, timeout=300, check=False, env=environment
     )
     assert done.returncode == code, done.stderr[-3000:]
     return done

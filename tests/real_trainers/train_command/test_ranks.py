@@ -34,7 +34,12 @@ def start(self, *given, **named):
         state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 state.AcceleratorState.__init__ = start
+import os
 from drift_merge.cli.prior import main
+from drift_merge.trainers.sft import run
+
+if os.environ.get("KILLED_BEFORE_THE_OUTPUT"):
+    run.write_output = lambda *_: os._exit(9)
 
 main()
 """
@@ -90,6 +95,9 @@ def test_two_processes_killed_and_resumed_give_the_same_bytes(setup, trained, tm
     out = tmp_path / "out"
     words = command(setup, out, *KINDS[kind], world=2)
     kill_at(words, tmp_path / "out.run" / "checkpoint-2" / "whole", tmp_path / "log")
+    assert not out.exists()
+    run([*words, "--resume"], code=1, KILLED_BEFORE_THE_OUTPUT="1")  # torchrun's code
+    assert (tmp_path / "out.run" / "checkpoint-4" / "whole").exists()
     assert not out.exists()
     run([*words, "--resume"])
     ours, theirs = c.read_files(out), c.read_files(whole)

@@ -62,6 +62,13 @@ def test_everything_beside_the_weights_is_the_mllms(setup, undisturbed):
         assert after[name] == before[name]
 
 
+KILLED_BEFORE_THE_OUTPUT = """
+import os
+from drift_merge.cli.prior import main
+from drift_merge.trainers.sft import run
+run.write_output = lambda *_: os._exit(9)
+main()
+"""
 KILLED = {
     "full": ("--schedule", "linear"),
     "one checkpoint": ("--save-total-limit", "1"),
@@ -94,6 +101,25 @@ def test_a_killed_and_resumed_run_gives_the_same_bytes(setup, undisturbed, tmp_p
     assert ours.keys() == theirs.keys()
     for file, data in theirs.items():
         assert ours[file] == data, file
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_a_run_killed_after_its_last_step_makes_no_other(setup, undisturbed, tmp_path, prior):
+    """8 steps are no whole number of epochs, so that the trainer itself would go on."""
+    out, whole = tmp_path / "out", undisturbed
+    more = ("--save-steps", "2", "-q", *(("--schedule", "linear") if prior else ()))
+    words = command(setup, out, *more, prior=prior)
+    killed = [*words[:2], KILLED_BEFORE_THE_OUTPUT, *words[3:]]
+    assert subprocess.run(killed, check=False, env=ENVIRONMENT).returncode == 9
+    assert not out.exists()
+    assert (tmp_path / "out.run" / "checkpoint-8" / "whole").exists()
+    run([*words, "--resume"])
+    if not prior:
+        whole = tmp_path / "whole"
+        run(command(setup, whole, *more, prior=prior))
+    ours, theirs = c.read_files(out), c.read_files(whole)
+    assert ours.keys() == theirs.keys()
+    assert [file for file in theirs if ours[file] != theirs[file]] == []
 
 
 def test_without_a_prior_it_is_plain_training(setup, tmp_path):
