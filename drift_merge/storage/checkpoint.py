@@ -143,6 +143,9 @@ def open_checkpoint(
 
 def _open_local(source: Source, path: Path, folder: Folder | None = None) -> Checkpoint:
     directory = path if path.is_dir() else path.parent
+    if not (directory / ADAPTER_CONFIG).exists():
+        # What is no model may be the root of a disk, whose files take minutes to list.
+        read_config(directory, source.given)
     files, astray = scan(directory)
     if ADAPTER_CONFIG in files and not holds_model(files):
         find_weights(files, where=source.given, directory=str(directory))  # says what it is
@@ -167,9 +170,7 @@ def _open_local(source: Source, path: Path, folder: Folder | None = None) -> Che
                 f"{index_name} says that {name} is in {shard}, but it is not.",
                 remedy="The index and the shards are of different models: download both again.",
             )
-    if weight_map or path.is_file():
-        return checkpoint
-    return _with_choice(checkpoint)
+    return checkpoint if weight_map or path.is_file() else _with_choice(checkpoint)
 
 
 def _with_choice(checkpoint: Checkpoint) -> Checkpoint:

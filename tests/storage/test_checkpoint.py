@@ -135,3 +135,11 @@ def test_a_broken_shard_is_named_together_with_its_checkpoint(tmp_path):
         open_checkpoint(str(pair.reasoner))
     assert caught.value.message.startswith(f"{pair.reasoner}: model.safetensors is truncated")
     assert caught.value.remedy
+
+
+def test_what_is_no_model_is_refused_before_its_files_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drift_merge.storage.checkpoint.scan", None)
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        open_checkpoint(str(tmp_path))

@@ -4,6 +4,7 @@ For people without a trainer, and for our own proofs. No loop of its own; severa
 accelerate's, as torchrun or `accelerate launch` start them.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from drift_merge.trainers.sft.encode.collator import Collator
 from drift_merge.trainers.sft.encode.processor import load_processor
 from drift_merge.trainers.sft.memory import require_disk
 from drift_merge.trainers.sft.model import load_model
-from drift_merge.trainers.sft.publish import describe, write_output
+from drift_merge.trainers.sft.publish import MANIFEST, describe, write_output
 from drift_merge.trainers.sft.ranks import first_does, rank, wait_for_all
 from drift_merge.trainers.sft.request import (
     TrainingJob,
@@ -77,6 +78,10 @@ def train(
     arguments = _arguments(prepared, run, device)  # joins the other processes
     first_does(lambda: check_output(out, prepared.checkpoint.directories, overwrite=overwrite))
     with full_disk_named(run), _output(out, plan, overwrite=overwrite) as output:
+        if first_does(lambda: output is not None and output.is_published):
+            _tidy(run, output)  # killed when all was there, before this
+            whole: dict[str, Any] = json.loads((out / MANIFEST).read_text())
+            return whole
         last = first_does(lambda: _enter(run, prepared, resume=resume))
         with _kept_if_saved(run):
             trainer, callback = _trainer(prepared, last, arguments, progress)
@@ -91,11 +96,17 @@ def train(
         manifest = describe(prepared, history, report)
         write_output(prepared, trainer.model, manifest, history, output)
         if output is not None:
-            output.publish()
-    wait_for_all()
-    if rank() == 0:
-        shutil.rmtree(run, ignore_errors=True)
+            output.publish(tidy=False)
+        wait_for_all()
+        _tidy(run, output)
     return manifest
+
+
+def _tidy(run: Path, output: OutputDirectory | None) -> None:
+    """Remove what is left beside a whole output, in the first process; the journal goes last."""
+    if output is not None:
+        shutil.rmtree(run, ignore_errors=True)
+        output.tidy()
 
 
 def _require_packages(request: TrainingRequest) -> None:
