@@ -272,8 +272,10 @@ class OutputDirectory:
         try:
             for path in self._rank_journals():
                 path.unlink(missing_ok=True)
-            for name in ("journal.jsonl", "lock", TOGETHER):
+            for name in ("journal.jsonl", "lock"):
                 (self.partial / name).unlink(missing_ok=True)
+            if (note := self.partial / TOGETHER).exists():
+                note.unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(self.partial, error) from error
         with suppress(OSError):

@@ -127,7 +127,9 @@ def ranks(soak: Soak, chance: random.Random) -> None:
     name = chance.choice([n for n in COMMANDS if n != "sweep"])
     out = soak.outs(chance)[0]
     last = soak.calls[name] // 2
-    blow: dict[str, Any] = {"count": CHANGES, "at": chance.randint(1, last), "do": "kill"}
+    # From the second on: at the first it has not met the others, who wait five minutes for it where
+    # no torchrun ends them.
+    blow: dict[str, Any] = {"count": CHANGES, "at": chance.randint(2, last), "do": "kill"}
     if chance.random() < 0.3:
         blow |= {"do": errno.ENOSPC, "count": ("pwrite", "write"), "always": True}
     size = chance.randint(2, 4)
