@@ -119,8 +119,6 @@ function legend(map) {
 function mapOf(map, part) {
   const figure = make("figure", {}, make("figcaption", {}, make("b", {}, map.label), make("p", {}, map.meaning)));
   if (map.missing) { figure.append(make("div", { class: "missing" }, map.missing)); return figure; }
-  const known = part.cells.some(c => c.values[map.key] !== null);
-  if (!known) { figure.append(make("div", { class: "missing" }, `Not known of any tensor of the ${part.part}.`)); return figure; }
   figure.append(legend(map));
   if (part.layers.length) figure.append(gridOf(map, part));
   const beside = part.cells.filter(c => c.layer === null);
@@ -137,9 +135,14 @@ function mapOf(map, part) {
 }
 function drawMaps(place) {
   for (const part of data.parts) {
-    const many = part.kinds.length > 22;
-    place.append(make("h3", {}, part.part[0].toUpperCase() + part.part.slice(1) + `, ${part.layers.length} layers`),
-      make("div", { class: "maps" + (many ? " wide" : "") }, ...data.maps.map(map => mapOf(map, part))));
+    const many = part.kinds.length > 22, name = part.part === "other" ? "other parts" : part.part, count = part.layers.length;
+    const known = map => part.cells.some(c => c.values[map.key] !== null);
+    // What is not known of any part is said once, beside the first; of this part alone, in a line.
+    const shown = data.maps.filter(map => map.missing ? part === data.parts[0] : known(map));
+    const others = data.maps.filter(map => !map.missing && !known(map)).map(map => map.label.toLowerCase());
+    place.append(make("h3", {}, name[0].toUpperCase() + name.slice(1) + (count ? `, ${count} layer${count > 1 ? "s" : ""}` : "")));
+    if (shown.length) place.append(make("div", { class: "maps" + (many ? " wide" : "") }, ...shown.map(map => mapOf(map, part))));
+    if (others.length) place.append(make("p", { class: "soft" }, `Not known of the ${name}: ${others.join(", ")}.`));
   }
   if (!data.parts.length) place.append(make("div", { class: "missing" }, "No tensor to show."));
 }
@@ -306,6 +309,13 @@ for (const pre of document.querySelectorAll("pre[data-copy]")) {
     else getSelection().selectAllChildren(pre.querySelector("code"));
   });
   pre.append(button);
+}
+// A browser may break a line after the hyphens of an option, which is then no option to the eye.
+const texts = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT), found = [];
+while (texts.nextNode()) if (/--[a-z]|drift-/.test(texts.currentNode.data)) found.push(texts.currentNode);
+for (const node of found) {
+  const parts = node.data.split(/((?<![-\w])(?:--[a-z][\w-]*|drift-(?:merge|prior)))/);
+  node.replaceWith(...parts.map((text, i) => i % 2 ? make("span", { class: "option" }, text) : text));
 }
 const drawAll = () => redraw.forEach(draw => draw());
 drawAll();

@@ -36,3 +36,14 @@ function faint() {
   }
   return [...new Set(out)];
 }
+// Options and names of commands that are torn over two lines.
+function torn() {
+  const out = [], texts = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  while (texts.nextNode())
+    for (const found of texts.currentNode.data.matchAll(/(?<![-\w])(?:--[a-z][\w-]*|drift-(?:merge|prior))/g)) {
+      const range = document.createRange();
+      range.setStart(texts.currentNode, found.index); range.setEnd(texts.currentNode, found.index + found[0].length);
+      if (range.getClientRects().length > 1) out.push(found[0]);
+    }
+  return out;
+}

@@ -22,6 +22,7 @@ def check_page(chrome: Chrome, page: Path, width: int, scheme: str) -> None:
     assert chrome.run(f"{CHECKS} return cutOff()") == []
     assert chrome.run(f"{CHECKS} return overlaps()") == []
     assert chrome.run(f"{CHECKS} return faint()") == []
+    assert chrome.run(f"{CHECKS} return torn()") == []
     assert chrome.errors() == []
     assert [url for url in chrome.requested() if not url.startswith(("file:", "data:"))] == []
     dark = chrome.run("return getComputedStyle(document.body).backgroundColor")
