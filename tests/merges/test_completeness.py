@@ -13,7 +13,7 @@ from drift_merge.maths.methods.options import OPTIONS
 from drift_merge.recipes.options import recipe_options
 from tests import checkpoints as c
 from tests.maths.methods import test_reference, test_spectral
-from tests.merges.suite import CASES, name_of, run_merge, write_sources
+from tests.merges.suite import CASES, name_of, run_merge
 
 # A value far enough from every default that the result must be another.
 OTHER = {
@@ -73,11 +73,6 @@ PARAMETERS = [  # by default in the first variant that has the option; in the ot
     )
     for case, option in OPTION_CASES
 ]
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    return write_sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="module")

@@ -14,36 +14,38 @@ from drift_merge.engine import flushing, workspace
 from drift_merge.maths.methods import METHODS
 from drift_merge.merges.manifest import open_merge
 from drift_merge.merges.verify import verify_merge
-from drift_merge.storage.fingerprints import key_of
 from tests import checkpoints as c
-from tests.engine.layouts import VISION, logical, stored, write
 from tests.merges.suite import (
     CASES,
     KEEP_LAYERS,
     MERGED,
-    RANDOM,
-    Case,
     Sources,
     in_memory,
     is_kept,
-    merged_tensor,
     name_of,
     recipe_of,
     run_merge,
     write_sources,
 )
-from tests.names import families
 
 every = pytest.mark.parametrize("case", CASES, ids=name_of)
+
+
 # A variant goes the ways of its method through plan and stream: pytest -m slow tries those too.
 FIRST = {case.name: case for case in reversed(CASES)}.values()
+
+
 each = pytest.mark.parametrize(
     "case",
     [pytest.param(c, marks=[] if c in FIRST else pytest.mark.slow, id=name_of(c)) for c in CASES],
 )
+
+
 # A resumed run goes one way for all that compute alike: those that look at nothing first, at each
 # tensor, at the whole model, at singular directions, and that draw masks.
 _KINDS = ("linear", "slerp", "ties", "tsv-m", "dare-ties")
+
+
 resumed = pytest.mark.parametrize(
     "case",
     [
@@ -53,13 +55,6 @@ resumed = pytest.mark.parametrize(
         for c in CASES
     ],
 )
-RANDOM_CASES = [case for case in CASES if case.name in RANDOM]
-random = pytest.mark.parametrize("case", RANDOM_CASES, ids=name_of)
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    return write_sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="module")
@@ -213,49 +208,6 @@ def test_a_resumed_run_writes_what_an_undisturbed_one_writes(case, sources, tmp_
     assert c.read_files(tmp_path / "out") == c.read_files(tmp_path / "whole")
 
 
-@random
-def test_masks_depend_on_the_seed(case, sources, tmp_path):
-    options = {"density": 0.5}
-    for seed in (0, 1):
-        run_merge(case, sources, tmp_path / str(seed), seed=seed, options=options)
-        expected = in_memory(case, sources, seed=seed, **options)
-        assert c.read_tensors(tmp_path / str(seed)) == expected
-    zero, one = (c.read_tensors(tmp_path / name) for name in "01")
-    same = [name for name in zero if MERGED.match(name) and zero[name] == one[name]]
-    assert same == []
-
-
-SQUARES = [
-    f"model.layers.{layer}.self_attn.{name}.weight"
-    for layer in range(2)
-    for name in ("q_proj", "o_proj")
-]
-
-
-@random
-def test_every_tensor_and_every_reasoner_has_a_mask_of_its_own(case, tmp_path):
-    # A base and an mllm of 0: an entry that is not 0 was kept.
-    sources = write_sources(tmp_path, dtypes=("F32", "F32", "F32", "F32"))
-    ones = {name: c.store(np.ones((c.HIDDEN, c.HIDDEN)), "F32") for name in SQUARES}
-    zeros = {name: c.store(tensor.values * 0, "F32") for name, tensor in ones.items()}
-    changes = dict.fromkeys(sources.reasoners, ones) | {sources.mllm: zeros, sources.base: zeros}
-    for path, values in changes.items():
-        c.write_shard(path / "model.safetensors", c.read_tensors(path) | values)
-    masks = {}
-    for number in (0, 1):
-        weights = (1.0, 0.0) if number == 0 else (0.0, 1.0)
-        out = tmp_path / str(number)
-        run_merge(case, sources, out, weights=weights, options={"density": 0.5})
-        found = c.read_tensors(out)
-        for name in SQUARES:
-            masks[name, number] = found[name].values != 0
-    for mask in masks.values():
-        assert 0.3 < mask.mean() < 0.7
-    for one, mask in masks.items():
-        for other, another in masks.items():
-            assert one == other or 0.3 < (mask == another).mean() < 0.7, (one, other)
-
-
 COMMANDS = """
 import json, sys
 from drift_merge.cli import entry
@@ -296,66 +248,3 @@ def test_the_commands_write_the_same_files_whatever_the_hash_seed(sources, tmp_p
 
 # Left alone they ask for nothing, and a manifest does not name them.
 UNSAID = {"rank", "eta", "bands", "gates", "norm", "calibrate", "calibrate_alpha", "frank_decay"}
-VIEWED = ("slerp", "nuslerp", "ties", "dare-ties", "della", "arcee-fusion", "breadcrumbs", "sce")
-VIEW_CASES = [c for c in CASES if c.name in VIEWED and c.variant == "paper"]
-LAYOUTS = [("split", "fused"), ("fused", "split"), ("experts", "experts_transposed")]
-
-
-@pytest.mark.parametrize("case", VIEW_CASES, ids=name_of)
-@pytest.mark.parametrize(("ours", "theirs"), LAYOUTS)
-def test_fused_split_and_transposed_views_are_merged_in_the_layout_of_the_mllm(
-    case, ours, theirs, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(workspace, "CPU_CHUNK", 50)
-    tails = families.experts() if "experts" in ours else families.layer(bias=False)
-    models = {name: logical(seed, tails) for seed, name in enumerate(("one", "two", "base"))}
-    own, vision = logical(5, tails), c.random_tensors(VISION, 4)
-    paths = {name: write(tmp_path, name, stored(model, ours)) for name, model in models.items()}
-    mllm = write(tmp_path, "mllm", stored(own, theirs) | vision)
-    sources = Sources((paths["one"], paths["two"]), mllm, paths["base"])
-    made = run_merge(case, sources, tmp_path / "out", modules="attn,mlp")
-    seen = {name: stored(model, theirs) for name, model in models.items()}
-    found, num_merged = c.read_tensors(tmp_path / "out"), 0
-    for name, tensor in (stored(own, theirs) | vision).items():
-        entry = made.merge.tensors[name]
-        expected = tensor
-        if entry["method"] == case.name:
-            num_merged += 1
-            inputs = [seen[role][name] for role in ("one", "two")[: case.num_reasoners]]
-            base = seen["base"][name] if case.has_base else None
-            key = key_of(0, case.name, entry["canonical"])
-            expected = merged_tensor(case, [tensor, *inputs, base], key)
-        assert found[name] == expected, name
-    assert num_merged == sum(".layers." in name and "norm" not in name for name in found)
-
-
-WORDS = {  # row i of an embedding belongs to word i
-    "mllm": ("b", "new", "a", "image", "d", "f"),
-    "one": ("f", "a", "b", "c", "e", "new"),  # lacks d
-    "base": ("a", "b", "c", "d", "e"),  # lacks f and new
-}
-
-
-@pytest.mark.parametrize("name", ["chat-vector", "task-arithmetic", "inject"])
-def test_a_row_of_a_token_that_reasoner_or_base_lacks_stays_the_mllms(name, tmp_path):
-    tensors, paths = {}, {}
-    tails = families.layer(bias=False)
-    for seed, (role, words) in enumerate(WORDS.items(), start=1):
-        shapes = families.decoder(tails=tails, layers=1, vocab=len(words))
-        shapes |= VISION if role == "mllm" else {}
-        tensors[role] = c.random_tensors(shapes, seed, dtype="F32")
-        files = {"tokenizer.json": c.tokenizer(list(words))}
-        config = {"num_hidden_layers": 1}
-        paths[role] = c.write_checkpoint(tmp_path / role, tensors[role], config, sidecars=files)
-    sources = Sources((paths["one"],), paths["mllm"], paths["base"])
-    case = Case(name, "paper", has_base=True)
-    run_merge(case, sources, tmp_path / "out", modules="embed", options={"scale": 1.0})
-    key = "model.embed_tokens.weight"
-    own, reasoner, base = (tensors[role][key].values for role in WORDS)
-    found = c.read_tensors(tmp_path / "out")[key].values
-    for index, word in enumerate(WORDS["mllm"]):
-        expected = own[index]
-        if word in "ab":
-            other, origin = (WORDS[role].index(word) for role in ("one", "base"))
-            expected = expected + (reasoner[other] - base[origin])
-        np.testing.assert_allclose(found[index], expected, atol=1e-7, err_msg=word)
