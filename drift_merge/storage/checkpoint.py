@@ -143,9 +143,9 @@ def open_checkpoint(
 
 def _open_local(source: Source, path: Path, folder: Folder | None = None) -> Checkpoint:
     directory = path if path.is_dir() else path.parent
-    if not (directory / ADAPTER_CONFIG).exists():
-        # What is no model may be the root of a disk, whose files take minutes to list.
-        read_config(directory, source.given)
+    if not any((directory / name).exists() for name in ("config.json", ADAPTER_CONFIG)):
+        # No model: perhaps the root of a disk, whose files take minutes to list.
+        read_config(directory, source.given)  # says so
     files, astray = scan(directory)
     if ADAPTER_CONFIG in files and not holds_model(files):
         find_weights(files, where=source.given, directory=str(directory))  # says what it is

@@ -265,8 +265,8 @@ class OutputDirectory:
         if (self.partial / "replaced").exists() and not os.path.lexists(self.out):
             return  # the only copy of the old output; the next run takes it back
         # The lock goes last: whoever finds it gone may move in, and then keeps the directory.
-        # The journal goes before it and after the rest: it says that this plan was published;
-        # of the last of several outputs the note still says so of all.
+        # The journal goes before it and after the rest: it says that this plan was published.
+        # The note that says so of several outputs goes after both; it protects nothing.
         for name in ("payload", "shards", "replaced"):
             _remove_tree(self.partial / name)
         try:

@@ -109,9 +109,14 @@ def note_together(outputs: Sequence[tuple[Path, str]]) -> None:
     known by this note. An output that somebody has replaced since is not what was noted.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: an output is gone, or the note cannot be written.
     """
-    note = {real(out).name: [plan, real(out).stat().st_ino] for out, plan in outputs}
+    note = {}
+    for final, plan in [(real(out), plan) for out, plan in outputs]:
+        try:
+            note[final.name] = [plan, final.stat().st_ino]
+        except OSError as error:
+            raise cannot_read(final, error) from error
     write_file(partial_of(outputs[-1][0]) / TOGETHER, json.dumps(note).encode())
 
 

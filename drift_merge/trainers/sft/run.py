@@ -87,11 +87,9 @@ def train(
             trainer, callback = _trainer(prepared, last, arguments, progress)
             try:
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
-                report = None if callback is None else callback.report
             except CompleteError:
-                assert last is not None
                 trainer.callback_handler.on_train_end(arguments, trainer.state, trainer.control)
-                report = last_report(last)
+            report = None if callback is None else last_report(last) or callback.report
         history = trainer.state.log_history
         manifest = describe(prepared, history, report)
         write_output(prepared, trainer.model, manifest, history, output)

@@ -59,7 +59,8 @@ class Watch(_callback.TrainerCallback):  # type: ignore[misc, name-defined]
         if rank() == 0:
             run = Path(args.output_dir)
             folder = run / f"checkpoint-{state.global_step}"
-            (folder / REPORT).write_text(json.dumps(report))
+            if report is not None:
+                (folder / REPORT).write_text(json.dumps(report))
             for path in folder.rglob("*"):
                 flush(path)
             (folder / WHOLE).touch()
@@ -68,9 +69,14 @@ class Watch(_callback.TrainerCallback):  # type: ignore[misc, name-defined]
                 shutil.rmtree(run / f"checkpoint-{step}")
 
 
-def last_report(checkpoint: Path) -> dict[str, Any] | None:
-    """What was measured of the last step of all, as its checkpoint has it."""
-    report: dict[str, Any] | None = json.loads((checkpoint / REPORT).read_text())
+def last_report(checkpoint: Path | None) -> dict[str, Any] | None:
+    """What was measured of the last step of all, if that is the one that was gone on from.
+
+    No step has been made since then, and so nothing measured.
+    """
+    if checkpoint is None or not (checkpoint / REPORT).exists():
+        return None
+    report: dict[str, Any] = json.loads((checkpoint / REPORT).read_text())
     return report
 
 
