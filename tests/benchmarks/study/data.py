@@ -1,12 +1,12 @@
 """Sums in text and in pictures, and easy-VQA: what the small models learn and are asked.
 
-A character is a token. A number in a picture is made of real scanned digits (scikit-learn's),
-8 x 8 pixels each, two numbers of two digits in a picture of 16 x 16. Every split has sums and scans
-of its own: no sum and no scan of the test split is ever trained or tuned on.
+In the tiny models a character is a token. A number in a picture is made of real scanned digits
+(scikit-learn's), 8 x 8 pixels each, two numbers of two digits in a picture of 16 x 16. Every split
+has sums and scans of its own: no sum and no scan of the test split is ever trained or tuned on.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 LETTERS = "0123456789+=;:? abcdefghijklmnopqrstuvwxyz"
-PAD, END, IMAGE = 0, 1, 2
 VOCABULARY = 3 + len(LETTERS)
-_NUMBER = {letter: 3 + i for i, letter in enumerate(LETTERS)}
 SIDE, PATCH = 16, 8  # pixels of a picture; a scanned digit fills one patch
 PATCHES = (SIDE // PATCH) ** 2
 IGNORED = -100
@@ -39,6 +37,26 @@ class Example:
 
 
 Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How text becomes token ids, and the ids that stand for no text."""
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
+    pad: int
+    end: int
+    image: int
+
+
+CHARACTERS = Words(
+    encode=lambda text: [3 + LETTERS.index(letter) for letter in text],
+    decode=lambda ids: "".join(LETTERS[i - 3] if i >= 3 else "#" for i in ids),
+    pad=0,
+    end=1,
+    image=2,
+)
 
 
 def worked(a: int, b: int) -> str:
@@ -151,40 +169,36 @@ def mixed(*parts: Iterator[Example], rng: random.Random) -> Iterator[Example]:
         yield next(rng.choice(parts))
 
 
-def encode(example: Example) -> tuple[list[int], list[int]]:
+def encode(example: Example, words: Words) -> tuple[list[int], list[int]]:
     """Token ids of what is given, the picture's places first, and of what is to be written."""
-    given = [IMAGE] * PATCHES if example.picture is not None else []
-    return (
-        given + [_NUMBER[letter] for letter in example.question],
-        [_NUMBER[letter] for letter in example.answer] + [END],
-    )
+    given = [words.image] * PATCHES if example.picture is not None else []
+    return given + words.encode(example.question), [*words.encode(example.answer), words.end]
 
 
-def decode(ids: list[int]) -> str:
+def decode(ids: list[int], words: Words) -> str:
     """The text of generated ids, up to its end."""
-    cut = ids[: ids.index(END)] if END in ids else ids
-    return "".join(LETTERS[i - 3] if i >= 3 else "#" for i in cut)
+    return words.decode(ids[: ids.index(words.end)] if words.end in ids else ids)
 
 
-def collate(examples: list[Example]) -> Batch:
+def collate(examples: list[Example], words: Words) -> Batch:
     """A batch to learn from, (batch, length): ids, labels of the answers alone, pictures."""
-    rows = [encode(example) for example in examples]
+    rows = [encode(example, words) for example in examples]
     length = max(len(given) + len(answer) for given, answer in rows)
-    ids = torch.full((len(rows), length), PAD)
+    ids = torch.full((len(rows), length), words.pad)
     labels = torch.full((len(rows), length), IGNORED)
     for i, (given, answer) in enumerate(rows):
         ids[i, : len(given) + len(answer)] = torch.tensor(given + answer)
         labels[i, len(given) : len(given) + len(answer)] = torch.tensor(answer)
-    batch = {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": labels}
+    batch = {"input_ids": ids, "attention_mask": (ids != words.pad).long(), "labels": labels}
     return batch | _pictures(examples)
 
 
-def prompts(examples: list[Example]) -> Batch:
+def prompts(examples: list[Example], words: Words) -> Batch:
     """A batch to answer: padded on the left."""
-    rows = [encode(example)[0] for example in examples]
+    rows = [encode(example, words)[0] for example in examples]
     length = max(map(len, rows))
-    ids = torch.tensor([[PAD] * (length - len(row)) + row for row in rows])
-    return {"input_ids": ids, "attention_mask": (ids != PAD).long()} | _pictures(examples)
+    ids = torch.tensor([[words.pad] * (length - len(row)) + row for row in rows])
+    return {"input_ids": ids, "attention_mask": (ids != words.pad).long()} | _pictures(examples)
 
 
 def _pictures(examples: list[Example]) -> Batch:

@@ -1,11 +1,12 @@
 """The study's pictures: differences from SFT, learning curves, strength on the validation split."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.study.rows import ALPHAS, DRIFT, ROWS, SWEEPS
+from tests.benchmarks.study.rows import DRIFT, Row
 from tests.benchmarks.study.stored import Stored
 
 SHOWN = (  # in the curves: colours and dashes that do not need to be told apart by colour alone
@@ -33,9 +34,9 @@ def _save(figure: Any, to: Path) -> None:
     plt.close(figure)
 
 
-def differences(lines: list[dict[str, Any]], to: Path) -> None:
+def differences(lines: list[dict[str, Any]], rows: Iterable[Row], to: Path) -> None:
     """Differences from SFT with their intervals, one line for each row that is trained, and M."""
-    trained = {row.name for row in (*ROWS, *SWEEPS) if row.is_trained} | {"M", "linear", "ties"}
+    trained = {row.name for row in rows if row.is_trained} | {"M", "linear", "ties"}
     shown = [line for line in lines if line.get("difference") and line["row"] in trained][::-1]
     figure, axes = _axes(8, 0.24 * len(shown) + 1.2)
     for y, line in enumerate(shown):
@@ -70,12 +71,12 @@ def curves(runs: dict[str, dict[int, Stored]], to: Path) -> None:
     _save(figure, to)
 
 
-def strengths(stored: list[Stored], rate: float, to: Path) -> None:
+def strengths(stored: list[Stored], rate: float, rows: Iterable[Row], to: Path) -> None:
     """What was chosen from: each rule and prior at every alpha, on validation, one seed."""
     figure, axes = _axes(9, 4.2)
     markers = iter("os^vD*PXp<>h")
-    for row in ROWS:
-        if row.prior is None or row.choices != ALPHAS:
+    for row in rows:
+        if row.prior is None or not row.choices:
             continue
         found = {
             run.value: 100 * run.share("picture_sums")

@@ -1,4 +1,4 @@
-"""The small models: an ancestor B, a text reasoner R, an MLLM M that sees; trained once, kept.
+"""The tiny models: an ancestor B, a text reasoner R, an MLLM M that sees; trained once, kept.
 
 All are classes of transformers, saved as anybody's: Llama, and LLaVA around it with a CLIP tower.
 """
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from tests.benchmarks.study import data
-from tests.benchmarks.study.data import Batch, Example
+from tests.benchmarks.study.data import CHARACTERS, Batch, Example, Words
 
 LONGEST = 48  # tokens that an answer may take
 TEXT = LlamaConfig(
@@ -32,9 +32,9 @@ TEXT = LlamaConfig(
     num_key_value_heads=4,
     max_position_embeddings=128,
     tie_word_embeddings=False,
-    pad_token_id=data.PAD,
+    pad_token_id=CHARACTERS.pad,
     bos_token_id=None,
-    eos_token_id=data.END,
+    eos_token_id=CHARACTERS.end,
 )
 VISION = CLIPVisionConfig(
     hidden_size=64,
@@ -54,6 +54,7 @@ def learn(
     rate: float,
     size: int = 32,
     trained: Callable[[str], bool] = lambda _name: True,
+    words: Words = CHARACTERS,
     say: Callable[[str], None] = lambda _line: None,
 ) -> float:
     """AdamW with warm-up and a linear end on mixed examples; return the last loss."""
@@ -68,7 +69,7 @@ def learn(
     model.train()
     started, loss = time.monotonic(), torch.zeros(())
     for step in range(steps):
-        loss = model(**data.collate(list(itertools.islice(examples, size)))).loss
+        loss = model(**data.collate(list(itertools.islice(examples, size)), words)).loss
         loss.backward()
         nn.utils.clip_grad_norm_(chosen, 1.0)
         optimizer.step()
@@ -80,22 +81,24 @@ def learn(
 
 
 @torch.no_grad()
-def right(model: nn.Module, examples: list[Example], size: int = 100) -> list[bool]:
+def right(
+    model: nn.Module, examples: list[Example], words: Words = CHARACTERS, size: int = 100
+) -> list[bool]:
     """Which of some examples a model answers exactly right, by greedy decoding."""
     model.eval()
     found: list[bool] = []
     for begin in range(0, len(examples), size):
         some = examples[begin : begin + size]
-        batch: Batch = data.prompts(some)
+        batch: Batch = data.prompts(some, words)
         ids = model.generate(
             **batch,
             max_new_tokens=LONGEST,
             do_sample=False,
-            pad_token_id=data.PAD,
-            eos_token_id=data.END,
+            pad_token_id=words.pad,
+            eos_token_id=words.end,
         )
         for row, example in zip(ids[:, batch["input_ids"].shape[1] :].tolist(), some, strict=True):
-            found.append(data.decode(row).rpartition(";")[2] == example.final)
+            found.append(data.decode(row, words).rpartition(";")[2] == example.final)
     return found
 
 
@@ -130,7 +133,7 @@ def make_mllm(ancestor: Path, out: Path, *, steps: int, say: Callable[[str], Non
     config = LlavaConfig(
         text_config=TEXT,
         vision_config=VISION,
-        image_token_index=data.IMAGE,
+        image_token_index=CHARACTERS.image,
         image_seq_length=data.PATCHES,
         vision_feature_layer=-1,
         tie_word_embeddings=False,

@@ -1,6 +1,7 @@
 """Tables and figures from the stored runs alone: python -m tests.benchmarks.study.report DIR.
 
-DIR holds runs.csv, or the results.jsonl of a study that ran there, from which it is made.
+DIR holds runs.csv, or the results.jsonl of a study that ran there, from which it is made. With
+--world smollm2 the rows are those around SmolLM2-135M.
 """
 
 import argparse
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from tests.benchmarks.study.figures import curves, differences, strengths
-from tests.benchmarks.study.rows import DRIFT, ROWS, SWEEPS
+from tests.benchmarks.study.rows import DRIFT, Row
 from tests.benchmarks.study.runs import RESULTS, best_rate, best_values, read
 from tests.benchmarks.study.stored import MEASURES, Stored, interval, load, store
+from tests.benchmarks.study.worlds import WORLDS
 
 COLUMNS = ("row", "value", "seeds", *MEASURES, "difference", "low", "high", "verdict", "seconds")
 COMPARED = ("row", "against", "difference", "low", "high", "verdict")
@@ -41,12 +43,13 @@ def tests_of(stored: list[Stored], rate: float) -> Runs:
     return found
 
 
-def table(stored: list[Stored], rate: float) -> list[dict[str, Any]]:
+def table(stored: list[Stored], rate: float, rows: Iterable[Row]) -> list[dict[str, Any]]:
     """One line for each row of the study, in its order; those without a run say so."""
-    chosen = best_values((*ROWS, *SWEEPS), stored, rate)
+    rows = list(rows)
+    chosen = best_values(rows, stored, rate)
     runs = tests_of(stored, rate)
     found = []
-    for row in (*ROWS, *SWEEPS):
+    for row in rows:
         good = runs.get(row.name, {})
         if not good:
             errors = {run.error for run in stored if run.row == row.name and run.error}
@@ -95,32 +98,34 @@ def markdown(lines: list[dict[str, Any]], columns: Iterable[str]) -> str:
     return head + "\n".join(rows) + "\n"
 
 
-def text_of(stored: list[Stored]) -> str:
+def text_of(stored: list[Stored], rows: Iterable[Row]) -> str:
     """Both tables."""
     rate = best_rate(stored)
-    lines = markdown(table(stored, rate), COLUMNS)
+    lines = markdown(table(stored, rate, rows), COLUMNS)
     return lines + "\n" + markdown(comparisons(tests_of(stored, rate)), COMPARED)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
-    out = parser.parse_args().directory
+    parser.add_argument("--world", choices=WORLDS, default="tiny")
+    options = parser.parse_args()
+    out, rows = options.directory, WORLDS[options.world].rows
     if (out / RESULTS).exists():
         store(read(out), out)
     stored = load(out)
     rate = best_rate(stored)
-    lines = table(stored, rate)
+    lines = table(stored, rate, rows)
     runs = tests_of(stored, rate)
-    text = text_of(stored)
+    text = text_of(stored, rows)
     (out / "table.md").write_text(text)
     with open(out / "table.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-    differences(lines, out / "differences.png")
+    differences(lines, rows, out / "differences.png")
     curves(runs, out / "curves.png")
-    strengths(stored, rate, out / "strengths.png")
+    strengths(stored, rate, rows, out / "strengths.png")
     print(text)
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
-RATES = (3e-4, 1e-3, 3e-3)  # of SFT
 WEIGHTS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 TUNING_SEEDS = (1000, 1001)
 
@@ -26,6 +25,7 @@ class Row:
     times: float = 1.0  # and multiplied with this
     knob: str = "weights"  # of a merge: what is chosen; another word is an option, "" is nothing
     knob_values: tuple[float, ...] = WEIGHTS
+    alphas: tuple[float, ...] = ALPHAS
 
     @property
     def choices(self) -> tuple[float, ...]:
@@ -33,7 +33,7 @@ class Row:
         if self.tuned_as or not self.knob:
             return ()
         if self.prior is not None:
-            return ALPHAS
+            return self.alphas
         return self.knob_values if self.merge is not None or self.merge_after is not None else ()
 
     def value(self, chosen: dict[str, float]) -> float | None:
@@ -113,4 +113,18 @@ SWEEPS: tuple[Row, ...] = (
         )
         for m in ("attn", "mlp")
     ),
+)
+# Around SmolLM2-135M, where a run takes minutes: the main rows alone.
+_FEW: dict[str, Any] = {"examples": 200, "seeds": 5}
+_FEW_WEIGHTS = (0.1, 0.3, 0.6, 1.0)
+SMOLLM2: tuple[Row, ...] = (
+    Row("M", is_trained=False),
+    Row("SFT", **_FEW),
+    _drift(DRIFT, "adaptive_cosine", alphas=(0.1, 0.3, 1.0), **_FEW),
+    _drift(f"{DRIFT}, random delta", "adaptive_cosine", "random:7", tuned_as=DRIFT, **_FEW),
+    _drift(f"{DRIFT}, permuted delta", "adaptive_cosine", "permuted:7", tuned_as=DRIFT, **_FEW),
+    _merged("linear", "linear", knob_values=_FEW_WEIGHTS),
+    _merged("chat-vector", "chat-vector", knob_values=_FEW_WEIGHTS),
+    _merged("ties", "ties", knob_values=_FEW_WEIGHTS),
+    Row("linear, then SFT", merge={"method": "linear"}, knob_values=(0.3, 1.0), **_FEW),
 )

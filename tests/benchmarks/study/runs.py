@@ -1,5 +1,7 @@
 """Run the study: python -m tests.benchmarks.study --out DIR. Stopped at any moment, it goes on.
 
+With --world smollm2 around SmolLM2-135M, some minutes a run, in a folder of its own.
+
 Every run adds a line to results.jsonl: row, value, seed, split, what was right item by item. The
 tables and figures are made from that file alone: python -m tests.benchmarks.study.report DIR
 """
@@ -17,7 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from tests.benchmarks.study.rows import RATES, ROWS, SWEEPS, TUNING_SEEDS, Row
+from tests.benchmarks.study.rows import Row
 from tests.benchmarks.study.stored import Stored, as_stored
 
 RESULTS = "results.jsonl"
@@ -50,26 +52,27 @@ def read(out: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _start() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
+def _start(threads: int = 1) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
     from transformers.utils import logging
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 
-def _do(job: Job, out: Path) -> dict[str, Any]:
+def _do(world: str, job: Job, out: Path) -> dict[str, Any]:
     from tests.benchmarks.study.work import run
+    from tests.benchmarks.study.worlds import WORLDS
 
     try:
-        return run(job.row, job.value, job.seed, job.rate, job.split, out)
+        return run(WORLDS[world], job.row, job.value, job.seed, job.rate, job.split, out)
     except Exception as error:  # a row that fails must not end the others; it is in the report
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def do_all(jobs: Iterable[Job], out: Path, processes: int) -> None:
+def do_all(world: str, jobs: Iterable[Job], out: Path, processes: int) -> None:
     """Run what has no line yet; one line each, flushed."""
     done = {(r["row"], r["value"], r["seed"], r["rate"], r["split"]) for r in read(out)}
     left = [job for job in jobs if job.key not in done]
@@ -78,7 +81,7 @@ def do_all(jobs: Iterable[Job], out: Path, processes: int) -> None:
         ProcessPoolExecutor(processes, mp_context=context, initializer=_start) as pool,
         open(out / RESULTS, "a") as file,
     ):
-        futures = {pool.submit(_do, job, out): job for job in left}
+        futures = {pool.submit(_do, world, job, out): job for job in left}
         for number, future in enumerate(as_completed(futures), start=1):
             job = futures[future]
             head = dict(zip(("row", "value", "seed", "rate", "split"), job.key, strict=True))
@@ -95,19 +98,6 @@ def do_all(jobs: Iterable[Job], out: Path, processes: int) -> None:
 
 def share(bits: str) -> float:
     return bits.count("1") / len(bits)
-
-
-def choose(rows: Iterable[Row], out: Path, processes: int, rate: float) -> dict[str, float]:
-    """The value of each row with choices that is best on validation, with the first tuning seed."""
-    listed = list(rows)
-    jobs = [
-        Job(row, value, seed, rate, "validation")
-        for row in listed
-        for value in row.choices
-        for seed in TUNING_SEEDS[:1]
-    ]
-    do_all(jobs, out, processes)
-    return best_values(listed, as_stored(read(out)), rate)
 
 
 def best_values(rows: Iterable[Row], results: Iterable[Stored], rate: float) -> dict[str, float]:
@@ -147,6 +137,7 @@ def final_jobs(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.benchmarks.study")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--world", choices=("tiny", "smollm2"), default="tiny")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--rows", default="", help="only rows whose name holds this")
@@ -154,17 +145,30 @@ def main() -> None:
     started = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     from tests.benchmarks.study.work import prepare
+    from tests.benchmarks.study.worlds import WORLDS
 
-    _start()
-    prepare(options.out, lambda line: print(line, flush=True))
-    rows = [row for row in (*ROWS, *SWEEPS) if options.rows in row.name]
-    sft = next(row for row in ROWS if row.name == "SFT")
-    do_all(
-        [Job(sft, None, seed, rate, "validation") for rate in RATES for seed in TUNING_SEEDS],
-        options.out,
-        options.processes,
-    )
-    rate = best_rate(as_stored(read(options.out)))
-    chosen = choose(rows, options.out, options.processes, rate)
-    do_all(final_jobs(rows, chosen, rate, options.seeds), options.out, options.processes)
+    world = WORLDS[options.world]
+    _start(world.threads)
+    prepare(world, options.out, lambda line: print(line, flush=True))
+
+    def do(jobs: Iterable[Job]) -> list[Stored]:
+        do_all(options.world, jobs, options.out, options.processes)
+        return as_stored(read(options.out))
+
+    rows = [row for row in world.rows if options.rows in row.name]
+    sft = next(row for row in world.rows if row.name == "SFT")
+    tuned = [
+        Job(sft, None, seed, rate, "validation")
+        for rate in world.rates
+        for seed in world.tuning_seeds
+    ]
+    rate = best_rate(do(tuned))
+    # The value of each row with choices is the best on validation, with the first tuning seed.
+    tried = [
+        Job(row, value, world.tuning_seeds[0], rate, "validation")
+        for row in rows
+        for value in row.choices
+    ]
+    chosen = best_values(rows, do(tried), rate)
+    do(final_jobs(rows, chosen, rate, options.seeds))
     print(f"{time.monotonic() - started:.0f} s; learning rate {rate}; chosen: {chosen}")

@@ -8,19 +8,21 @@ from drift_merge import guides
 from tests.benchmarks.study import report
 from tests.benchmarks.study.runs import best_rate
 from tests.benchmarks.study.stored import interval, load
+from tests.benchmarks.study.worlds import WORLDS
 
-RESULTS = Path(__file__).parent / "results"
+STUDY = Path(__file__).parent
 
 
 def test_the_tables_of_the_guide_are_those_of_the_runs():
-    stored = load(RESULTS)
+    world = WORLDS["tiny"]
+    stored = load(STUDY / world.results)
     rate = best_rate(stored)
     text = guides.text_of("evidence")
-    assert report.markdown(report.table(stored, rate), report.COLUMNS) in text
+    assert report.markdown(report.table(stored, rate, world.rows), report.COLUMNS) in text
     found = report.comparisons(report.tests_of(stored, rate))
     assert len(found) == len(report.PRIMARY)
     assert report.markdown(found, report.COMPARED) in text
-    assert (RESULTS / "table.md").read_text() in report.text_of(stored)
+    assert (STUDY / world.results / "table.md").read_text() in report.text_of(stored, world.rows)
 
 
 def test_an_interval_is_of_paired_differences():

@@ -11,49 +11,35 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 import drift_merge
 from tests.benchmarks.study import data, models
 from tests.benchmarks.study.rows import Row
+from tests.benchmarks.study.worlds import World
 
-BATCH, PASSES = 16, 12
-CURVE_EVERY = 37  # steps between two looks at the validation split: two passes over 300 examples
-MEASURES: dict[str, tuple[Callable[..., Iterator[data.Example]], int]] = {
-    "picture_sums": (data.picture_sums, 300),
-    "reading": (data.transcriptions, 200),
-    "easy_vqa": (data.shapes, 300),
-    "text_sums": (data.text_sums, 200),
+BATCH = 16
+MEASURES: dict[str, Callable[..., Iterator[data.Example]]] = {
+    "picture_sums": data.picture_sums,
+    "reading": data.transcriptions,
+    "easy_vqa": data.shapes,
+    "text_sums": data.text_sums,
 }
-STEPS = {"B": 800, "R": 1500, "M": 2400}
 
 
-def prepare(out: Path, say: Callable[[str], None]) -> None:
-    """Train B, R and M and compute the priors; what is there is kept."""
-    makers = {
-        "B": lambda to: models.make_ancestor(to, steps=STEPS["B"], say=say),
-        "R": lambda to: models.make_reasoner(out / "B", to, steps=STEPS["R"], say=say),
-        "M": lambda to: models.make_mllm(out / "B", to, steps=STEPS["M"], say=say),
-        "delta": lambda to: drift_merge.compute(out / "R", out / "M", to, **_FULL),
-        "delta_base": lambda to: drift_merge.compute(
-            out / "R", out / "M", to, base=out / "B", **_FULL
-        ),
-        "rank1": lambda to: drift_merge.compute(out / "R", out / "M", to, rank=1, **_FULL),
-        "rank16": lambda to: drift_merge.compute(out / "R", out / "M", to, rank=16, **_FULL),
-    }
-    for name, make in makers.items():
+def prepare(world: World, out: Path, say: Callable[[str], None]) -> None:
+    """Train the models and compute the priors; what is there is kept."""
+    for name, make in world.makers(out, say).items():
         if not (out / name).exists():
             say(f"making {name}")
+            (out / name).parent.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=out) as beside:
-                make(Path(beside) / name)
-                (Path(beside) / name).rename(out / name)
-
-
-_FULL: dict[str, Any] = {"dtype": "float32", "progress": False}
+                make(Path(beside) / "made")
+                (Path(beside) / "made").rename(out / name)
 
 
 def run(
-    row: Row, value: float | None, seed: int, rate: float, split: str, out: Path
+    world: World, row: Row, value: float | None, seed: int, rate: float, split: str, out: Path
 ) -> dict[str, Any]:
     """Do what a row says and measure it on a split.
 
@@ -71,7 +57,7 @@ def run(
         model = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
         curve = []
         if row.is_trained:
-            curve = _train(model, row, value, seed, rate, out, has_curve=split == "test")
+            curve = _train(world, model, row, value, seed, rate, out, has_curve=split == "test")
         if row.merge_after is not None:
             model.save_pretrained(Path(scratch) / "trained")
             after, trained = Path(scratch) / "after", Path(scratch) / "trained"
@@ -79,16 +65,17 @@ def run(
             model = LlavaForConditionalGeneration.from_pretrained(end, dtype=torch.float32)
         seconds = time.process_time() - started
         names = MEASURES if split == "test" else ("picture_sums",)  # by which values are chosen
-        found = {name: _measure(model, name, split) for name in names}
+        found = {name: _measure(model, name, split, world, out) for name in names}
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
     return found | {"seconds": round(seconds, 1), "peak_mb": round(peak), "curve": curve}
 
 
-def _measure(model: nn.Module, name: str, split: str, count: int | None = None) -> str:
-    kind, size = MEASURES[name]
-    items = models.take(kind, split, count or size, f"items {name}")
-    return "".join("01"[right] for right in models.right(model, items))
+def _measure(
+    model: nn.Module, name: str, split: str, world: World, out: Path, count: int | None = None
+) -> str:
+    items = models.take(MEASURES[name], split, count or world.items[name], f"items {name}")
+    return "".join("01"[right] for right in models.right(model, items, world.words(out)))
 
 
 def _merge(
@@ -110,6 +97,7 @@ def _merge(
 
 
 def _train(
+    world: World,
     model: nn.Module,
     row: Row,
     alpha: float | None,
@@ -123,7 +111,7 @@ def _train(
     rng = random.Random(f"examples {seed}")
     listed = list(itertools.islice(data.picture_sums("train", rng), row.examples))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = "language_model" in name or "lm_head" in name
+        parameter.requires_grad = world.is_trained(name)
     torch.manual_seed(seed)
     if row.lora:
         from peft import LoraConfig, get_peft_model
@@ -134,7 +122,7 @@ def _train(
     chosen = [p for p in model.parameters() if p.requires_grad]
     # The learning rate was chosen for full weights; factors that start at zero take ten times that.
     optimizer = torch.optim.AdamW(chosen, lr=rate * (10 if row.lora else 1), weight_decay=0.0)
-    steps = row.examples * PASSES // BATCH
+    steps = row.examples * world.passes // BATCH
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (steps - step) / steps)
     handle = None
     if row.prior is not None:
@@ -146,18 +134,20 @@ def _train(
         )
     order: list[data.Example] = []
     curve = []
+    words = world.words(out)
+    every, items = world.curve
     for step in range(steps):
         if len(order) < BATCH:
             order += rng.sample(listed, len(listed))
         some, order = order[:BATCH], order[BATCH:]
         model.train()
-        model(**data.collate(some)).loss.backward()
+        model(**data.collate(some, words)).loss.backward()
         nn.utils.clip_grad_norm_(chosen, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if has_curve and (step + 1) % CURVE_EVERY == 0:
-            right = _measure(model, "picture_sums", "validation", 100)
+        if has_curve and (step + 1) % every == 0:
+            right = _measure(model, "picture_sums", "validation", world, out, items)
             curve.append((step + 1, right.count("1") / len(right)))
     if handle is not None:
         assert handle.steps == steps
@@ -165,9 +155,3 @@ def _train(
     if row.lora:
         model.merge_and_unload()
     return curve
-
-
-def text_answers(out: Path, name: str) -> str:
-    """What R or B answers of sums in text on the test split: the ceiling of that column."""
-    model = LlamaForCausalLM.from_pretrained(out / name, dtype=torch.float32)
-    return _measure(model, "text_sums", "test")
