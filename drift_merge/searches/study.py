@@ -9,19 +9,17 @@ once; that one elsewhere is gone, by its heartbeat.
 import hashlib
 import socket
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from drift_merge.errors import RecipeError, one_of
 from drift_merge.searches.parameters import Parameter
 from drift_merge.searches.spaces import Space
+from drift_merge.searches.storages import opened, quiet
 from drift_merge.searches.workers import Workers
 
 SAMPLERS = ("tpe", "nsga2", "random", "grid")
-HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60
 REDUCTION = 3  # of successive halving: about one trial in three goes on to the next rung
 ERROR, RECIPE, WORKER, SECONDS, ITEMS = "error", "recipe", "worker", "seconds", "items"
 _POLL_SECONDS = 1.0
@@ -85,7 +83,7 @@ class Study:
         with workers.gate():  # two processes must not both make the tables
             self._study = self._optuna.create_study(
                 study_name=settings.name,
-                storage=self._storage(),
+                storage=opened(self._optuna, self.settings.storage, self._again),
                 directions=list(settings.goals),
                 load_if_exists=True,
             )
@@ -163,12 +161,12 @@ class Study:
 
         self._study.sampler = self._make_sampler()
         pruned = self._optuna.TrialPruned
-        with _quiet():
+        with quiet():
             self._study.optimize(objective, n_trials=1, catch=(Failed, pruned))
 
     def _recover(self) -> None:
         """Queue again what processes that are gone have left unfinished."""
-        with _quiet():
+        with quiet():
             self._optuna.storages.fail_stale_trials(self._study)
             for trial in self._study.get_trials(deepcopy=False):
                 gone = self._workers.is_gone(str(trial.user_attrs.get(WORKER, "")))
@@ -189,28 +187,6 @@ class Study:
             waiting = trials.TrialState.WAITING
             study.add_trial(trials.create_trial(state=waiting, system_attrs=kept, **how))
 
-    def _storage(self) -> Any:
-        url = self.settings.storage
-        if url is None:
-            return None
-        waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        try:
-            with _quiet():
-                return self._optuna.storages.RDBStorage(
-                    url,
-                    engine_kwargs=waits,
-                    heartbeat_interval=HEARTBEAT_SECONDS,
-                    grace_period=GRACE_SECONDS,
-                    heartbeat_stale_trial_callback=self._again,
-                )
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise RecipeError(
-                f"--storage {_without_password(url)} cannot be opened: {reason}",
-                remedy="Name a database that SQLAlchemy knows, whose driver is installed: "
-                "sqlite:///search.db, postgresql://USER@HOST/NAME",
-            ) from error
-
     def _pruner(self) -> Any:
         if not self.settings.rungs:
             return self._optuna.pruners.NopPruner()
@@ -220,7 +196,7 @@ class Study:
 
     def _make_sampler(self) -> Any:
         samplers, seed = self._optuna.samplers, self._seed()
-        with _quiet():
+        with quiet():
             if self.sampler == "grid":
                 # One seed for all: it numbers the points, and visited ones are known by number.
                 return samplers.GridSampler(self._grid, seed=self.settings.seed)
@@ -236,8 +212,9 @@ class Study:
         """Another one for each trial, and for each of several processes: they must not agree."""
         number = len(self._study.get_trials(deepcopy=False))
         is_local = self.settings.storage is None or self.settings.storage.startswith("sqlite")
-        host = "" if is_local else socket.gethostname()
-        text = f"{self.settings.seed} {number} {self._workers.index} {host}"
+        # Its number is among those of one folder: of a server's there may be several on a host.
+        place = "" if is_local else f"{socket.gethostname()} {self._workers.folder}"
+        text = f"{self.settings.seed} {number} {self._workers.index} {place}"
         return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
     def _make_grid(self) -> dict[str, list[Any]]:
@@ -305,16 +282,3 @@ class Draw:
 
 def _is_countable(one: Parameter) -> bool:
     return one.kind == "choice" or one.step is not None or (one.kind == "int" and not one.is_log)
-
-
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://...@{tail}" if at else url
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Optuna's warnings of features that it calls experimental."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -3,10 +3,13 @@
 import json
 import os
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -39,15 +42,15 @@ def begin(tmp_path):
     evaluate = shlex.join([sys.executable, "-S", "evaluate.py", "{model}"])
     started = []
 
-    def start(trials, seconds):
+    def start(trials, seconds, *more, cwd=tmp_path):
         words = [
             *(sys.executable, "-m", "drift_merge", "search", "recipe.yaml", "-o", "best", "--json"),
             *("--space", "weight=0:0.4", "--sampler", "random", "--scratch", "scratch"),
-            *("--evaluate", f"{evaluate} {{trial}} log", "--trials", str(trials), "--threads", "1"),
+            *("--evaluate", f"{evaluate} {seconds} {tmp_path / 'log'}"),
+            *("--trials", str(trials), "--threads", "1", *more),
         ]
-        words[words.index("--evaluate") + 1] = f"{evaluate} {seconds} {tmp_path / 'log'}"
         process = subprocess.Popen(
-            words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         started.append(process)
         return process
@@ -71,7 +74,7 @@ def wait_for(condition, seconds=120):
 
 def answer(process):
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    assert process.returncode == 0, out + err
     return json.loads(out)
 
 
@@ -113,3 +116,77 @@ def test_three_processes_share_one_study(begin, tmp_path):
     failed = [t for t in first["trials"] if t["state"] == "failed"]
     assert all("deliberate" in t["error"]["message"] for t in failed)
     drift_merge.verify_merge(drift_merge.open_merge(tmp_path / "best"))
+
+
+@pytest.fixture
+def database(tmp_path):
+    """The URL of a PostgreSQL server of our own on loopback."""
+    psycopg = pytest.importorskip("psycopg")
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    found = shutil.which("initdb") or (str(binaries[-1]) if binaries else None)
+    if found is None:
+        pytest.skip("no PostgreSQL server")
+    # It refuses to run as root: in a user namespace root may be another.
+    another = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+    prefix = another if os.geteuid() == 0 else []
+    data = str(tmp_path / "postgres")
+    made = [*prefix, found, "-D", data, "-A", "trust", "-U", "drift", "--no-sync"]
+    if subprocess.run(made, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no PostgreSQL server can be made here")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [
+        f"port={port}",
+        "listen_addresses=127.0.0.1",
+        "unix_socket_directories=",
+        "fsync=off",
+    ]
+    server = subprocess.Popen(
+        [*prefix, str(Path(found).with_name("postgres")), "-D", data]
+        + [word for option in options for word in ("-c", option)],
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"postgresql://drift@127.0.0.1:{port}/postgres"
+
+    def is_up():
+        try:
+            psycopg.connect(url).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    wait_for(is_up)
+    yield url
+    server.send_signal(signal.SIGINT)
+    server.wait(60)
+
+
+def test_machines_share_the_study_of_a_server(begin, tmp_path, database):
+    """Three processes with nothing in common but the database; one is killed and comes back."""
+    machines = [tmp_path / f"machine{number}" for number in range(3)]
+    for machine in machines:
+        machine.mkdir()
+        for name in ("reasoner", "mllm", "scratch"):
+            shutil.copytree(tmp_path / name, machine / name)
+        for name in ("recipe.yaml", "evaluate.py"):
+            shutil.copy(tmp_path / name, machine)
+    more = ("--storage", database, "--study", "shared")
+    processes = [begin(9, 1.0, *more, cwd=machine) for machine in machines]
+
+    def trials_of(machine):
+        return [line for line in lines(tmp_path) if f"{machine}/scratch" in line]
+
+    wait_for(lambda: trials_of(machines[2]))
+    processes[2].kill()
+    processes[2].communicate()
+    processes[2] = begin(9, 1.0, *more, cwd=machines[2])
+    first, *others = [answer(process) for process in processes]
+    assert [t["state"] in ("complete", "failed") for t in first["trials"]] == [True] * 9
+    assert all(other["trials"] == first["trials"] for other in others)
+    assert len({t["parameters"]["weight"] for t in first["trials"]}) == 9
+    assert all(trials_of(machine) for machine in machines)
+    bests = {(machine / "best" / "model.safetensors").read_bytes() for machine in machines}
+    assert len(bests) == 1
+    assert not [left for machine in machines for left in (machine / "scratch").iterdir()]
+    drift_merge.verify_merge(drift_merge.open_merge(machines[0] / "best"))

@@ -25,6 +25,7 @@ from drift_merge.maths.masks import mixed_key, uniform
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 _SPARE = 3  # directions beyond those asked for: a gap of zero inside the block costs nothing
 _ROUNDS, _COLUMNS = 10, 64  # most blocks, and what the space may always hold
+_ROWS, _NARROW = 64, 32  # rows of A that stay in a cache, and the widest block that gains by it
 _TINY = 1e-12  # in units of about the first value: below it a direction is noise
 _STREAM = 1  # of the key; the masks use the first ones of keys of their own
 
@@ -73,7 +74,7 @@ def leading(matrix: Tensor, rank: int, key: int) -> Factors:
     most = max(_ROUNDS, _COLUMNS // columns) * columns
     if 2 * most >= min(matrix.shape):
         return full(matrix).first(rank)
-    if matrix.shape[0] < matrix.shape[1]:
+    if matrix.stride(1) > matrix.stride(0):  # its rows are scattered: those of A^T lie together
         turned = leading(matrix.T, rank, key)
         return Factors(turned.v, turned.values, turned.u, turned.error)
     with one_thread():
@@ -131,11 +132,26 @@ class _Krylov:
         for _ in range(2):
             block = torch.linalg.qr(block - basis @ (basis.T @ block))[0]
         narrow = block.to(dtype)
-        image = (self._matrix @ narrow).div_(self._scale)
         self._basis[:, begin:end] = narrow
-        self._images[:, begin:end] = image
-        self._returns[:, begin:end] = (self._matrix.T @ image).div_(self._scale)
+        self._images[:, begin:end], self._returns[:, begin:end] = self._products(narrow)
         self._gram[:end, begin:end] = self._images[:, :end].T @ self._images[:, begin:end]
+
+    def _products(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """A X (m, b) and A^T A X (n, b), in units of the scale.
+
+        On a CPU a narrow block meets some rows of A twice while they are in the cache: memory is
+        read once, and that is what it costs.
+        """
+        matrix, width = self._matrix, block.shape[1]
+        m, n = matrix.shape
+        rows = _ROWS if width <= _NARROW and matrix.device.type == "cpu" else m
+        image, back = matrix.new_empty(m, width), matrix.new_zeros(width, n)
+        for begin in range(0, m, rows):
+            some = matrix[begin : begin + rows]
+            part = torch.mm(some, block).div_(self._scale)
+            image[begin : begin + rows] = part
+            back.addmm_(part.T, some)  # as rows: A^T Y takes twice as long
+        return image, back.div_(self._scale).T
 
     def _ritz(self, end: int) -> tuple[Tensor, Tensor]:
         """The largest values (k,) of A on the space, falling, and their v's coordinates (p, k)."""

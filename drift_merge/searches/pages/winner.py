@@ -92,7 +92,8 @@ def beside(found: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
         about = [row["metric"], ITEMS[row["on"]], rounded(row["difference"])]
         rows.append([name, *about, interval, *won, verdict(row, goals)])
     text = "Differences are best minus other, over the items that both have answered; the bar is "
-    text += "the 95 % interval. Where it holds 0, chance alone explains the difference."
+    text += "the 95 % interval. Within noise: p, of McNemar's exact test, is above 0.05, or "
+    text += "without one the bar holds 0."
     columns = ["comparison", "metric", "on", "difference", "95 % interval", "p"]
     columns += ["only best right", "only other right", "verdict"]
     return {

@@ -78,6 +78,7 @@ class Descriptor:
         self.number = -1
         self.number = os.open(path, flags | os.O_CLOEXEC, 0o644)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # At the interpreter's end this module has no `os` any more.
         if self.number >= 0:
-            os.close(self.number)
+            close(self.number)

@@ -10,6 +10,7 @@ import pytest
 from drift_merge.errors import CheckpointError
 from drift_merge.storage.adapters.fields import read_fields
 from drift_merge.storage.checkpoint import open_checkpoint
+from drift_merge.storage.folder import limits
 from drift_merge.storage.folder.contents import sort_files
 from drift_merge.storage.folder.limits import Recent, share_of_files
 from drift_merge.storage.folder.scan import require_carried, scan
@@ -151,3 +152,15 @@ def test_a_link_that_may_not_be_followed_is_named(
     monkeypatch.setattr(os.path, "realpath", realpath)
     with pytest.raises(CheckpointError, match="link cannot be read: Permission denied"):
         scan(tmp_path)
+
+
+def test_a_file_that_is_held_to_the_end_of_the_interpreter_is_closed(tmp_path, monkeypatch):
+    """Its module has been emptied then."""
+    (tmp_path / "a").write_bytes(b"x")
+    held = limits.Descriptor(tmp_path / "a", os.O_RDONLY)
+    number = held.number
+    with monkeypatch.context() as patch:
+        patch.setattr(limits, "os", None)
+        del held
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
