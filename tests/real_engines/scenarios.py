@@ -116,9 +116,11 @@ def report(directory: Path, *, source: str, engine: str, **settings: Any) -> dic
     return {"reports": reports}
 
 
-def resume(directory: Path, *, source: str, engine: str, **settings: Any) -> dict[str, Any]:
+def resume(
+    directory: Path, *, source: str, engine: str, rule: str, **settings: Any
+) -> dict[str, Any]:
     """A run with a schedule, whole and in two parts joined by a saved state."""
-    options: dict[str, Any] = {"schedule": "linear", "total_steps": toy.STEPS + 1}
+    options: dict[str, Any] = {"rule": rule, "schedule": "linear", "total_steps": toy.STEPS + 1}
     whole = ENGINES[engine](Path(source), **settings)
     handle = attached(whole, source, **options)
     train(whole, range(toy.STEPS))

@@ -79,8 +79,9 @@ def single_reports(source):
 
 
 @pytest.mark.parametrize("name", SHARDED)
-def test_a_run_resumed_from_a_saved_state_goes_on_bit_for_bit(run_once, name):
-    for rank in run_once("resume", **ENGINES[name]):
+@pytest.mark.parametrize("rule", ["adaptive_cosine", "anchor"])
+def test_a_run_resumed_from_a_saved_state_goes_on_bit_for_bit(run_once, name, rule):
+    for rank in run_once("resume", rule=rule, **ENGINES[name]):
         assert rank["state"]["steps"] == 1
         assert all(torch.equal(rank["parts"][n], w) for n, w in rank["whole"].items())
         assert rank["parts_report"] == rank["whole_report"]

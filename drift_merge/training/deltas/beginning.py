@@ -18,7 +18,7 @@ from drift_merge.training.deltas.opened import OpenPrior
 from drift_merge.training.deltas.packed import Regions, numel_of
 from drift_merge.training.deltas.refresh import CHUNK, SideValues, reading
 from drift_merge.training.gradients.layout import GradientLayout
-from drift_merge.training.units import Region, Unit, blocks_of
+from drift_merge.training.units import Region, Unit, blocks_of, region_shape
 
 _NARROW = (torch.bfloat16, torch.float16)
 
@@ -42,8 +42,9 @@ class Beginning:
         delta.add_(first.to(delta)).sub_(theta.to(delta))
 
     def values(self, unit: Unit) -> Tensor | None:
-        """theta_0, flat; None where this rank has nothing of the unit."""
-        return self._held.get(unit)
+        """theta_0 in the shape of its region; None where this rank has nothing of the unit."""
+        held, region = self._held.get(unit), self.region(unit)
+        return None if held is None or region is None else held.view(region_shape(unit, region))
 
     def region(self, unit: Unit) -> Region | None:
         """The part of a unit on this rank."""
