@@ -1,7 +1,6 @@
 """`drift-prior train`: a minimal supervised fine-tuning with a prior."""
 
 import gc
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -107,8 +106,10 @@ def train_action(mllm: str, prior: str | None, values: dict[str, Any]) -> None:
     is_silent = run["quiet"] or run["as_json"]
     if values["workers"] is None:
         values["workers"] = 0 if run["device"] == "cpu" else min(_WORKERS, num_cores())
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate say it
-    request = TrainingRequest(mllm=mllm, prior=prior, processes=processes, **values)
+    from drift_merge.trainers.sft.ranks import adopt_mpi, num_processes, rank
+
+    adopt_mpi()
+    request = TrainingRequest(mllm=mllm, prior=prior, processes=num_processes(), **values)
     prepared = prepare_training(request, quiet=is_silent)
     room = room_of(run["device"], local_processes())
     if run["dry_run"]:
@@ -118,7 +119,7 @@ def train_action(mllm: str, prior: str | None, values: dict[str, Any]) -> None:
         return
     require_device(run["device"].replace("auto", "cpu"))
     require_memory(prepared, room)
-    is_first = int(os.environ.get("RANK", "0")) == 0
+    is_first = rank() == 0
     # What libraries print must not mix with the answer.
     with redirect_stdout(sys.stderr), _progress(quiet=is_silent) as progress:
         from drift_merge.trainers.sft.run import train as run_training

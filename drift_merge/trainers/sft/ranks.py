@@ -1,7 +1,7 @@
 """Several processes of one training: the first one reads, checks and writes for all."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -9,6 +9,32 @@ import torch.distributed as dist
 from drift_merge.errors import DriftMergeError, OutputError
 
 T = TypeVar("T")
+
+_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# The same of Open MPI, of Intel MPI and MPICH, and of MVAPICH.
+_OPEN_MPI = ("COMM_WORLD_RANK", "COMM_WORLD_SIZE", "COMM_WORLD_LOCAL_RANK", "COMM_WORLD_LOCAL_SIZE")
+_MPI = (
+    tuple(f"OMPI_{name}" for name in _OPEN_MPI),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    tuple(f"MV2_{name}" for name in _OPEN_MPI),
+)
+
+
+def adopt_mpi(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Name the place that mpirun has given this process as torchrun would.
+
+    accelerate reads both on a CPU (its `launch` starts mpirun there), so without this every process
+    would take itself for the only one until it trains, and all would write the same output.
+    """
+    if "WORLD_SIZE" in environment:
+        return
+    for names in _MPI:
+        if int(environment.get(names[1], "1")) > 1:
+            pairs = zip(_NAMES, names, strict=True)
+            environment.update(
+                {ours: environment[own] for ours, own in pairs if own in environment}
+            )
+            return
 
 
 def rank() -> int:

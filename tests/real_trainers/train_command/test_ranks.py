@@ -1,6 +1,8 @@
 """`drift-prior train` over two processes: DDP and FSDP2 give what one process gives, and resume."""
 
 import csv
+import shutil
+import socket
 import sys
 
 import pytest
@@ -58,6 +60,27 @@ def command(setup, out, *more, world):
     return [sys.executable, *launcher, *rendezvous, str(program), *words]
 
 
+def by_accelerate(setup, out, *more, world):
+    """The same, started by `accelerate launch`, which on a CPU needs Open MPI."""
+    hosts = setup.mllm.parent / "hosts"
+    hosts.write_text(f"localhost slots={world}\n")
+    program, *words = command(setup, out, *more, world=1)[1:-2]  # without the accumulation
+    launcher = [
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--cpu",
+        "--num_machines",
+        "1",
+    ]
+    count = ["--num_machines", "1", "--num_processes", str(world)]
+    count += ["--mpirun_hostfile", str(hosts)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [sys.executable, *launcher, *count, "--main_process_port", port, program, *words]
+
+
 def losses(out):
     return [float(row["loss"]) for row in csv.DictReader((out / "train.csv").open())]
 
@@ -88,6 +111,18 @@ def test_two_processes_give_the_losses_and_weights_of_one(setup, trained, tmp_pa
         # Adam's step is rate * m / sqrt(v): near 0 a rounding of g may turn a part of it.
         assert (found - expected[name]).abs().max() <= 0.02 * 4 * 0.01, name
         assert (found - expected[name]).abs().mean() <= 1e-5, name
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="no Open MPI")
+def test_accelerate_launch_gives_the_bytes_of_torchrun(setup, tmp_path):
+    ours, theirs = tmp_path / "accelerate", tmp_path / "torchrun"
+    root = dict.fromkeys(("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"), "1")
+    run(by_accelerate(setup, ours, *KINDS["fsdp"], world=2), **root)
+    run(command(setup, theirs, *KINDS["fsdp"], world=2))
+    assert weights(ours).keys() == weights(theirs).keys()
+    for name, found in weights(theirs).items():
+        assert found.equal(weights(ours)[name]), name
+    assert losses(ours) == losses(theirs)
 
 
 def test_two_processes_killed_and_resumed_give_the_same_bytes(setup, trained, tmp_path):
