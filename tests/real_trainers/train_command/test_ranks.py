@@ -65,14 +65,7 @@ def by_accelerate(setup, out, *more, world):
     hosts = setup.mllm.parent / "hosts"
     hosts.write_text(f"localhost slots={world}\n")
     program, *words = command(setup, out, *more, world=1)[1:-2]  # without the accumulation
-    launcher = [
-        "-m",
-        "accelerate.commands.accelerate_cli",
-        "launch",
-        "--cpu",
-        "--num_machines",
-        "1",
-    ]
+    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
     count = ["--num_machines", "1", "--num_processes", str(world)]
     count += ["--mpirun_hostfile", str(hosts)]
     with socket.socket() as free:
