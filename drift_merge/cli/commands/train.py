@@ -20,7 +20,6 @@ from drift_merge.storage.processes import num_cores
 from drift_merge.storage.sizes import size
 from drift_merge.trainers.sft.memory import (
     ASSUMED_LENGTH,
-    local_processes,
     memory_of,
     require_memory,
     room_of,
@@ -106,7 +105,7 @@ def train_action(mllm: str, prior: str | None, values: dict[str, Any]) -> None:
     is_silent = run["quiet"] or run["as_json"]
     if values["workers"] is None:
         values["workers"] = 0 if run["device"] == "cpu" else min(_WORKERS, num_cores())
-    from drift_merge.trainers.sft.ranks import adopt_mpi, num_processes, rank
+    from drift_merge.trainers.sft.ranks import adopt_mpi, local_processes, num_processes, rank
 
     adopt_mpi()
     request = TrainingRequest(mllm=mllm, prior=prior, processes=num_processes(), **values)

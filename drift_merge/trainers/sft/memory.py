@@ -3,7 +3,6 @@
 Exact: weights, gradients, the optimizer's state. Estimated: activations, from the sizes of a layer.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -196,8 +195,3 @@ def summary(job: TrainingJob, room: int | None) -> dict[str, Any]:
         "trained_elements": elements_of(job.request, job.trained)[0],
         "assumed_length": job.request.max_length or ASSUMED_LENGTH,
     }
-
-
-def local_processes() -> int:
-    """How many processes share this machine's memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))

@@ -1,12 +1,12 @@
 """Several processes of one training: the first one reads, checks and writes for all."""
 
 import os
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from drift_merge.errors import DriftMergeError, OutputError
+from drift_merge.errors import DriftMergeError, OutputError, RecipeError
 
 T = TypeVar("T")
 
@@ -25,11 +25,14 @@ def adopt_mpi(environment: MutableMapping[str, str] = os.environ) -> None:
 
     accelerate reads both on a CPU (its `launch` starts mpirun there), so without this every process
     would take itself for the only one until it trains, and all would write the same output.
+
+    Raises:
+        RecipeError: a number of processes is none.
     """
     if "WORLD_SIZE" in environment:
         return
     for names in _MPI:
-        if int(environment.get(names[1], "1")) > 1:
+        if _number(names[1], 1, environment) > 1:
             pairs = zip(_NAMES, names, strict=True)
             environment.update(
                 {ours: environment[own] for ours, own in pairs if own in environment}
@@ -39,12 +42,28 @@ def adopt_mpi(environment: MutableMapping[str, str] = os.environ) -> None:
 
 def rank() -> int:
     """The number of this process, as torchrun and accelerate say it."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def num_processes() -> int:
     """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return max(1, _number("WORLD_SIZE", 1))
+
+
+def local_processes() -> int:
+    """How many processes share this machine's memory."""
+    return max(1, _number("LOCAL_WORLD_SIZE", num_processes()))
+
+
+def _number(name: str, missing: int, environment: Mapping[str, str] = os.environ) -> int:
+    found = environment.get(name, str(missing))
+    if found.isascii() and found.isdigit():
+        return int(found)
+    raise RecipeError(
+        f"the variable {name} is {found!r}, where the launcher of several processes writes a "
+        "number (0, 1, 2 ...).",
+        remedy=f"Start the training with torchrun or accelerate, or alone: env -u {name} ...",
+    )
 
 
 def first_does(work: Callable[[], T]) -> T:

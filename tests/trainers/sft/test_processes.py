@@ -1,8 +1,11 @@
 """Which of several processes this one is."""
 
+import os
+
 import pytest
 
-from drift_merge.trainers.sft.ranks import adopt_mpi
+from drift_merge.errors import RecipeError
+from drift_merge.trainers.sft.ranks import adopt_mpi, local_processes, num_processes, rank
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "3",
@@ -39,3 +42,19 @@ def test_alone_or_with_torchrun_nothing_is_changed(given):
     environment = dict(given)
     adopt_mpi(environment)
     assert environment == given
+
+
+@pytest.mark.parametrize("found", ["", "two", "-1", "1.5", "\u0663", "%q{PMIX}"])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("RANK", rank),
+        ("WORLD_SIZE", num_processes),
+        ("LOCAL_WORLD_SIZE", local_processes),
+        ("PMI_SIZE", lambda: adopt_mpi({"PMI_SIZE": os.environ["PMI_SIZE"]})),
+    ],
+)
+def test_what_is_no_number_is_refused_by_name(monkeypatch, name, read, found):
+    monkeypatch.setenv(name, found)
+    with pytest.raises(RecipeError, match=f"variable {name} is {found!r}"):
+        read()
