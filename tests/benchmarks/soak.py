@@ -67,7 +67,7 @@ def main() -> int:
                 chance = random.Random(f"{given.seed}/{number}")
                 kind, before, began = chance.choice(kinds), len(soak.wrong), time.monotonic()
                 ROUNDS[kind][1](soak, chance)
-                soak.counts[f"  seconds of {kind}"] += round(time.monotonic() - began)
+                soak.counts[f"seconds of {kind}"] += round(time.monotonic() - began)
                 for text in soak.wrong[before:]:
                     print(f"WRONG in round {number}: {text}", file=sys.stderr, flush=True)
                 number += 1
@@ -79,7 +79,7 @@ def main() -> int:
                 )
         finally:
             soak.close()
-    for what, count in sorted(total.items(), key=lambda item: item[0].startswith("  seconds")):
+    for what, count in sorted(total.items()):
         print(f"{count:8,}  {what}")
     print(f"{len(found):8,}  wrong, in {number:,} rounds of seed {given.seed}")
     return 1 if found else 0

@@ -200,8 +200,8 @@ def damage(soak: Soak, chance: random.Random) -> None:
         soak.check(_WHAT, not world.out.exists(), path, "left an output")
         kind = "header" if path.suffix == ".safetensors" else path.name
         soak.counts[_WHAT] += 1
-        soak.counts[f"  of {kind}"] += 1
-        soak.counts["  of them refused "] += found.code != 0
+        soak.counts[f"{_WHAT}: {kind}"] += 1
+        soak.counts[f"{_WHAT}: all that were refused"] += found.code != 0
     soak.check(_WHAT, _peak() - base < _BYTES, f"{(_peak() - base) / 2**20:.0f} MB more")
 
 

@@ -46,7 +46,7 @@ def faults(soak: Soak, chance: random.Random) -> None:
         struck.append(soak.request(name, out, environment=faulty))
         what.append(faulty)
     runs = soak.forks.run_all(struck)
-    soak.counts["  of them met the fault"] += sum(run.code != 0 for run in runs)
+    soak.counts[f"{calls} fails or is short: met"] += sum(run.code != 0 for run in runs)
     soak.finish(f"{calls} fails or is short", name, outs, runs, {0, 5, 6})
 
 
@@ -75,7 +75,7 @@ def changing(soak: Soak, chance: random.Random) -> None:
             is_right = _weights(out) in (old, _weights(again))
         soak.check("input changes", soak.is_clean(run) and is_right, name, run)
         soak.counts["input changes"] += 1
-        soak.counts["  of them refused"] += run.code != 0
+        soak.counts["input changes: refused"] += run.code != 0
     shutil.rmtree(outs[0].parent)
 
 
@@ -146,7 +146,7 @@ def ranks(soak: Soak, chance: random.Random) -> None:
         runs = run_ranks(soak.forks, chance.randint(1, 4), arguments)
         soak.check("rank struck", {run.code for run in runs} == {0}, "rerun", runs)
         soak.check("rank struck", read_files(out) == soak.whole[name], "rerun differs")
-        soak.counts["  of them resumed"] += 1
+        soak.counts["rank struck: resumed"] += 1
     soak.counts["rank struck"] += 1
     shutil.rmtree(out.parent)
 

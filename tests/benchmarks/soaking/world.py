@@ -138,7 +138,8 @@ class Soak:
             shutil.rmtree(out, ignore_errors=True)
             shutil.rmtree(out.with_name(out.name + ".partial"), ignore_errors=True)
         self.counts[what] += len(runs)
-        self.counts[f"  of {name}"] += len(runs) if what == "kill -9" else 0
+        if what == "kill -9":
+            self.counts[f"{what}: {name}"] += len(runs)
 
     def outs(self, chance: random.Random) -> list[Path]:
         """Places for outputs, in a folder of their own."""
