@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 from drift_merge.errors import RecipeError
@@ -27,16 +28,19 @@ def opened(optuna: Any, url: str | None, again: Callable[..., None]) -> Any:
     """
     if url is None:
         return None
+    storage = optuna.storages.RDBStorage
+    new, old = "heartbeat_stale_trial_callback", "failed_trial_callback"  # before Optuna 4.9
+    callback = new if new in signature(storage).parameters else old
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     for left in reversed(range(_OPENINGS)):
         try:
             with quiet():
-                return optuna.storages.RDBStorage(
+                return storage(
                     url,
                     engine_kwargs=waits,
                     heartbeat_interval=HEARTBEAT_SECONDS,
                     grace_period=GRACE_SECONDS,
-                    heartbeat_stale_trial_callback=again,
+                    **{callback: again},
                 )
         except Exception as error:
             if not (left and _has_met_another(error)):

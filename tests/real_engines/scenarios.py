@@ -152,16 +152,13 @@ def changed_weights(
     directory: Path, *, source: str, engine: str, **settings: Any
 ) -> dict[str, Any]:
     """One element of a weight is another one before the engine gets the model."""
-    trainer = ENGINES[engine](Path(source), change=CHANGED, **settings)
+    trainer = ENGINES[engine](Path(source), change=toy.CHANGED, **settings)
     try:
         attached(trainer, source)
         train(trainer, range(1))
     except DriftMergeError as error:
         return {"error": str(error), "kind": type(error).__name__}
     return {"error": None}
-
-
-CHANGED = "model.language_model.layers.1.mlp.up_proj.weight"
 
 
 def overflow(directory: Path, *, source: str, stage: int) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import torch
 
 import drift_merge
 from tests.real_engines import toy
-from tests.real_engines.scenarios import CHANGED
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(400)]
 
@@ -99,7 +98,7 @@ def test_other_weights_than_the_priors_are_refused_on_every_rank(run_once, name)
     results = run_once("changed_weights", **ENGINES[name])
     for rank in results:
         assert rank["kind"] == "VerificationError"
-        assert CHANGED.split("language_model.")[1] in rank["error"]
+        assert toy.CHANGED.split("language_model.")[1] in rank["error"]
         assert "1 of 20 tensors differ" in rank["error"]
     assert results[0] == results[1]
 

@@ -22,6 +22,7 @@ HIDDEN, INTERMEDIATE, VOCABULARY, LAYERS, TOKENS = 9, 14, 11, 2, 5
 ROWS, ACCUMULATION, STEPS = 2, 2, 3  # sequences of a micro-batch; micro-batches of a step; steps
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
 ALPHA = 0.7
+CHANGED = "model.language_model.layers.1.mlp.up_proj.weight"  # by some runs
 RULES = ("absolute", "absolute_param_norm", "gradnorm", "adaptive_cosine", "sign", "anchor")
 
 Weights = dict[str, Tensor]

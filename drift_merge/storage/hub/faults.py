@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import TypeVar
 
 from drift_merge.errors import DriftMergeError, OutputError, SourceError
@@ -38,13 +39,15 @@ def patiently(
     Args:
         call: talks to the Hub through huggingface_hub; repeating it is harmless.
         source: what is being fetched, for messages.
-        retry_answers: try again after answers such as HTTP 503. False where `call` has done so.
+        retry_answers: try again after answers such as HTTP 503. False where `call` has done so,
+            as snapshot_download does in huggingface_hub 2.x; before it, they are tried again.
         waits: seconds before every further attempt; None for WAITS_SECONDS.
 
     Raises:
         SourceError: the Hub, the network or the user's rights.
         OutputError: the cache cannot be written.
     """
+    retry_answers = retry_answers or not client_waits()
     for wait in (*(WAITS_SECONDS if waits is None else waits), None):
         try:
             return call()
@@ -53,6 +56,11 @@ def patiently(
                 raise explain(error, source) from error
             time.sleep(asked_wait(error) or wait)
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def client_waits() -> bool:
+    """Whether huggingface_hub itself waits for a Hub that fails, half a minute: in 2.x."""
+    return not version("huggingface_hub").startswith(("0.", "1."))
 
 
 def explain(error: Exception, source: Source) -> DriftMergeError:

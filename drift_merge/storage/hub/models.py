@@ -155,7 +155,6 @@ def fetch_snapshot(source: Source, *, quiet: bool = False) -> Snapshot:
         return Path(snapshot_download(str(source.repo_id), library_name=LIBRARY, **place))
 
     with progress_bars(shown=not (quiet or is_offline())):
-        # snapshot_download waits half a minute for a failing Hub by itself (2.x).
         directory = patiently(download, source, retry_answers=False)
     for name in weights.files:
         check_arrived(source, directory / name, name, sizes[name])

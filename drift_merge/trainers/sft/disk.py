@@ -11,7 +11,8 @@ from drift_merge.trainers.sft.request import last_checkpoint
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = (
-    *(f"(os error {number})" for number in _FULL),  # safetensors
+    *(f"(os error {number})" for number in _FULL),  # safetensors, and before 0.5:
+    *(f"Os {{ code: {number}," for number in _FULL),
     *("inline_container.cc", "iostream error", "PytorchStreamWriter failed"),  # torch.save
 )
 
