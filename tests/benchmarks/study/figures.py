@@ -47,7 +47,7 @@ def differences(lines: list[dict[str, Any]], rows: Iterable[Row], to: Path) -> N
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(shown)), [line["row"] for line in shown], fontsize=8)
     axes.set_xlabel("right sums in pictures: difference from SFT in points (95 % interval)")
-    axes.margins(y=0.01)
+    axes.set_ylim(-0.6, len(shown) - 0.4)
     axes.grid(axis="x", alpha=0.3)
     _save(figure, to)
 
