@@ -47,21 +47,23 @@ def rank() -> int:
 
 def num_processes() -> int:
     """How many processes train together."""
-    return max(1, _number("WORLD_SIZE", 1))
+    return _number("WORLD_SIZE", 1, least=1)
 
 
 def local_processes() -> int:
     """How many processes share this machine's memory."""
-    return max(1, _number("LOCAL_WORLD_SIZE", num_processes()))
+    return _number("LOCAL_WORLD_SIZE", num_processes(), least=1)
 
 
-def _number(name: str, missing: int, environment: Mapping[str, str] = os.environ) -> int:
+def _number(
+    name: str, missing: int, environment: Mapping[str, str] = os.environ, *, least: int = 0
+) -> int:
     found = environment.get(name, str(missing))
-    if found.isascii() and found.isdigit():
+    if found.isascii() and found.isdigit() and int(found) >= least:
         return int(found)
     raise RecipeError(
         f"the variable {name} is {found!r}, where the launcher of several processes writes a "
-        "number (0, 1, 2 ...).",
+        f"whole number from {least}.",
         remedy=f"Start the training with torchrun or accelerate, or alone: env -u {name} ...",
     )
 

@@ -75,7 +75,7 @@ def push(soak: Soak, chance: random.Random) -> None:
         hub.world.assert_whole(repo_id)
     except (AssertionError, KeyError) as error:
         soak.check("push killed", False, "not whole", repr(error))
-    soak.counts["push killed"] += 1
+    soak.counts["push killed"] += killed.code == -9
     hub.server.repos.pop(repo_id, None)
 
 
@@ -92,7 +92,9 @@ def pull(soak: Soak, chance: random.Random) -> None:
         }
         for out in outs
     ]
-    for out, run in zip(outs, hub.forks.run_all(struck), strict=True):
+    runs = hub.forks.run_all(struck)
+    soak.counts["pull killed"] += sum(run.code == -9 for run in runs)
+    for out, run in zip(outs, runs, strict=True):
         soak.check("pull killed", run.code in (-9, 0), run)
         soak.check("pull killed", not out.exists() or read_files(out) == hub.files, "half-written")
     again = [out for out in outs if not out.exists()]
@@ -101,7 +103,6 @@ def pull(soak: Soak, chance: random.Random) -> None:
         soak.check("pull killed", run.code == 0, "rerun", run)
     for out in outs:
         soak.check("pull killed", out.exists() and read_files(out) == hub.files, "rerun differs")
-    soak.counts["pull killed"] += len(outs)
     shutil.rmtree(outs[0].parent)
 
 

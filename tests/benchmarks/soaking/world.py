@@ -138,8 +138,8 @@ class Soak:
             shutil.rmtree(out, ignore_errors=True)
             shutil.rmtree(out.with_name(out.name + ".partial"), ignore_errors=True)
         self.counts[what] += len(runs)
-        if what == "kill -9":
-            self.counts[f"{what}: {name}"] += len(runs)
+        if what == "kill -9":  # the rest was over before the call at which it was to die
+            self.counts[f"{what}: {name} died"] += sum(run.code == -9 for run in runs)
 
     def outs(self, chance: random.Random) -> list[Path]:
         """Places for outputs, in a folder of their own."""

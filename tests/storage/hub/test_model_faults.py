@@ -9,6 +9,7 @@ import pytest
 from drift_merge.errors import CheckpointError, OutputError, SourceError
 from drift_merge.storage.hub import faults
 from drift_merge.storage.hub.models import fetch_headers, fetch_snapshot, resolve_revision
+from drift_merge.storage.hub.ranges import open_range
 from drift_merge.storage.sources import parse_source
 from drift_merge.storage.weight_map import INDEX
 from tests.hub_server.server import HubServer
@@ -209,3 +210,28 @@ def test_a_repository_of_pickles_is_refused_with_the_way_to_convert_it(
         assert f"hf download {REPO}" in caught.value.remedy
         assert "weights_only=True" in caught.value.remedy
     assert hub.requests(r"\.bin|/lfs/") == []
+
+
+@pytest.mark.parametrize(
+    ("client", "is_asked_again"), [("0.30.0", True), ("1.9.1", True), ("2.4.0", False)]
+)
+def test_a_bad_answer_is_asked_again_by_us_where_the_client_does_not_wait_itself(
+    hub: HubServer,
+    sharded: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    client: str,
+    is_asked_again: bool,
+) -> None:
+    source = resolve_revision(parse_source(REPO))
+    monkeypatch.setattr(faults, "version", lambda _name: client)
+    hub.inject("GET .*safetensors", status=503, times=1)
+
+    def call() -> int:
+        with open_range(source, SHARDS[0], 0, 8) as (response, _chunks):
+            return int(response.status_code)
+
+    if is_asked_again:
+        assert faults.patiently(call, source, retry_answers=False) == 206
+    else:
+        with pytest.raises(SourceError, match="HTTP 503"):
+            faults.patiently(call, source, retry_answers=False)

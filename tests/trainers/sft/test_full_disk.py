@@ -63,6 +63,20 @@ def test_what_a_library_raises_because_of_it_is_named_too(tmp_path, number):
         raise error
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "I/O error: No space left on device (os error {})",
+        'IoError(Os {{ code: {}, kind: StorageFull, message: "No space left on device" }})',
+    ],
+    ids=["safetensors 0.8", "safetensors 0.4"],
+)
+def test_what_any_safetensors_says_of_it_is_named(tmp_path, said, number):
+    with pytest.raises(OutputError), full_disk_named(tmp_path / "out.run"):
+        raise RuntimeError(f"Error while serializing: {said.format(number)}")
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("size mismatch"), FileNotFoundError(2, "x"), RecipeError("x")], ids=repr
 )

@@ -58,3 +58,12 @@ def test_what_is_no_number_is_refused_by_name(monkeypatch, name, read, found):
     monkeypatch.setenv(name, found)
     with pytest.raises(RecipeError, match=f"variable {name} is {found!r}"):
         read()
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("WORLD_SIZE", num_processes), ("LOCAL_WORLD_SIZE", local_processes)]
+)
+def test_no_process_at_all_is_refused(monkeypatch, name, read):
+    monkeypatch.setenv(name, "0")
+    with pytest.raises(RecipeError, match=f"variable {name} is '0'.* whole number from 1"):
+        read()
